@@ -1,0 +1,50 @@
+"""CIFAR-10 with a published PyTorch teacher small enough for a CPU.
+
+  python main.py --config=configs/cifar10_resnet20.py \
+    --config.teacher.path=CIFAR10-resnet20-adv.pth
+
+The teacher is the adversarially trained ResNet-20 of GitHub
+fanghenshaometeor/vanilla-adversarial-training, save/CIFAR10-resnet20-adv.pth,
+meant for eps 4/255. The student is a ResNet-20 of half its width. As it is, a
+run takes half an hour on two cores and evaluates on 1,000 test images.
+Variants: `paper_length` (the paper's schedule, all test images), `released`,
+`smoke`.
+"""
+
+from ml_collections import config_dict
+
+from configs import default
+from configs import variants
+
+
+def _paper_length(config: config_dict.ConfigDict) -> None:
+  full = default.get_config()
+  config.num_epochs = full.num_epochs
+  config.warmup_epochs = full.warmup_epochs
+  config.synthesis = full.synthesis
+  config.distill = full.distill
+  config.student.width = 16
+  config.data.split = 'test'
+
+
+def get_config(variant: str = '') -> config_dict.ConfigDict:
+  """Returns the config."""
+  config = default.get_config()
+  config.name = 'cifar10_resnet20'
+  config.num_epochs = 12
+  config.warmup_epochs = 2
+  config.eps = 4 / 255
+  config.step_size = 1 / 255
+  config.data.split = 'test[:1000]'
+  config.teacher.arch = config.student.arch = 'cifar_resnet20'
+  config.teacher.shortcut = 'pad_after'
+  config.student.width = 8
+  config.synthesis.steps = 60
+  config.synthesis.batch_size = 128
+  config.synthesis.width = 64
+  config.distill.steps = 60
+  config.distill.batch_size = 128
+  config.eval.every = 4
+  config.eval.curve_examples = 500
+  config.log.samples_every = 4
+  return variants.apply(config, variant, paper_length=_paper_length)

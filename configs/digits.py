@@ -1,0 +1,38 @@
+"""scikit-learn's digits: the whole job in minutes on a laptop, no download.
+
+  python main.py --config=configs/digits.py
+
+The teacher, a ResNet-8 adversarially trained at eps 0.15, is shipped with the
+package; the student has half its width. Variants: `released`, `smoke`.
+"""
+
+from ml_collections import config_dict
+
+from configs import default
+from configs import variants
+from ferd_jax import assets
+
+
+def get_config(variant: str = '') -> config_dict.ConfigDict:
+  """Returns the config."""
+  config = default.get_config()
+  config.name = 'digits'
+  config.num_epochs = 12
+  config.warmup_epochs = 2
+  config.eps = 0.15
+  config.step_size = 0.0375  # eps / 4, as 2/255 is of 8/255
+  config.data.name = 'digits'
+  config.teacher.arch = config.student.arch = 'cifar_resnet8'
+  config.teacher.path = assets.path('digits_resnet8_adv.safetensors')
+  config.student.width = 8
+  config.augment.pad = 1
+  config.augment.flip = False  # a mirrored digit is none
+  config.synthesis.steps = 40
+  config.synthesis.batch_size = 128
+  config.synthesis.width = 32
+  config.distill.steps = 60
+  config.distill.batch_size = 128
+  config.eval.every = 3
+  config.eval.curve_examples = 0
+  config.log.samples_every = 4
+  return variants.apply(config, variant)

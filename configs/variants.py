@@ -1,0 +1,72 @@
+"""Variants that every config takes: `configs/cifar10.py:smoke,released`."""
+
+from collections.abc import Callable
+from collections.abc import Mapping
+
+from ml_collections import config_dict
+
+_SMALLEST = {'wrn_34_10': 'wrn_10_1', 'preact_resnet34': 'preact_resnet18',
+             'cifar_resnet20': 'cifar_resnet8'}
+
+
+def _smoke(config: config_dict.ConfigDict) -> None:
+  """Shrinks everything until a run takes seconds on a CPU.
+
+  The networks have random weights and are evaluated on noise: no file is
+  needed, and the numbers mean nothing.
+  """
+  config.data.noise_examples = 24
+  config.teacher.arch = _SMALLEST.get(config.teacher.arch, config.teacher.arch)
+  config.teacher.path = 'random'
+  config.teacher.width = config.student.width = 4
+  config.num_epochs = 3
+  config.warmup_epochs = 1
+  config.synthesis.steps = 2
+  config.synthesis.batch_size = 8
+  config.synthesis.width = 8
+  config.features.steps = 3
+  config.class_weights.attack_steps = 2
+  config.distill.steps = 2
+  config.distill.batch_size = 8
+  config.distill.attack_steps = 2
+  config.eval.attacks = ('clean', 'fgsm')
+  config.eval.batch_size = 16
+  config.eval.curve_examples = 16
+  config.eval.every = 2
+  config.log.samples_every = 2
+
+
+def _released(config: config_dict.ConfigDict) -> None:
+  """Takes the public code's rules where they differ from the paper's."""
+  config.class_weights.rule = 'minmax'
+  config.class_weights.range = (0.05, 0.2)
+  config.class_weights.absent = 'zero'
+  config.distill.utae_gamma = 0.
+  config.distill.ikl_prior = 'one_hot'
+  config.eval.select = 'test_clean'
+
+
+_VARIANTS = {'smoke': _smoke, 'released': _released}
+
+
+def apply(config: config_dict.ConfigDict, names: str,
+          **own: Callable[[config_dict.ConfigDict], None]
+          ) -> config_dict.ConfigDict:
+  """Returns the config with the comma-separated variants applied in order.
+
+  Args:
+    config: to change; its name gets the variants appended.
+    names: as written after the colon; '' for none.
+    **own: further variants of this config, by name.
+
+  Raises:
+    ValueError: for an unknown variant.
+  """
+  variants: Mapping = own | _VARIANTS
+  for name in filter(None, names.split(',')):
+    if name not in variants:
+      raise ValueError(f'Expected variant={name!r} of config {config.name!r} '
+                       f'to be one of {", ".join(map(repr, variants))}.')
+    variants[name](config)
+    config.name += f'_{name}'
+  return config

@@ -1,0 +1,19 @@
+"""Attacks for any model: functions of (logits_fn, key, x, y).
+
+An attack's settings are fixed first; the attack is then a pure function that
+runs under `jit`, `vmap`, `pmap` and `shard_map`:
+
+  attack = attacks.PGD(eps=8 / 255, step_size=2 / 255, num_steps=20)
+  x_adv = jax.jit(attack, static_argnums=0)(logits_fn, key, x, y)
+
+`logits_fn` maps images `[B, H, W, C]` to logits `[B, K]`: a pure function in
+evaluation mode, with normalisation inside, so that eps and step sizes are in
+the unit of the images. Nothing here knows a model, a framework or a config.
+"""
+
+from ferd_jax.attacks.pgd import PGD
+from ferd_jax.attacks.presets import PRESETS
+from ferd_jax.attacks.presets import preset
+from ferd_jax.attacks.utae import UTAE
+
+__all__ = ['PGD', 'PRESETS', 'UTAE', 'preset']

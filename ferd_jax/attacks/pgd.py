@@ -1,0 +1,77 @@
+"""PGD and its one-step case FGSM, on any loss, in the L-infinity ball."""
+
+from collections.abc import Callable
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from ferd_jax import losses
+from ferd_jax import validate
+from ferd_jax.attacks import ascent
+
+STARTS = ('zero', 'uniform', 'normal')
+
+
+@dataclasses.dataclass(frozen=True)
+class PGD:
+  """Projected gradient ascent; call it as `attack(logits_fn, key, x, y)`.
+
+  Frozen and hashable, so it may be a static argument of `jit`.
+
+  Attributes:
+    eps: radius of the L-infinity ball, in the unit of the images.
+    step_size: in the unit of the images.
+    num_steps: how many; the last iterate is returned.
+    loss: (logits `[B, K]`, y) -> `[B]`, ascended.
+    start: 'uniform' in the ball, 'normal' with standard deviation 0.001, or
+      'zero' (the image itself). FGSM is one step of size eps from 'zero'.
+    clip_start: whether the start is clipped to the bounds before the first
+      gradient; sources differ.
+    bounds: lowest and highest pixel value.
+    unroll: None unrolls the loop on CPU only.
+
+  References: Madry et al. 2018, arXiv:1706.06083, Sec. 2.
+  """
+  eps: float
+  step_size: float
+  num_steps: int
+  loss: Callable[[jax.Array, jax.Array], jax.Array] = losses.cross_entropy
+  start: str = 'uniform'
+  clip_start: bool = True
+  bounds: tuple[float, float] = (0., 1.)
+  unroll: bool | None = None
+
+  def __post_init__(self):
+    validate.non_negative(eps=self.eps, step_size=self.step_size)
+    validate.positive(num_steps=self.num_steps)
+    validate.one_of(STARTS, start=self.start)
+
+  def __call__(self, logits_fn: Callable[[jax.Array], jax.Array],
+               key: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
+    """Returns adversarial images.
+
+    Args:
+      logits_fn: images `[B, H, W, C]` -> logits `[B, K]`.
+      key: one typed PRNG key, or `[B]` keys, one per example.
+      x: images `[B, H, W, C]` within `bounds`.
+      y: what `loss` takes, by default int labels `[B]`.
+
+    Returns:
+      `[B, H, W, C]` within eps of `x` and inside `bounds`, gradient stopped.
+    """
+    keys = ascent.noise_keys(key, x.shape[0])
+    return ascent.sign_ascent(
+        lambda images: self.loss(logits_fn(images), y),
+        self._initialise(keys, x), x, eps=self.eps, step_size=self.step_size,
+        num_steps=self.num_steps, bounds=self.bounds, unroll=self.unroll)
+
+  def _initialise(self, keys: jax.Array, x: jax.Array) -> jax.Array:
+    if self.start == 'zero':
+      return x
+    def noise(key):
+      if self.start == 'normal':
+        return 0.001 * jax.random.normal(key, x.shape[1:], x.dtype)
+      return jax.random.uniform(key, x.shape[1:], x.dtype, -self.eps, self.eps)
+    start = x + jax.vmap(noise)(keys)
+    return jnp.clip(start, *self.bounds) if self.clip_start else start

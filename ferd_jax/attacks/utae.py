@@ -1,0 +1,87 @@
+"""Uniform-Target Adversarial Examples (UTAE), the attack that trains students.
+
+RSLAD's inner maximisation pushes the attacked model's prediction away from
+the teacher's; which wrong class it lands on is left to the model, and a few
+classes take most of it. UTAE also pulls the prediction towards the uniform
+distribution, so that no target is preferred.
+"""
+
+from collections.abc import Callable
+import dataclasses
+
+import jax
+
+from ferd_jax import losses
+from ferd_jax import validate
+from ferd_jax.attacks import ascent
+
+
+@dataclasses.dataclass(frozen=True)
+class UTAE:
+  """Ascends KL(P_T || P) - gamma KL(U || P) over the attacked model's P.
+
+  Call it as `attack(logits_fn, key, x, teacher_logits)`: an attack whose `y`
+  are the teacher's logits on the clean images. With gamma = 0 it is RSLAD's
+  attack, bit for bit.
+
+  Attributes:
+    eps: radius of the L-infinity ball, in the unit of the images.
+    step_size: in the unit of the images.
+    num_steps: how many.
+    gamma: weight of the uniform-target term; the paper finds 0.1-0.5 best.
+    noise: standard deviation of the Gaussian start, which is not clipped.
+    bounds: lowest and highest pixel value.
+    unroll: None unrolls the loop on CPU only.
+
+  References: FERD, arXiv:2509.20793; for gamma = 0 RSLAD, arXiv:2108.07969,
+    and GitHub mayaobuduyao/FERD query_sample.py (where gamma is 0).
+  """
+  eps: float
+  step_size: float
+  num_steps: int
+  gamma: float = 0.3
+  noise: float = 0.001
+  bounds: tuple[float, float] = (0., 1.)
+  unroll: bool | None = None
+
+  def __post_init__(self):
+    validate.non_negative(eps=self.eps, step_size=self.step_size,
+                          gamma=self.gamma, noise=self.noise)
+    validate.positive(num_steps=self.num_steps)
+
+  def objective(self, logits: jax.Array,
+                teacher_logits: jax.Array) -> jax.Array:
+    """Returns what the attack ascends, `[B]`.
+
+    Its gradient in `logits` is (1 - gamma) P - P_T + gamma U.
+
+    Args:
+      logits: `[B, K]` of the attacked model on the attacked images.
+      teacher_logits: `[B, K]` of the teacher on the clean images.
+    """
+    gap = losses.kl_divergence(teacher_logits, logits)
+    if self.gamma == 0:
+      return gap
+    return gap - self.gamma * losses.uniformity(logits)
+
+  def __call__(self, logits_fn: Callable[[jax.Array], jax.Array],
+               key: jax.Array, x: jax.Array,
+               teacher_logits: jax.Array) -> jax.Array:
+    """Returns adversarial images.
+
+    Args:
+      logits_fn: the attacked model, images `[B, H, W, C]` -> logits `[B, K]`.
+      key: one typed PRNG key, or `[B]` keys, one per example.
+      x: images `[B, H, W, C]` within `bounds`.
+      teacher_logits: `[B, K]`, of the teacher on `x`.
+
+    Returns:
+      `[B, H, W, C]` within eps of `x` and inside `bounds`, gradient stopped.
+    """
+    keys = ascent.noise_keys(key, x.shape[0])
+    noise = jax.vmap(lambda k: jax.random.normal(k, x.shape[1:], x.dtype))
+    return ascent.sign_ascent(
+        lambda images: self.objective(logits_fn(images), teacher_logits),
+        x + self.noise * noise(keys), x, eps=self.eps,
+        step_size=self.step_size, num_steps=self.num_steps, bounds=self.bounds,
+        unroll=self.unroll)

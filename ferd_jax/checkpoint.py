@@ -1,0 +1,136 @@
+"""The work directory: its config, checkpoints and pool.
+
+  config.json          what the run is; another config is refused
+  checkpoints/<epoch>  the state, by Orbax: the latest epochs and the best one
+  pool/epoch_*.npz     the synthetic images, one file an epoch
+"""
+
+from collections.abc import Mapping
+import json
+from typing import Any
+
+from etils import epath
+import jax
+from orbax import checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers
+
+from ferd_jax import pool as pools
+from ferd_jax import state as states
+
+LAST = 'last'
+# What may differ when a run goes on: it changes no number of the training.
+_FREE = ('data.dir', 'eval', 'log', 'max_minutes', 'parallel', 'teacher.path')
+
+
+class Checkpoints:
+  """Saves and restores a run in its work directory; use it in `with`.
+
+  Attributes:
+    select: 'last', or the name of the metric by which the best epoch is kept.
+  """
+
+  def __init__(self, workdir: epath.PathLike, select: str = LAST):
+    self.select = select
+    self._workdir = epath.Path(workdir).absolute()
+    policies = [checkpoint_managers.LatestN(2)]
+    best = {}
+    if select != LAST:
+      best = dict(best_fn=lambda metrics: metrics[select], best_mode='max')
+      policies.append(checkpoint_managers.BestN(
+          n=1, get_metric_fn=best['best_fn'],
+          keep_checkpoints_without_metrics=False))
+    self._manager = ocp.CheckpointManager(
+        self._workdir / 'checkpoints',
+        options=ocp.CheckpointManagerOptions(
+            preservation_policy=checkpoint_managers.AnyPreservationPolicy(
+                policies), **best))
+
+  def __enter__(self) -> 'Checkpoints':
+    return self
+
+  def __exit__(self, *_) -> None:
+    self._manager.close()
+
+  @property
+  def latest_epoch(self) -> int:
+    """The last saved epoch, 0 if there is none."""
+    return self._manager.latest_step() or 0
+
+  @property
+  def selected_epoch(self) -> int:
+    """The epoch to evaluate: the last, or the best by `select`; 0 if none."""
+    if self.select == LAST:
+      return self.latest_epoch
+    return self._manager.best_step() or self.latest_epoch
+
+  def save(self, epoch: int, state: states.FerdState, pool: pools.Pool,
+           new_images: int, metrics: Mapping[str, float]) -> None:
+    """Saves an epoch: the pool's new images first, then the state.
+
+    Args:
+      epoch: epochs completed.
+      state: of the run.
+      pool: of which only the last `new_images` are written.
+      new_images: how many this epoch added.
+      metrics: with `select` in it if this epoch was evaluated.
+    """
+    if jax.process_index() == 0:
+      pool.save_last(self._pool_dir, epoch, new_images)
+    if self.select != LAST and self.select not in metrics:
+      metrics = None  # Not evaluated, so it cannot be the best.
+    self._manager.save(epoch, args=ocp.args.StandardSave(state),
+                       metrics=metrics and dict(metrics))
+
+  def restore(self, like: states.FerdState, epoch: int) -> states.FerdState:
+    """Returns the state of an epoch, with the shardings of `like`."""
+    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+    return self._manager.restore(
+        epoch, args=ocp.args.StandardRestore(abstract))
+
+  def restore_pool(self, pool: pools.Pool, epoch: int) -> None:
+    """Fills an empty pool with the images of the epochs up to `epoch`."""
+    pool.restore(self._pool_dir, epoch)
+
+  @property
+  def _pool_dir(self) -> epath.Path:
+    return self._workdir / 'pool'
+
+
+def claim(workdir: epath.PathLike, config: Mapping[str, Any]) -> None:
+  """Writes the config into a new work directory, or compares it with the old.
+
+  Args:
+    workdir: of the run; made if absent.
+    config: nested dict of JSON values, all that defines the run.
+
+  Raises:
+    ValueError: if the directory belongs to another config. The message lists
+      every key that differs, with both values.
+  """
+  workdir = epath.Path(workdir)
+  path = workdir / 'config.json'
+  new = json.loads(json.dumps(config))
+  if path.exists():
+    old = json.loads(path.read_text())
+    changes = [
+        f'{key} is {new_value!r}, was {old_value!r}'
+        for key, new_value, old_value in _differences(new, old)
+        if not any(key == free or key.startswith(f'{free}.')
+                   for free in _FREE)]
+    if changes:
+      raise ValueError(
+          f'Expected workdir={str(workdir)!r} to be of this config: '
+          f'{"; ".join(changes)}. Use another --workdir or the old config.')
+  elif jax.process_index() == 0:
+    workdir.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(new, indent=2) + '\n')
+
+
+def _differences(new, old, prefix=''):
+  """Yields (key, new value, old value) of the leaves that differ."""
+  if isinstance(new, dict) and isinstance(old, dict):
+    for name in sorted(new.keys() | old.keys()):
+      yield from _differences(new.get(name), old.get(name),
+                              f'{prefix}.{name}' if prefix else name)
+  elif new != old:
+    yield prefix, new, old

@@ -1,0 +1,60 @@
+"""Collectives that are identities on one device, and per-example keys.
+
+Every step takes `axis_name=None`. With a name it runs on a shard of the batch
+inside `pmap` or `shard_map`; with None it sees the whole batch and nothing is
+reduced. The numbers are the same: means and maxima are taken over the axis,
+and randomness belongs to an example's index in the global batch, not to the
+device that holds it.
+"""
+
+import jax
+from jax import lax
+import jax.numpy as jnp
+
+AXIS = 'data'
+
+
+def pmean(tree, axis_name: str | None):
+  """Returns the mean over the axis of every leaf; `tree` if there is none."""
+  return tree if axis_name is None else lax.pmean(tree, axis_name)
+
+
+def psum(tree, axis_name: str | None):
+  """Returns the sum over the axis of every leaf; `tree` if there is none."""
+  return tree if axis_name is None else lax.psum(tree, axis_name)
+
+
+def pmax(tree, axis_name: str | None):
+  """Returns the maximum over the axis of every leaf; `tree` if none."""
+  return tree if axis_name is None else lax.pmax(tree, axis_name)
+
+
+def axis_size(axis_name: str | None) -> int:
+  """Returns the number of shards of the batch."""
+  return 1 if axis_name is None else lax.axis_size(axis_name)
+
+
+def example_indices(local_size: int, axis_name: str | None) -> jax.Array:
+  """Returns the int32 [local_size] positions of a shard's examples."""
+  indices = jnp.arange(local_size)
+  if axis_name is None:
+    return indices
+  return indices + lax.axis_index(axis_name) * local_size
+
+
+def example_keys(key: jax.Array, indices: jax.Array) -> jax.Array:
+  """Returns one key per example: `key` folded with the example's index.
+
+  Args:
+    key: one typed PRNG key.
+    indices: int [B], each example's index in the global batch or data set.
+
+  Returns:
+    Typed keys [B].
+  """
+  return jax.vmap(lambda index: jax.random.fold_in(key, index))(indices)
+
+
+def fold_in(keys: jax.Array, data: int | jax.Array) -> jax.Array:
+  """Returns `keys` [B], each folded with the same `data`."""
+  return jax.vmap(lambda key: jax.random.fold_in(key, data))(keys)

@@ -1,0 +1,36 @@
+"""What every source of examples hands out, whatever it is stored in."""
+
+import dataclasses
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class DatasetInfo:
+  """What a model has to know about a dataset.
+
+  Attributes:
+    num_classes: Number of classes.
+    image_shape: Height, width and channels.
+    class_names: One name a class, in the order of the labels.
+  """
+
+  num_classes: int
+  image_shape: tuple[int, int, int]
+  class_names: tuple[str, ...]
+
+
+# Arrays have no truth value, so a generated __eq__ could only raise.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Examples:
+  """Labelled images in memory.
+
+  Attributes:
+    images: uint8 [N, H, W, C], 0 black to 255 white.
+    labels: int32 [N], each in [0, len(class_names)).
+    class_names: One name a class, in the order of the labels.
+  """
+
+  images: np.ndarray
+  labels: np.ndarray
+  class_names: tuple[str, ...]

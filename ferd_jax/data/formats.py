@@ -1,0 +1,108 @@
+"""The official archives' formats: IDX, CIFAR's binary one, Tiny-ImageNet's."""
+
+from collections.abc import Iterable
+import gzip
+import io
+import pathlib
+import struct
+import tarfile
+import zipfile
+
+import numpy as np
+from PIL import Image
+
+_IDX_UINT8 = 0x08
+_CIFAR_SHAPE = (3, 32, 32)
+
+
+def read_idx(path: pathlib.Path) -> np.ndarray:
+  """Reads a gzipped IDX file of bytes (http://yann.lecun.com/exdb/mnist).
+
+  Args:
+    path: The .gz file.
+
+  Returns:
+    uint8, of the shape that the file's header gives.
+
+  Raises:
+    ValueError: The file holds something else.
+  """
+  with gzip.open(path) as file:
+    content = file.read()
+  zeros, dtype, rank = struct.unpack_from('>HBB', content)
+  if zeros or dtype != _IDX_UINT8:
+    raise ValueError(f'{path} is not an IDX file of bytes.')
+  shape = struct.unpack_from(f'>{rank}I', content, 4)
+  return np.frombuffer(content, np.uint8, offset=4 + 4 * rank).reshape(shape)
+
+
+def read_cifar(
+    path: pathlib.Path, members: Iterable[str], num_labels: int
+) -> tuple[np.ndarray, np.ndarray]:
+  """Reads batches of CIFAR's binary version.
+
+  A record is `num_labels` bytes of labels and 3,072 bytes of a channels-first
+  image (https://www.cs.toronto.edu/~kriz/cifar.html).
+
+  Args:
+    path: The .tar.gz file.
+    members: Names of the batches in it.
+    num_labels: 1 for CIFAR-10, 2 (coarse, fine) for CIFAR-100.
+
+  Returns:
+    Images uint8 [N, 32, 32, 3] and labels uint8 [N, num_labels].
+
+  Raises:
+    KeyError: The archive lacks a batch.
+    ValueError: A batch is not a whole number of records.
+  """
+  with tarfile.open(path) as tar:
+    content = b''.join(tar.extractfile(name).read() for name in members)
+  records = np.frombuffer(content, np.uint8).reshape(
+      -1, num_labels + np.prod(_CIFAR_SHAPE)
+  )
+  images = records[:, num_labels:].reshape(-1, *_CIFAR_SHAPE)
+  return images.transpose(0, 2, 3, 1), records[:, :num_labels]
+
+
+def list_tiny_imagenet(
+    archive: zipfile.ZipFile,
+) -> dict[str, list[tuple[str, str]]]:
+  """Lists the labelled images of tiny-imagenet-200.zip.
+
+  Args:
+    archive: The open file. Its unlabelled test images are of no use here, so
+      its validation images are the test split.
+
+  Returns:
+    For 'train' and 'test', (name of the JPEG in the archive, WordNet id).
+  """
+  root = 'tiny-imagenet-200'
+  # tiny-imagenet-200/train/<WordNet id>/images/<WordNet id>_<number>.JPEG
+  train = [
+      (name, name.split('/')[2])
+      for name in archive.namelist()
+      if name.startswith(f'{root}/train/') and name.endswith('.JPEG')
+  ]
+  # Lines are: file name, WordNet id, bounding box; separated by tabs.
+  lines = archive.read(f'{root}/val/val_annotations.txt').decode().splitlines()
+  fields = (line.split('\t') for line in lines)
+  test = [(f'{root}/val/images/{name}', wnid) for name, wnid, *_ in fields]
+  return {'train': train, 'test': test}
+
+
+def encode_png(image: np.ndarray) -> bytes:
+  """Encodes uint8 [H, W, 1 or 3] without loss."""
+  return _png(Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image))
+
+
+def rgb(encoded: bytes) -> bytes:
+  """Returns an encoded RGB image unchanged, any other as an RGB PNG."""
+  with Image.open(io.BytesIO(encoded)) as image:
+    return encoded if image.mode == 'RGB' else _png(image.convert('RGB'))
+
+
+def _png(image: Image.Image) -> bytes:
+  buffer = io.BytesIO()
+  image.save(buffer, format='png')
+  return buffer.getvalue()

@@ -1,0 +1,216 @@
+"""From a config to what a run needs, with every check before any compile."""
+
+from collections.abc import Mapping
+import dataclasses
+import hashlib
+import pathlib
+from typing import Any
+
+import jax
+from ml_collections import config_dict
+import numpy as np
+
+from ferd_jax import attacks
+from ferd_jax import checkpoint
+from ferd_jax import class_weights
+from ferd_jax import data
+from ferd_jax import distill
+from ferd_jax import evaluate
+from ferd_jax import features
+from ferd_jax import inner_attacks
+from ferd_jax import models
+from ferd_jax import outer_losses
+from ferd_jax import parallel as parallels
+from ferd_jax import synthesis
+from ferd_jax import torch_io
+from ferd_jax import validate
+
+SELECT = (checkpoint.LAST, 'test_clean', 'test_pgd20', 'synthetic_pgd')
+RANDOM = 'random'
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+  """Everything that is fixed during a run.
+
+  Attributes:
+    config: as given, locked.
+    parallel: the device mapping.
+    num_classes: C.
+    image_shape: (H, W, C).
+    examples: images and labels of the evaluation.
+    teacher_variables: converted from the teacher's file.
+    synthesis: settings of the generator phase.
+    class_rule: how margins become class probabilities.
+    distillation: settings of the student phase.
+    identity: nested dict that tells this run from another.
+  """
+  config: config_dict.ConfigDict
+  parallel: parallels.Parallel
+  num_classes: int
+  image_shape: tuple[int, int, int]
+  examples: data.Examples
+  teacher_variables: Any
+  synthesis: synthesis.Synthesis
+  class_rule: class_weights.Rule
+  distillation: distill.Distillation
+  identity: Mapping[str, Any]
+
+  def evaluator(self, model: str, names: tuple[str, ...]) -> evaluate.Evaluator:
+    """Returns the evaluator of 'teacher' or 'student' under named attacks."""
+    config = self.config
+    return evaluate.evaluator(
+        getattr(self.synthesis, model), names, config.eps, self.num_classes,
+        config.eval.batch_size, self.parallel, ddof=config.eval.nsd_ddof)
+
+
+def build(config: config_dict.ConfigDict,
+          devices: tuple[jax.Device, ...] | None = None) -> Experiment:
+  """Returns the experiment that a config describes.
+
+  Args:
+    config: see configs/default.py.
+    devices: to run on, by default all.
+
+  Raises:
+    ValueError: for a setting out of range, a teacher whose file does not fit
+      its architecture, or a data set that is not there.
+    FileNotFoundError: if the teacher's file is absent.
+  """
+  parallel = parallels.create(config.parallel, devices)
+  _check(config, parallel.num_devices)
+  info = data.info(config.data.name)
+  height, width, channels = info.image_shape
+  if height != width or height % 4:
+    raise ValueError(
+        f'Expected image_shape={info.image_shape} of data.name='
+        f'{config.data.name!r} to be square with a side divisible by 4.')
+  teacher = _network(config.teacher, info.num_classes)
+  student = _network(config.student, info.num_classes)
+  tap = config.features.tap or teacher.default_tap
+  validate.one_of(teacher.stages[:-1], **{'features.tap': tap})
+  variables = _teacher_variables(config, teacher, info.image_shape)
+  examples = _examples(config, info)
+
+  augmentation = dict(pad=config.augment.pad, flip=config.augment.flip)
+  options = config.synthesis
+  generator_phase = synthesis.Synthesis(
+      generator=models.Generator(side=height, channels=channels,
+                                 width=options.width),
+      teacher=teacher, student=student, tap=tap,
+      batch_size=options.batch_size, nz=options.nz,
+      generator_lr=options.generator_lr, latent_lr=options.latent_lr,
+      w_bn=options.w_bn, w_oh=options.w_oh, w_adv=options.w_adv,
+      w_uni=options.w_uni, keep=options.keep,
+      bottleneck=_bottleneck(config.features, teacher, tap),
+      margin_attack=attacks.PGD(config.eps, config.step_size,
+                                config.class_weights.attack_steps),
+      margin_batch=config.class_weights.batch, **augmentation)
+  options = config.distill
+  student_phase = distill.Distillation(
+      teacher=teacher, student=student,
+      inner=inner_attacks.UniformTarget(
+          attacks.UTAE(config.eps, config.step_size, options.attack_steps,
+                       gamma=options.utae_gamma),
+          source=options.utae_source),
+      outer=outer_losses.DecoupledKL(
+          w_clean=options.w_clean, w_adv=options.w_adv,
+          prior=options.ikl_prior, norm=options.ikl_norm,
+          power=options.ikl_power),
+      batch_size=options.batch_size, learning_rate=options.learning_rate,
+      num_epochs=config.num_epochs, momentum=options.momentum,
+      weight_decay=options.weight_decay, **augmentation)
+  options = config.class_weights
+  return Experiment(
+      config=config, parallel=parallel, num_classes=info.num_classes,
+      image_shape=info.image_shape, examples=examples,
+      teacher_variables=variables, synthesis=generator_phase,
+      class_rule=class_weights.Rule(options.rule, options.tau,
+                                    tuple(options.range), options.absent),
+      distillation=student_phase,
+      identity=config.to_dict() | {'teacher_digest': _digest(variables)})
+
+
+def _check(config, num_devices):
+  """Raises ValueError for the first setting out of range."""
+  validate.in_range(0, 1, eps=config.eps)
+  validate.positive(num_epochs=config.num_epochs, step_size=config.step_size)
+  validate.non_negative(warmup_epochs=config.warmup_epochs,
+                        max_minutes=config.max_minutes)
+  if config.warmup_epochs >= config.num_epochs:
+    raise ValueError(
+        f'Expected warmup_epochs={config.warmup_epochs} below '
+        f'num_epochs={config.num_epochs}: the student would never be trained.')
+  for name in ('synthesis', 'distill', 'eval'):
+    size = config[name].batch_size
+    validate.positive(**{f'{name}.batch_size': size})
+    validate.divisible(num_devices, 'devices', **{f'{name}.batch_size': size})
+  for name in ('synthesis', 'distill'):
+    validate.positive(**{f'{name}.steps': config[name].steps})
+  for name in ('attacks', 'curve_attacks'):
+    for attack in config.eval[name]:
+      validate.one_of(evaluate.ATTACKS, **{f'eval.{name}': attack})
+  validate.one_of(SELECT, **{'eval.select': config.eval.select})
+  validate.one_of((0, 1), **{'eval.nsd_ddof': config.eval.nsd_ddof})
+  validate.non_negative(**{
+      'eval.every': config.eval.every,
+      'eval.curve_examples': config.eval.curve_examples,
+      'log.samples_every': config.log.samples_every})
+  if config.eval.select.startswith('test_'):
+    attack = config.eval.select.removeprefix('test_')
+    if not config.eval.every or attack not in config.eval.curve_attacks:
+      raise ValueError(
+          f'Expected eval.select={config.eval.select!r} to be measured: '
+          f'eval.every={config.eval.every} > 0 and {attack!r} in '
+          f'eval.curve_attacks={tuple(config.eval.curve_attacks)}.')
+
+
+def _network(network, num_classes):
+  options = {name: value for name, value in network.items()
+             if name not in ('arch', 'path') and value is not None}
+  return models.build(network.arch, num_classes, **options)
+
+
+def _bottleneck(options, teacher, tap):
+  # On CPU a loop around convolutions must be unrolled; after the last stage
+  # before the head there are none.
+  linear_tail = tap == teacher.stages[-2]
+  return features.Bottleneck(
+      steps=options.steps, learning_rate=options.learning_rate,
+      beta=options.beta, kl=options.kl, mask=options.mask,
+      unroll=False if linear_tail else None)
+
+
+def _teacher_variables(config, teacher, image_shape):
+  path = config.teacher.path
+  if not path:
+    raise ValueError('Expected teacher.path to name a file; set '
+                     '--config.teacher.path=FILE.')
+  if path == RANDOM:
+    return models.init_variables(teacher, jax.random.key(config.seed),
+                                 image_shape)
+  return torch_io.load_variables(pathlib.Path(path).expanduser(), teacher,
+                                 image_shape)
+
+
+def _examples(config, info):
+  options = config.data
+  if options.noise_examples:
+    rng = np.random.default_rng(config.seed)
+    size = options.noise_examples
+    return data.Examples(
+        images=rng.integers(0, 256, (size, *info.image_shape), np.uint8),
+        labels=rng.integers(0, info.num_classes, size, np.int32),
+        class_names=info.class_names)
+  return data.load(options.name, options.split, data_dir=options.dir or None)
+
+
+def _digest(variables):
+  """Returns a hash of all weights: a teacher may move, but not change."""
+  digest = hashlib.sha256()
+  for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
+    digest.update(jax.tree_util.keystr(path).encode())
+    digest.update(np.asarray(leaf).tobytes())
+  return digest.hexdigest()
+
+

@@ -1,0 +1,26 @@
+"""Loops of a fixed length, rolled or unrolled by platform."""
+
+from collections.abc import Callable
+
+import jax
+from jax import lax
+
+
+def repeat(num_steps: int, body: Callable, carry, *, unroll: bool | None):
+  """Returns `carry` after num_steps calls of `body(step, carry)`.
+
+  Args:
+    num_steps: how many, static.
+    body: (step, carry) -> carry.
+    carry: pytree of arrays.
+    unroll: True writes the steps out, False rolls them into one loop. None
+      unrolls on CPU, where XLA runs a convolution inside a loop 3 to 20 times
+      slower than outside, and rolls on accelerators.
+  """
+  if unroll is None:
+    unroll = jax.default_backend() == 'cpu'
+  if not unroll:
+    return lax.fori_loop(0, num_steps, body, carry)
+  for step in range(num_steps):
+    carry = body(step, carry)
+  return carry

@@ -1,0 +1,154 @@
+"""Losses on logits, per example unless the name or docstring says otherwise.
+
+All take raw logits `[B, C]` and return `[B]`; callers reduce, since the
+originals differ in their reductions. Attacks ascend, training descends.
+"""
+
+import jax
+from jax import lax
+import jax.numpy as jnp
+
+from ferd_jax import collectives
+
+
+def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+  """Returns -log softmax(logits)[label], `[B]`, for int labels `[B]`."""
+  log_probs = jax.nn.log_softmax(logits)
+  return -jnp.take_along_axis(log_probs, labels[:, None], axis=-1)[:, 0]
+
+
+def soft_cross_entropy(target_logits: jax.Array,
+                       logits: jax.Array) -> jax.Array:
+  """Returns the cross-entropy to softmax(target_logits), `[B]`.
+
+  No gradient reaches `target_logits`. It differs from the KL divergence by the
+  targets' entropy, a constant for whoever trains `logits`.
+  """
+  targets = lax.stop_gradient(jax.nn.softmax(target_logits))
+  return -jnp.sum(targets * jax.nn.log_softmax(logits), axis=-1)
+
+
+def kl_divergence(target_logits: jax.Array, logits: jax.Array) -> jax.Array:
+  """Returns KL(softmax(target_logits) || softmax(logits)), `[B]`."""
+  log_p = jax.nn.log_softmax(target_logits)
+  log_q = jax.nn.log_softmax(logits)
+  return jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
+
+
+def uniformity(logits: jax.Array) -> jax.Array:
+  """Returns KL(U || softmax(logits)), `[B]`, U the uniform distribution.
+
+  At least 0, and 0 only for constant logits. This is FERD's L_uni when the
+  logits come from the non-robust features, and its uniform-target term when
+  they come from the attacked model.
+  """
+  num_classes = logits.shape[-1]
+  log_probs = jax.nn.log_softmax(logits)
+  return -jnp.log(num_classes) - jnp.mean(log_probs, axis=-1)
+
+
+def margin(logits: jax.Array, labels: jax.Array) -> jax.Array:
+  """Returns z_y - max_{j != y} z_j, `[B]`: positive iff classified as y."""
+  is_label = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)
+  label_logit = jnp.sum(jnp.where(is_label, logits, 0), axis=-1)
+  other = jnp.max(jnp.where(is_label, -jnp.inf, logits), axis=-1)
+  return label_logit - other
+
+
+def carlini_wagner(logits: jax.Array, labels: jax.Array) -> jax.Array:
+  """Returns max_{j != y} z_j - z_y, `[B]`, what CW-inf ascends.
+
+  The usual clamp at confidence 50 is never active for image classifiers and is
+  left out. Reference: Carlini & Wagner 2017, arXiv:1608.04644, Sec. V.
+  """
+  return -margin(logits, labels)
+
+
+def weighted_mse(target_logits: jax.Array, logits: jax.Array,
+                 weights: jax.Array) -> jax.Array:
+  """Returns the pairwise wMSE of logit differences, unnormalised, `[B]`.
+
+  With d = target_logits - logits it equals
+  `0.25 * sum_jk w_j w_k (d_j - d_k)^2`, computed in its centred form
+  `0.5 * W * sum_c w_c (d_c - mu)^2`, W = sum_c w_c, mu = sum_c w_c d_c / W,
+  which costs O(C) and does not cancel. Gradients flow to both logits and to
+  the weights.
+
+  Args:
+    target_logits: `[B, C]`.
+    logits: `[B, C]`.
+    weights: `[B, C]`, at least 0, every row with a positive sum.
+
+  Returns:
+    `[B]`.
+
+  References: Cui et al., arXiv:2305.13948, Sec. 3 (decoupled KL).
+  """
+  diff = target_logits - logits
+  total = jnp.sum(weights, axis=-1)
+  mean = jnp.sum(weights * diff, axis=-1) / total
+  spread = jnp.sum(weights * jnp.square(diff - mean[:, None]), axis=-1)
+  return 0.5 * total * spread
+
+
+def decoupled_kl(target_logits: jax.Array, logits: jax.Array,
+                 weights: jax.Array, *, norm: str = 'weights',
+                 axis_name: str | None = None) -> jax.Array:
+  """Returns the decoupled KL loss of a batch: wMSE + soft cross-entropy.
+
+  Args:
+    target_logits: `[B, C]`; the soft targets are not differentiated, the logit
+      differences and the weights are.
+    logits: `[B, C]`.
+    weights: `[B, C]` class weights of the wMSE term.
+    norm: 'weights' divides wMSE by sum_b W_b^2 (GKL), 'batch' by B (IKL).
+    axis_name: mapped axis over which the batch is sharded.
+
+  Returns:
+    A scalar: with an axis, this shard's share, whose mean over the axis is the
+    loss of the global batch.
+
+  References: IKL arXiv:2305.13948, GKL arXiv:2503.08038; GitHub
+    jiequancui/DKL.
+  """
+  wmse = jnp.mean(weighted_mse(target_logits, logits, weights))
+  if norm == 'weights':
+    squared_totals = jnp.square(jnp.sum(weights, axis=-1))
+    wmse /= collectives.pmean(jnp.mean(squared_totals), axis_name)
+  return wmse + jnp.mean(soft_cross_entropy(target_logits, logits))
+
+
+def moment_gap(moments, running, *, axis_name: str | None = None) -> jax.Array:
+  """Returns L_bn, the distance of batch moments from running statistics.
+
+  `sum_l ||running_var_l - var_l||_2 + ||running_mean_l - mean_l||_2` over the
+  BatchNorm layers l, norms not squared.
+
+  Args:
+    moments: nested dict with `{'mean': [C], 'var': [C]}` per BatchNorm layer,
+      the (biased) moments of its input over this shard of the batch.
+    running: the same layers (or more) of a `batch_stats` collection.
+    axis_name: mapped axis over which the batch is sharded.
+
+  Returns:
+    A scalar, the same on every shard. Its gradient at 0 is 0, not NaN.
+
+  References: Yin et al. 2020 (DeepInversion), arXiv:1912.08795, Sec. 3.2.
+  """
+  def gap(layer, stats):
+    if 'mean' not in layer:
+      return sum(gap(layer[name], stats[name]) for name in layer)
+    mean = collectives.pmean(layer['mean'], axis_name)
+    # The variance of the global batch from those of its shards: within plus
+    # between, which does not cancel as E[x^2] - E[x]^2 does.
+    var = collectives.pmean(
+        layer['var'] + jnp.square(layer['mean'] - mean), axis_name)
+    return _norm(stats['var'] - var) + _norm(stats['mean'] - mean)
+  return gap(moments, running)
+
+
+def _norm(x: jax.Array) -> jax.Array:
+  """Returns the Euclidean norm of a vector; its gradient at 0 is 0."""
+  square = jnp.sum(jnp.square(x))
+  nonzero = square > 0
+  return jnp.where(nonzero, jnp.sqrt(jnp.where(nonzero, square, 1)), 0)

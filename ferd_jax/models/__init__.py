@@ -1,0 +1,171 @@
+"""Networks by name, and their variables.
+
+`build('wrn_34_10', num_classes=10)` returns a Linen module; see
+`ferd_jax.models.staged` for what all classifiers have in common.
+"""
+
+from collections.abc import Callable
+from collections.abc import Sequence
+import dataclasses
+import math
+import re
+from typing import Any
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+from ferd_jax import validate
+from ferd_jax.models import cifar_resnet
+from ferd_jax.models import mobilenet_v2
+from ferd_jax.models import preact_resnet
+from ferd_jax.models import resnet
+from ferd_jax.models import wide_resnet
+from ferd_jax.models.generator import Generator
+from ferd_jax.models.staged import StagedModel
+
+__all__ = ['ARCHITECTURES', 'Generator', 'StagedModel', 'build',
+           'init_variables']
+
+# The accepted names, by example and rule.
+ARCHITECTURES = (
+    'wrn_{6n+4}_{widen} (wrn_28_10, wrn_34_10, wrn_70_16, ...)',
+    'resnet18',
+    'resnet34',
+    'cifar_resnet{6n+2} (cifar_resnet20, cifar_resnet56, ...)',
+    'preact_resnet18',
+    'preact_resnet34',
+    'mobilenet_v2',
+)
+
+_COMMON = ('width', 'mean', 'std', 'axis_name')
+_BLOCKS = {'18': (2, 2, 2, 2), '34': (3, 4, 6, 3)}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Family:
+  """Names of one kind, their own options, and what the numbers set."""
+  pattern: str
+  module: Callable[..., StagedModel]
+  fields: Callable[..., dict[str, Any] | None]
+  options: tuple[str, ...] = ()
+
+
+def _depth(number, remainder):
+  """Returns the depth 6n + remainder for n >= 1, None for other numbers."""
+  depth = int(number)
+  valid = depth >= 6 + remainder and (depth - remainder) % 6 == 0
+  return depth if valid else None
+
+
+def _wide_fields(depth, widen):
+  fields = {'depth': _depth(depth, 4), 'widen': int(widen)}
+  return fields if fields['depth'] and fields['widen'] else None
+
+
+def _cifar_fields(depth):
+  return {'depth': _depth(depth, 2)} if _depth(depth, 2) else None
+
+
+_FAMILIES = (
+    _Family(r'wrn_(\d+)_(\d+)', wide_resnet.WideResNet, _wide_fields),
+    _Family(r'resnet(18|34)', resnet.ResNet,
+            lambda depth: {'blocks': _BLOCKS[depth]}),
+    _Family(r'cifar_resnet(\d+)', cifar_resnet.CifarResNet, _cifar_fields,
+            ('shortcut',)),
+    _Family(r'preact_resnet(18|34)', preact_resnet.PreActResNet,
+            lambda depth: {'blocks': _BLOCKS[depth]},
+            ('shortcut_input', 'final_bn')),
+    _Family(r'mobilenet_v2', mobilenet_v2.MobileNetV2, dict),
+)
+
+
+def build(arch: str, num_classes: int, **options: Any) -> StagedModel:
+  """Returns the classifier of that name.
+
+  Args:
+    arch: one of the forms in `ARCHITECTURES`.
+    num_classes: number of logits.
+    **options: `width`, the channels of the first convolution, with which all
+      others scale (16 for WideResNet and CIFAR ResNet, 64 for ResNet and
+      PreActResNet, 32 for MobileNetV2, where it is a multiple of 4); `mean`
+      and `std`, the per-channel normalisation done inside the model (default:
+      none); `axis_name`, the axis over which BatchNorm synchronises; for CIFAR
+      ResNets `shortcut` (see `resnet.SHORTCUTS`), for PreActResNets
+      `shortcut_input` (see `preact_resnet.SHORTCUT_INPUTS`) and `final_bn`.
+
+  Returns:
+    A frozen, hashable module; its variables come from `init_variables` or
+    `torch_io.load_variables`.
+
+  Raises:
+    ValueError: if the name is unknown, or an option unknown or out of range.
+  """
+  family, fields = _find(arch)
+  validate.positive(num_classes=num_classes)
+  valid = _COMMON + family.options
+  unknown = sorted(set(options) - set(valid))
+  if unknown:
+    raise ValueError(f'Expected the options of {arch!r} to be among '
+                     f'{", ".join(valid)}; got {", ".join(unknown)}.')
+  _check(family, options)
+  for name in ('mean', 'std'):
+    if options.get(name) is not None:
+      # Numbers of any kind become floats in a tuple, which has a hash.
+      options[name] = tuple(float(value) for value in options[name])
+  return family.module(num_classes=num_classes, **fields, **options)
+
+
+def init_variables(model: nn.Module, key: jax.Array,
+                   image_shape: Sequence[int],
+                   dtype: jax.typing.DTypeLike = jnp.float32
+                   ) -> dict[str, Any]:
+  """Returns freshly drawn variables {'params': ..., 'batch_stats': ...}.
+
+  Args:
+    model: a classifier or a generator.
+    key: typed PRNG key.
+    image_shape: shape of one input, without the batch: (H, W, C) for a
+      classifier, (nz,) for a generator.
+    dtype: precision of the variables; at least float32.
+  """
+  variables = model.init(key, jnp.zeros((1, *image_shape), dtype))
+  return {name: variables[name] for name in ('params', 'batch_stats')}
+
+
+def _find(arch):
+  for family in _FAMILIES:
+    match = re.fullmatch(family.pattern, arch)
+    fields = family.fields(*match.groups()) if match else None
+    if fields is not None:
+      return family, fields
+  raise ValueError(f'Expected arch={arch!r} to be one of '
+                   f'{", ".join(ARCHITECTURES)}.')
+
+
+def _check(family, options):
+  """Raises ValueError for the first option out of range."""
+  if 'width' in options:
+    validate.positive(width=options['width'])
+    if family.module is mobilenet_v2.MobileNetV2:
+      validate.divisible(4, 'channels', width=options['width'])
+  if 'shortcut' in options:
+    validate.one_of(resnet.SHORTCUTS, shortcut=options['shortcut'])
+  if 'shortcut_input' in options:
+    validate.one_of(preact_resnet.SHORTCUT_INPUTS,
+                    shortcut_input=options['shortcut_input'])
+  if 'final_bn' in options:
+    validate.one_of((True, False), final_bn=options['final_bn'])
+
+  mean, std = options.get('mean'), options.get('std')
+  if (mean is None) != (std is None):
+    raise ValueError(f'Expected mean={mean!r} and std={std!r} together.')
+  if mean is not None:
+    if len(mean) != len(std):
+      raise ValueError(f'Expected mean={mean!r} and std={std!r} to have the '
+                       'same length.')
+    for value in std:
+      validate.positive(std=value)
+    for value in mean:
+      if not math.isfinite(value):
+        raise ValueError(f'Expected mean={mean!r} to be finite.')

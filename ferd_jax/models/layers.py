@@ -1,0 +1,288 @@
+"""Layers with PyTorch's conventions: padding, initialisers, BatchNorm.
+
+Images are [B, H, W, C]. Parameters are created in the precision of the input
+(at least float32), and computations follow inputs and parameters, so the
+layers work in float64 as well.
+"""
+
+import functools
+
+from flax import linen as nn
+import jax
+from jax import lax
+import jax.numpy as jnp
+
+from ferd_jax import collectives
+
+# Weights U(-1/sqrt(fan_in), 1/sqrt(fan_in)), PyTorch's default for
+# convolutions and linear layers.
+torch_uniform = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
+
+
+def torch_bias(fan_in: int) -> nn.initializers.Initializer:
+  """Returns the initialiser U(-1/sqrt(fan_in), 1/sqrt(fan_in)) of biases."""
+  def init(key, shape, dtype=jnp.float32):
+    return jax.random.uniform(key, shape, dtype, -1, 1) / fan_in ** 0.5
+  return init
+
+
+class Conv(nn.Module):
+  """Square convolution, zero-padded by (kernel_size - 1) / 2 on every side.
+
+  The padding is the same at stride 2, where XLA's 'SAME' would pad the bottom
+  and right sides only.
+
+  Attributes:
+    features: number of output channels.
+    kernel_size: odd side of the kernel.
+    strides: step in both directions.
+    use_bias: whether to add a bias.
+    kernel_init: initialiser of the kernel [k, k, C_in, C_out].
+    bias_init: initialiser of the bias; None for PyTorch's default.
+  """
+  features: int
+  kernel_size: int = 3
+  strides: int = 1
+  use_bias: bool = False
+  kernel_init: nn.initializers.Initializer = torch_uniform
+  bias_init: nn.initializers.Initializer | None = None
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Maps float [B, H, W, C_in] to [B, ceil(H/s), ceil(W/s), features]."""
+    size, dtype = self.kernel_size, _param_dtype(x)
+    shape = (size, size, x.shape[-1], self.features)
+    kernel = self.param('kernel', self.kernel_init, shape, dtype)
+    x = _convolve(x, kernel, self.strides)
+    if self.use_bias:
+      bias_init = self.bias_init or torch_bias(size * size * shape[2])
+      bias = self.param('bias', bias_init, (self.features,), dtype)
+      x = x + _per_channel(bias, x.ndim)
+    return x
+
+
+class DepthwiseConv(nn.Module):
+  """3x3 convolution of every channel by itself, padded by 1 on every side.
+
+  Attributes:
+    strides: step in both directions.
+  """
+  strides: int = 1
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Maps float [B, H, W, C] to [B, ceil(H/s), ceil(W/s), C]."""
+    kernel = self.param('kernel', torch_uniform, (3, 3, 1, x.shape[-1]),
+                        _param_dtype(x))
+    # XLA:CPU runs grouped convolutions an order of magnitude slower than the
+    # nine multiply-adds that they stand for.
+    on_cpu = jax.default_backend() == 'cpu'
+    depthwise = depthwise_shifted if on_cpu else depthwise_grouped
+    return depthwise(x, kernel, self.strides)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def depthwise_shifted(x: jax.Array, kernel: jax.Array,
+                      strides: int) -> jax.Array:
+  """Depthwise 3x3 convolution as nine shifted multiply-adds.
+
+  It has its own backward pass, of the same form, since the transposed slices
+  that differentiation would make of it take XLA twice as long to compile. So
+  it has no forward-mode derivative.
+
+  Args:
+    x: float [B, H, W, C].
+    kernel: float [3, 3, 1, C].
+    strides: step in both directions.
+
+  Returns:
+    [B, ceil(H/s), ceil(W/s), C], with one zero row and column at every side.
+  """
+  return sum(
+      window * _per_channel(kernel[i, j, 0], x.ndim)
+      for i, j, window in _windows(x, strides))
+
+
+def _depthwise_forward(x, kernel, strides):
+  return depthwise_shifted(x, kernel, strides), (x, kernel)
+
+
+def _depthwise_backward(strides, residuals, cotangent):
+  x, kernel = residuals
+  _, height, width, _ = x.shape
+  # With zeros where the stride skipped positions, the gradient of the input
+  # is a convolution by the reversed kernel.
+  spread = lax.pad(
+      cotangent, jnp.zeros((), cotangent.dtype),
+      ((0, 0, 0), (0, (height - 1) % strides, strides - 1),
+       (0, (width - 1) % strides, strides - 1), (0, 0, 0)))
+  x_grad = depthwise_shifted(spread, kernel[::-1, ::-1], 1)
+  kernel_grad = jnp.stack([
+      jnp.sum(window * cotangent, axis=(0, 1, 2))
+      for _, _, window in _windows(x, strides)])
+  return (x_grad.astype(x.dtype),
+          kernel_grad.reshape(kernel.shape).astype(kernel.dtype))
+
+
+depthwise_shifted.defvjp(_depthwise_forward, _depthwise_backward)
+
+
+def depthwise_grouped(x: jax.Array, kernel: jax.Array,
+                      strides: int) -> jax.Array:
+  """`depthwise_shifted` as one grouped convolution, for accelerators."""
+  return _convolve(x, kernel, strides, groups=x.shape[-1])
+
+
+class Dense(nn.Module):
+  """Linear layer with bias.
+
+  Attributes:
+    features: number of outputs.
+    kernel_init: initialiser of the kernel [C_in, C_out].
+    bias_init: initialiser of the bias; None for PyTorch's default.
+  """
+  features: int
+  kernel_init: nn.initializers.Initializer = torch_uniform
+  bias_init: nn.initializers.Initializer | None = None
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Maps float [B, C_in] to [B, features]."""
+    dtype = _param_dtype(x)
+    shape = (x.shape[-1], self.features)
+    kernel = self.param('kernel', self.kernel_init, shape, dtype)
+    bias_init = self.bias_init or torch_bias(shape[0])
+    bias = self.param('bias', bias_init, (self.features,), dtype)
+    return x @ kernel + _per_channel(bias, x.ndim)
+
+
+class BatchNorm(nn.Module):
+  """BatchNorm2d of PyTorch, synchronised over an axis if one is named.
+
+  In train mode it normalises by the biased variance of the batch and stores
+  the unbiased one, as PyTorch does (Flax's own layer stores the biased one).
+  The running statistics are updated where the caller makes 'batch_stats'
+  mutable, and left alone where it does not.
+
+  In either mode, `mutable=['moments']` returns the batch's moments at this
+  layer's input, {'mean': [C], 'var': [C]} with the biased variance over
+  (B, H, W), of the local batch whatever `axis_name` is. They are
+  differentiable, and computed only if asked for.
+
+  Attributes:
+    axis_name: axis over whose shards, of equal size, the batch extends.
+    momentum: weight of the new statistics.
+    epsilon: added to the variance.
+    scale_init: initialiser of the scale [C].
+  """
+  axis_name: str | None = None
+  momentum: float = 0.1
+  epsilon: float = 1e-5
+  scale_init: nn.initializers.Initializer = nn.initializers.ones
+
+  @nn.compact
+  def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+    """Normalises float [..., C] over all axes but the last.
+
+    Raises:
+      ValueError: in train mode with a single value per channel, which has no
+        unbiased variance.
+    """
+    dtype, shape = _param_dtype(x), x.shape[-1:]
+    scale = self.param('scale', self.scale_init, shape, dtype)
+    bias = self.param('bias', nn.initializers.zeros, shape, dtype)
+    running_mean = self.variable(
+        'batch_stats', 'mean', jnp.zeros, shape, dtype)
+    running_var = self.variable('batch_stats', 'var', jnp.ones, shape, dtype)
+    mean, var = running_mean.value, running_var.value
+
+    # Initialisation only makes variables: no axis is bound there, and
+    # 'moments' are not part of a model's state.
+    if not self.is_initializing():
+      wants_moments = self.is_mutable_collection('moments')
+      if train or wants_moments:
+        batch_mean, batch_var = _moments(x)
+      if wants_moments:
+        self._sow_last('mean', batch_mean)
+        self._sow_last('var', batch_var)
+      if train:
+        count = x.size // x.shape[-1] * collectives.axis_size(self.axis_name)
+        if count < 2:
+          raise ValueError('Expected more than one value per channel in train '
+                           f'mode, got input shape {x.shape}.')
+        mean, var = _combine(batch_mean, batch_var, self.axis_name)
+        if self.is_mutable_collection('batch_stats'):
+          unbiased = var * (count / (count - 1))
+          for running, new in ((running_mean, mean), (running_var, unbiased)):
+            running.value += self.momentum * (new - running.value)
+
+    inverse = scale * lax.rsqrt(var + self.epsilon)
+    centred = x - _per_channel(mean, x.ndim)
+    return centred * _per_channel(inverse, x.ndim) + _per_channel(bias, x.ndim)
+
+  def _sow_last(self, name, value):
+    """Sows `value` bare, where Flax would append it to a tuple."""
+    self.sow('moments', name, value, init_fn=lambda: None,
+             reduce_fn=lambda _, new: new)
+
+
+def global_mean(x: jax.Array) -> jax.Array:
+  """Averages [B, H, W, C] over space, to [B, C]."""
+  return jnp.mean(x, axis=(1, 2))
+
+
+def upsample(x: jax.Array) -> jax.Array:
+  """Doubles both sides of [B, H, W, C] by repeating every pixel."""
+  return jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
+
+
+def _convolve(x, kernel, strides, groups=1):
+  """Convolves [B, H, W, C] by an odd kernel [k, k, C / groups, C_out]."""
+  dtype = jnp.promote_types(x.dtype, kernel.dtype)
+  pad = (kernel.shape[0] - 1) // 2
+  return lax.conv_general_dilated(
+      x.astype(dtype), kernel.astype(dtype), (strides, strides),
+      ((pad, pad), (pad, pad)), dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+      feature_group_count=groups)
+
+
+def _windows(x, strides):
+  """Yields (i, j, what the kernel's element [i, j] sees of `x`)."""
+  batch, height, width, channels = x.shape
+  padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+  last_row, last_column = ((side - 1) // strides * strides
+                           for side in (height, width))
+  for i in range(3):
+    for j in range(3):
+      yield i, j, lax.slice(
+          padded, (0, i, j, 0),
+          (batch, i + last_row + 1, j + last_column + 1, channels),
+          (1, strides, strides, 1))
+
+
+def _moments(x):
+  """Returns mean and biased variance [C] over all axes but the last.
+
+  In two passes: E[x^2] - E[x]^2 cancels where the mean is large.
+  """
+  axes = tuple(range(x.ndim - 1))
+  mean = jnp.mean(x, axis=axes)
+  return mean, jnp.mean(jnp.square(x - _per_channel(mean, x.ndim)), axis=axes)
+
+
+def _combine(mean, var, axis_name):
+  """Returns the moments of the union of all shards, without cancellation."""
+  if axis_name is None:
+    return mean, var
+  total_mean = collectives.pmean(mean, axis_name)
+  spread = jnp.square(mean - total_mean)
+  return total_mean, collectives.pmean(var + spread, axis_name)
+
+
+def _param_dtype(x):
+  return jnp.promote_types(x.dtype, jnp.float32)
+
+
+def _per_channel(vector, ndim):
+  """Returns `vector` [C] as [1, ..., 1, C], to broadcast by intent."""
+  return jnp.reshape(vector, (1,) * (ndim - 1) + (-1,))

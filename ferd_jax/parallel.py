@@ -1,0 +1,156 @@
+"""The only file that knows devices: one step, three ways to map it.
+
+A step `(state, batch, key, *, axis_name=None)` goes through `Parallel.compile`,
+with specs that say which arguments are REPLICATED and which are SHARDED over
+the examples. `jit` runs it on one device as it is; `pmap` maps it over the
+devices of one process; `shard_map` over those of several processes, whose
+arrays are global, as checkpoints need them. The numbers are the same.
+"""
+
+from collections.abc import Callable
+import dataclasses
+import enum
+import functools
+from typing import Any
+
+import jax
+from jax.experimental import multihost_utils
+import jax.numpy as jnp
+from jax.sharding import AxisType
+from jax.sharding import Mesh
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec
+import numpy as np
+
+from ferd_jax import collectives
+from ferd_jax import validate
+
+MODES = ('auto', 'jit', 'pmap', 'shard_map')
+
+
+class Spec(enum.Enum):
+  """Where the leaves below a position of a pytree live."""
+  REPLICATED = 'replicated'
+  SHARDED = 'sharded'
+
+
+REPLICATED, SHARDED = Spec.REPLICATED, Spec.SHARDED
+
+
+@dataclasses.dataclass(frozen=True)
+class Parallel:
+  """How steps are mapped over devices.
+
+  Attributes:
+    mode: 'jit', 'pmap' or 'shard_map'.
+    devices: those in use, of all processes.
+  """
+  mode: str
+  devices: tuple[jax.Device, ...]
+
+  @property
+  def num_devices(self) -> int:
+    return len(self.devices)
+
+  @property
+  def _sharding(self) -> NamedSharding:
+    return NamedSharding(self._mesh, PartitionSpec())
+
+  @property
+  def _mesh(self) -> Mesh:
+    return Mesh(np.array(self.devices), (collectives.AXIS,),
+                axis_types=(AxisType.Auto,))
+
+  def compile(self, step: Callable, in_specs: tuple, out_specs: Any, *,
+              donate: tuple[int, ...] = ()) -> Callable:
+    """Returns `step` compiled and mapped over the devices.
+
+    Args:
+      step: takes positional arguments and `axis_name=None`.
+      in_specs: a prefix pytree of `Spec`s per positional argument.
+      out_specs: a prefix pytree of `Spec`s of the result.
+      donate: positions of arguments whose buffers the result may reuse.
+    """
+    if self.mode == 'jit':
+      return jax.jit(step, donate_argnums=donate)
+    step = functools.partial(step, axis_name=collectives.AXIS)
+    if self.mode == 'pmap':
+      axes = functools.partial(jax.tree.map,
+                               lambda s: None if s is REPLICATED else 0)
+      return jax.pmap(step, axis_name=collectives.AXIS,
+                      in_axes=tuple(axes(s) for s in in_specs),
+                      out_axes=axes(out_specs), devices=self.devices,
+                      donate_argnums=donate)
+    def partition(specs):
+      return jax.tree.map(
+          lambda s: PartitionSpec(*() if s is REPLICATED else
+                                  (collectives.AXIS,)), specs)
+    # Without check_vma=False the gradients of replicated arguments arrive
+    # already summed over devices, which pmap's do not.
+    return jax.jit(
+        jax.shard_map(step, mesh=self._mesh, in_specs=partition(in_specs),
+                      out_specs=partition(out_specs), check_vma=False),
+        donate_argnums=donate)
+
+  def replicate(self, tree: Any) -> Any:
+    """Returns the pytree with every leaf on every device."""
+    def place(leaf):
+      if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype,
+                                                        jax.dtypes.prng_key):
+        # Typed keys cannot be put on several processes; their data can.
+        data = jax.device_put(jax.random.key_data(leaf), self._sharding)
+        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
+      return jax.device_put(leaf, self._sharding)
+    return jax.tree.map(place, tree)
+
+  def shard(self, tree: Any) -> Any:
+    """Returns host arrays `[B, ...]` with their examples over the devices.
+
+    Every process passes the whole batch and places the part of its devices.
+    """
+    if self.mode == 'jit':
+      return jax.device_put(tree, self.devices[0])
+    if self.mode == 'pmap':
+      # pmap's own layout: a leading axis of devices.
+      tree = jax.tree.map(
+          lambda x: np.reshape(x, (self.num_devices, -1, *x.shape[1:])), tree)
+    sharding = NamedSharding(self._mesh, PartitionSpec(collectives.AXIS))
+    return jax.tree.map(
+        lambda x: jax.make_array_from_callback(
+            x.shape, sharding, lambda index: x[index]), tree)
+
+  def gather(self, tree: Any) -> Any:
+    """Returns sharded arrays as host arrays `[B, ...]`, on every process."""
+    if jax.process_count() > 1:
+      tree = multihost_utils.process_allgather(tree, tiled=True)
+    tree = jax.tree.map(np.asarray, tree)
+    if self.mode == 'pmap':
+      tree = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), tree)
+    return tree
+
+
+def create(mode: str = 'auto',
+           devices: tuple[jax.Device, ...] | None = None) -> Parallel:
+  """Returns the mapping over the devices, by default all of all processes.
+
+  Args:
+    mode: 'auto' takes `jit` for one device, `pmap` for several of one process,
+      `shard_map` for several processes. 'jit' uses the first device only.
+    devices: those to use.
+
+  Raises:
+    ValueError: for an unknown mode, or `jit` or `pmap` with several processes.
+  """
+  validate.one_of(MODES, parallel=mode)
+  devices = tuple(devices or jax.devices())
+  processes = len({device.process_index for device in devices})
+  if mode == 'auto':
+    mode = ('jit' if len(devices) == 1 else
+            'pmap' if processes == 1 else 'shard_map')
+  if mode == 'jit':
+    devices = devices[:1]
+  if mode in ('jit', 'pmap') and processes > 1:
+    raise ValueError(
+        f'Expected parallel={mode!r} with one process, got {processes}; '
+        'use parallel=shard_map.')
+  return Parallel(mode, devices)

@@ -1,0 +1,317 @@
+"""Maps PyTorch state dicts to Flax variables and back.
+
+Submodules carry PyTorch's attribute names, with an underscore before an index
+(`layer1_0/conv1/kernel` is `layer1.0.conv1.weight`), so that one rule serves
+every model. Where published networks of one architecture differ in their names,
+`_NAMINGS` lists the substitutions; the naming of a state dict is the one with
+which it has most keys in common.
+"""
+
+from collections.abc import Mapping
+from collections.abc import Sequence
+import functools
+import os
+import re
+from typing import Any
+
+from flax import linen as nn
+from flax import traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ferd_jax import models
+from ferd_jax.models import cifar_resnet
+from ferd_jax.models import mobilenet_v2
+from ferd_jax.models import wide_resnet
+from ferd_jax.torch_io import files
+
+# Last name of a Flax variable -> of a PyTorch tensor.
+_LEAVES = {
+    ('params', 'kernel'): 'weight',
+    ('params', 'scale'): 'weight',
+    ('params', 'bias'): 'bias',
+    ('batch_stats', 'mean'): 'running_mean',
+    ('batch_stats', 'var'): 'running_var',
+}
+
+# Regular expressions that rewrite dotted paths of modules, applied in order.
+_AKAMASTER = ()
+_CHENYAOFO = ((r'\.shortcut\.', '.downsample.'), (r'^linear$', 'fc'))
+_STAGE = (
+    (r'^conv1$', 'conv_1_3x3'),
+    (r'^bn1$', 'bn_1'),
+    (r'^layer(\d)\.', r'stage_\1.'),
+    (r'\.(conv|bn)1$', r'.\1_a'),
+    (r'\.(conv|bn)2$', r'.\1_b'),
+    (r'^linear$', 'classifier'),
+)
+
+# The namings of a model, the one to write first.
+_NAMINGS = {
+    wide_resnet.WideResNet: lambda _: (((r'_layer\.', '.layer.'),),),
+    mobilenet_v2.MobileNetV2: lambda _: (((r'^linear$', 'fc'),), ()),
+    cifar_resnet.CifarResNet: lambda model: {
+        'pad_both': (_AKAMASTER, _STAGE),
+        'pad_after': (_STAGE, _AKAMASTER),
+        'conv': (_CHENYAOFO, _AKAMASTER),
+    }[model.shortcut],
+}
+
+# What a key reveals of the architecture, for the error of a file in the wrong
+# model. The first match counts.
+_FINGERPRINTS = (
+    ('block1.layer.0.bn1.weight', 'wrn_*'),
+    ('layer.0.block.0.conv_0.weight', "DeepMind's WideResNet"),
+    ('conv_2d.weight', "DeepMind's PreActResNet"),
+    ('layers.16.conv1.weight', 'mobilenet_v2'),
+    ('conv_blocks.0.weight', 'the generator'),
+    ('layer1.0.conv3.weight', 'resnet50 or deeper'),
+    ('layer4.0.bn1.weight', 'resnet18/34 or preact_resnet18/34'),
+    ('conv_1_3x3.weight', 'cifar_resnet*'),
+    ('layer3.0.bn1.weight', 'cifar_resnet*'),
+)
+
+# The first groups of blocks of all families; they tell the depth.
+_FIRST_GROUP = re.compile(r'(?:block1\.layer|layer1|stage_1)\.(\d+)\.')
+
+_CLASSIFIERS = ('fc', 'linear', 'classifier')
+_SHOWN = 10
+
+
+def torch_shapes(model: nn.Module,
+                 image_shape: Sequence[int]) -> dict[str, tuple[int, ...]]:
+  """Returns the shapes of a model's tensors by PyTorch's names.
+
+  Allocates nothing. The counters `num_batches_tracked` are included.
+
+  Args:
+    model: a classifier or a generator.
+    image_shape: shape of one input, without the batch.
+  """
+  leaves = _abstract(model, image_shape)
+  naming = _namings(model)[0]
+  shapes = {_torch_key(path, naming): _torch_shape(leaf.shape)
+            for path, leaf in leaves.items()}
+  return shapes | {key: () for key in _counters(shapes)}
+
+
+def variables_from_state_dict(model: nn.Module,
+                              state_dict: Mapping[str, np.ndarray],
+                              image_shape: Sequence[int]) -> dict[str, Any]:
+  """Converts a PyTorch state dict to the variables of a model.
+
+  Args:
+    model: a classifier or a generator.
+    state_dict: arrays by name, without wrappers and prefixes, as
+      `files.read_state_dict` returns them. Unused `sub_block1.*` copies of
+      WideResNets and counters of batches are ignored; buffers of normalising
+      layers have to agree with the model's `mean` and `std`.
+    image_shape: shape of one input, without the batch: (H, W, C) for a
+      classifier, (nz,) for a generator.
+
+  Returns:
+    {'params': ..., 'batch_stats': ...}, float32.
+
+  Raises:
+    ValueError: if tensors are missing, unexpected, misshaped (all in one
+      message), not finite, or contradict the model's normalisation.
+  """
+  found = {key: value for key, value in state_dict.items()
+           if not key.endswith('num_batches_tracked')
+           and not key.startswith('sub_block1.')}
+  found = _check_normalisation(model, found)
+
+  leaves = _abstract(model, image_shape)
+  keyed = [{_torch_key(path, naming): path for path in leaves}
+           for naming in _namings(model)]
+  paths = max(keyed, key=lambda keys: len(keys.keys() & found.keys()))
+  wanted = {key: _torch_shape(leaves[path].shape)
+            for key, path in paths.items()}
+  _check_keys(model, wanted, found)
+
+  bad = [key for key in wanted if not np.all(np.isfinite(found[key]))]
+  if bad:
+    raise ValueError(f'Expected finite weights; not finite: {_listed(bad)}.')
+
+  flat = {}
+  for key, path in paths.items():
+    value = _to_flax(np.asarray(found[key], np.float32))
+    flat[path] = jnp.asarray(value)
+  return traverse_util.unflatten_dict(flat)
+
+
+def state_dict_from_variables(model: nn.Module,
+                              variables: Mapping[str, Any]
+                              ) -> dict[str, np.ndarray]:
+  """Converts the variables of a model to a PyTorch state dict.
+
+  The inverse of `variables_from_state_dict`, in the naming of the network's
+  usual PyTorch code, with zero counters, so that strict loading accepts it.
+
+  Args:
+    model: a classifier or a generator.
+    variables: {'params': ..., 'batch_stats': ...}.
+
+  Returns:
+    Contiguous arrays in the precision of the variables, by PyTorch's names.
+  """
+  naming = _namings(model)[0]
+  flat = traverse_util.flatten_dict(
+      {name: variables[name] for name in ('params', 'batch_stats')})
+  state_dict = {_torch_key(path, naming): _to_torch(np.asarray(value))
+                for path, value in flat.items()}
+  counters = {key: np.zeros((), np.int64) for key in _counters(state_dict)}
+  return state_dict | counters
+
+
+def load_variables(path: str | os.PathLike[str], model: nn.Module,
+                   image_shape: Sequence[int],
+                   select: str | None = None) -> dict[str, Any]:
+  """Reads the variables of a model from a file of PyTorch weights.
+
+  See `files.read_state_dict` and `variables_from_state_dict`.
+
+  Raises:
+    FileNotFoundError: if there is no such file.
+    ValueError: if the file cannot be read or does not fit the model.
+  """
+  state_dict = files.read_state_dict(path, select)
+  try:
+    return variables_from_state_dict(model, state_dict, image_shape)
+  except ValueError as error:
+    raise ValueError(f'{os.fspath(path)}: {error}') from error
+
+
+def _abstract(model, image_shape):
+  """Returns the shapes of the variables by path, {('params', ...): shape}."""
+  init = functools.partial(models.init_variables, model,
+                           image_shape=tuple(image_shape))
+  return traverse_util.flatten_dict(jax.eval_shape(init, jax.random.key(0)))
+
+
+def _namings(model):
+  return _NAMINGS.get(type(model), lambda _: ((),))(model)
+
+
+def _torch_key(path, naming):
+  """Returns the name in PyTorch of a Flax path ('params', ..., 'kernel')."""
+  collection, *modules, leaf = path
+  dotted = '.'.join(re.sub(r'_(\d+)$', r'.\1', name) for name in modules)
+  for pattern, replacement in naming:
+    dotted = re.sub(pattern, replacement, dotted)
+  return f'{dotted}.{_LEAVES[collection, leaf]}'
+
+
+def _counters(keys):
+  """Returns the names of the counters of all BatchNorm layers in `keys`."""
+  suffix = '.running_mean'
+  return [key.removesuffix(suffix) + '.num_batches_tracked'
+          for key in keys if key.endswith(suffix)]
+
+
+# Kernels: [k, k, C_in, C_out] <-> [C_out, C_in, k, k], of which the depthwise
+# [3, 3, 1, C] is a special case, and [C_in, C_out] <-> [C_out, C_in].
+_TO_TORCH = {4: (3, 2, 0, 1), 2: (1, 0)}
+_TO_FLAX = {4: (2, 3, 1, 0), 2: (1, 0)}
+
+
+def _torch_shape(shape):
+  return tuple(shape[i] for i in _TO_TORCH.get(len(shape), range(len(shape))))
+
+
+def _to_torch(value):
+  order = _TO_TORCH.get(value.ndim, range(value.ndim))
+  return np.ascontiguousarray(value.transpose(order))
+
+
+def _to_flax(value):
+  order = _TO_FLAX.get(value.ndim, range(value.ndim))
+  return np.ascontiguousarray(value.transpose(order))
+
+
+def _check_normalisation(model, state_dict):
+  """Returns the entries that are no normaliser's buffers, checked to agree.
+
+  Raises:
+    ValueError: if a buffer differs from the model's mean or std.
+  """
+  rest = {}
+  for key, value in state_dict.items():
+    name = files.NORMALISER_NAMES.get(key.removeprefix('normalize.'))
+    if name is None:
+      rest[key] = value
+      continue
+    field = getattr(model, name, None)
+    expected = {'mean': 0.0, 'std': 1.0}[name] if field is None else field
+    stored = np.asarray(value, np.float64).reshape(-1)
+    try:
+      agrees = np.allclose(stored, expected, rtol=0, atol=1e-5)
+    except ValueError:
+      agrees = False
+    if not agrees:
+      values = ', '.join(f'{number:.6g}' for number in stored[:10])
+      raise ValueError(f'Expected {name}={field} of the model to equal {key} '
+                       f'in the weights, ({values}).')
+  return rest
+
+
+def _check_keys(model, wanted, found):
+  """Raises one ValueError with everything in which the keys differ."""
+  missing = sorted(wanted.keys() - found.keys())
+  unexpected = sorted(found.keys() - wanted.keys())
+  misshaped = sorted(key for key in wanted.keys() & found.keys()
+                     if found[key].shape != wanted[key])
+  if not (missing or unexpected or misshaped):
+    return
+  parts = []
+  if missing:
+    parts.append(f'missing: {_listed(missing)}')
+  if unexpected:
+    parts.append(f'unexpected: {_listed(unexpected)}')
+  if misshaped:
+    shown = [f'{key} {found[key].shape} where the model has {wanted[key]}'
+             for key in misshaped]
+    parts.append(f'misshaped: {_listed(shown)}')
+  if missing or unexpected:
+    hint = _architecture_hint(wanted, found)
+  else:
+    hint = _classes_hint(wanted, found, misshaped)
+  raise ValueError(f'The weights do not fit {type(model).__name__}; '
+                   f'{"; ".join(parts)}.{hint}')
+
+
+def _architecture_hint(wanted, found):
+  """Returns a sentence on how the two networks differ, or nothing."""
+  (kind, blocks), (model_kind, model_blocks) = (
+      _fingerprint(found), _fingerprint(wanted))
+  if kind is not None and kind != model_kind:
+    return f' The names look like those of {kind}.'
+  if blocks != model_blocks:
+    return (f' The weights have {blocks} blocks in the first group, the model '
+            f'has {model_blocks}: the depths differ.')
+  return ''
+
+
+def _fingerprint(keys):
+  """Returns the likely architecture, or None, and its first group's blocks."""
+  kind = next((kind for key, kind in _FINGERPRINTS if key in keys), None)
+  matches = (_FIRST_GROUP.match(key) for key in keys)
+  return kind, len({match[1] for match in matches if match})
+
+
+def _classes_hint(wanted, found, misshaped):
+  """Returns a sentence if only the number of classes differs, or nothing."""
+  name = misshaped[-1].split('.')[0]
+  weight, bias = f'{name}.weight', f'{name}.bias'
+  if name in _CLASSIFIERS and misshaped == [bias, weight] and (
+      found[weight].shape[1:] == wanted[weight][1:]):
+    return (f' The weights have {found[weight].shape[0]} classes, the model '
+            f'has num_classes={wanted[weight][0]}.')
+  return ''
+
+
+def _listed(items):
+  shown = ', '.join(items[:_SHOWN])
+  more = len(items) - _SHOWN
+  return f'{shown} and {more} more' if more > 0 else shown

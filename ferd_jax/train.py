@@ -1,0 +1,400 @@
+"""A FERD run from top to bottom.
+
+Every epoch: latents and labels ~ class weights -> generator -> FAEs -> pool;
+after the warm-up, pool -> UTAEs -> student; the attacked teacher's margins ->
+class weights of the next epoch.
+"""
+
+from collections.abc import Callable
+from collections.abc import Iterable
+import functools
+import json
+import math
+import time
+from typing import Any
+from typing import NamedTuple
+
+from etils import epath
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ferd_jax import class_weights
+from ferd_jax import distill
+from ferd_jax import evaluate
+from ferd_jax import experiment
+from ferd_jax import models
+from ferd_jax import parallel as parallels
+from ferd_jax import pool as pools
+from ferd_jax import progress as progresses
+from ferd_jax import samples
+from ferd_jax import state as states
+from ferd_jax import synthesis
+from ferd_jax.checkpoint import Checkpoints
+
+REPLICATED, SHARDED = parallels.REPLICATED, parallels.SHARDED
+
+
+class Steps(NamedTuple):
+  """The compiled functions of a run."""
+  init: Callable  # probs, key -> SynthesisState
+  synthesis: Callable  # SynthesisState, SynthesisBatch, key -> state, metrics
+  measure: Callable  # SynthesisState, SynthesisBatch, key -> margins
+  student: Callable  # FerdState, StudentBatch, key -> state, metrics
+  end_epoch: Callable  # FerdState, margins -> FerdState
+
+
+def compile_steps(run: experiment.Experiment) -> Steps:
+  """Returns the steps mapped over the devices of the run."""
+  example_opt = jax.tree.map(
+      lambda leaf: SHARDED if leaf.ndim else REPLICATED,
+      jax.eval_shape(run.synthesis.latent_optimizer.init, jnp.zeros([1, 1])))
+  phase = states.SynthesisState(
+      generator=REPLICATED,
+      examples=states.ExampleState(
+          latents=SHARDED, opt_state=example_opt, labels=SHARDED,
+          best_images=SHARDED, view=SHARDED))
+  batch = distill.StudentBatch(images=SHARDED, labels=SHARDED,
+                               teacher=REPLICATED)
+  step, fixed = run.parallel.compile, functools.partial
+  return Steps(
+      init=step(fixed(synthesis.init, run.synthesis),
+                (REPLICATED, REPLICATED), phase),
+      synthesis=step(fixed(synthesis.step, run.synthesis),
+                     (phase, REPLICATED, REPLICATED), (phase, REPLICATED),
+                     donate=(0,)),
+      measure=step(fixed(synthesis.measure, run.synthesis),
+                   (phase, REPLICATED, REPLICATED), REPLICATED),
+      student=step(fixed(distill.step, run.distillation),
+                   (REPLICATED, batch, REPLICATED), (REPLICATED, REPLICATED),
+                   donate=(0,)),
+      end_epoch=step(fixed(end_epoch, run.class_rule, run.distillation),
+                     (REPLICATED, REPLICATED), REPLICATED))
+
+
+def init_state(run: experiment.Experiment) -> states.FerdState:
+  """Returns the state before the first epoch, on every device."""
+  key = jax.random.key(run.config.seed)
+  student = models.init_variables(
+      run.distillation.student, jax.random.fold_in(key, 0), run.image_shape)
+  return run.parallel.replicate(states.FerdState(
+      student=student,
+      opt_state=run.distillation.optimizer.init(student['params']),
+      class_weights=class_weights.init(run.num_classes),
+      class_state=run.distillation.outer.init(run.num_classes),
+      epoch=jnp.zeros([], jnp.int32), key=key))
+
+
+def end_epoch(rule: class_weights.Rule, settings: distill.Distillation,
+              state: states.FerdState, margins: dict[str, jax.Array], *,
+              axis_name: str | None = None) -> states.FerdState:
+  """Returns the state with class weights and class state of the next epoch."""
+  del axis_name  # The margins are sums over the global batch already.
+  return state.replace(
+      class_weights=class_weights.update(
+          state.class_weights, margins['margin_sums'], margins['counts'],
+          rule),
+      class_state=settings.outer.end_epoch(state.class_state),
+      epoch=state.epoch + 1)
+
+
+def synthesise(run: experiment.Experiment, steps: Steps,
+               state: states.FerdState, teacher: Any, key: jax.Array,
+               progress: progresses.Progress
+               ) -> tuple[np.ndarray, np.ndarray, dict[str, jax.Array], dict]:
+  """Runs an epoch's generator phase.
+
+  Args:
+    run: the experiment.
+    steps: its compiled functions.
+    state: of the run.
+    teacher: variables of the teacher, on every device.
+    key: of this phase.
+    progress: shows the steps.
+
+  Returns:
+    The FAEs `[B, H, W, C]`, their labels `[B]`, the margins that
+    `synthesis.measure` returns, and metrics of the phase.
+  """
+  warming_up = int(state.epoch) < run.config.warmup_epochs
+  scale = float(run.config.synthesis.warmup_adv or not warming_up)
+  batch = synthesis.SynthesisBatch(
+      teacher=teacher, student=state.student,
+      adv_scale=run.parallel.replicate(jnp.float32(scale)))
+  init_key, measure_key, *keys = _keys(
+      run, key, run.config.synthesis.steps + 2)
+  phase = steps.init(state.class_weights.probs, init_key)
+
+  def generate():
+    nonlocal phase
+    for step_key in keys:
+      phase, metrics = steps.synthesis(phase, batch, step_key)
+      yield metrics
+  metrics = _follow('generator', int(state.epoch), generate(), progress)
+  margins = steps.measure(phase, batch, measure_key)
+  images, labels = run.parallel.gather(
+      (phase.examples.best_images, phase.examples.labels))
+  return images, labels, margins, metrics | {
+      'kept_agreement': float(margins['agreement'])}
+
+
+def train_student(run: experiment.Experiment, steps: Steps,
+                  state: states.FerdState, teacher: Any, pool: pools.Pool,
+                  key: jax.Array, progress: progresses.Progress
+                  ) -> tuple[states.FerdState, dict]:
+  """Runs an epoch's student phase over the pool.
+
+  Args:
+    run: the experiment.
+    steps: its compiled functions.
+    state: of the run; its buffers are used up.
+    teacher: variables of the teacher, on every device.
+    pool: FAEs of this epoch and all before.
+    key: of this phase.
+    progress: shows the steps.
+
+  Returns:
+    The new state and metrics of the phase.
+  """
+  epoch = int(state.epoch)
+  config = run.config.distill
+  order_key, *keys = _keys(run, key, config.steps + 1)
+  rng = np.random.default_rng(np.asarray(jax.random.key_data(order_key)))
+
+  def distil():
+    nonlocal state
+    batches = pool.batches(rng, config.batch_size, config.steps)
+    for step_key, (images, labels) in zip(keys, batches, strict=True):
+      images, labels = run.parallel.shard((images, labels))
+      batch = distill.StudentBatch(images, labels, teacher)
+      state, metrics = steps.student(state, batch, step_key)
+      yield metrics
+  metrics = _follow('student', epoch, distil(), progress)
+  return state, metrics
+
+
+def train(run: experiment.Experiment, workdir: epath.PathLike, *,
+          stop_after: int | None = None) -> dict | None:
+  """Trains to the end, or goes on where the work directory stopped.
+
+  Args:
+    run: the experiment.
+    workdir: for checkpoints, pool, metrics, sample grids and results; it must
+      have been claimed (`checkpoint.claim`) for this run.
+    stop_after: stop once so many epochs are completed.
+
+  Returns:
+    The results, also written to `results.json`; None if the run stopped before
+    its last epoch, by `stop_after` or `config.max_minutes`.
+
+  Raises:
+    FloatingPointError: if a loss is not finite. The last saved epoch stays.
+  """
+  started = time.monotonic()
+  workdir, config = epath.Path(workdir), run.config
+  last_epoch = min(stop_after or config.num_epochs, config.num_epochs)
+  state, steps = init_state(run), compile_steps(run)
+  teacher = run.parallel.replicate(run.teacher_variables)
+  size = config.synthesis.batch_size
+  pool = pools.Pool.empty(config.num_epochs * size, run.image_shape,
+                          config.pool.dtype)
+  curve = _learning_curve(run)
+  with Checkpoints(workdir, config.eval.select) as checkpoints:
+    first_epoch = checkpoints.latest_epoch
+    if first_epoch:
+      state = checkpoints.restore(state, first_epoch)
+      checkpoints.restore_pool(pool, first_epoch)
+    root_key = _host_key(state)
+    progress = progresses.Progress(
+        workdir, _steps_until(run, config.num_epochs), first_epoch,
+        _steps_until(run, first_epoch))
+    for epoch in range(first_epoch + 1, last_epoch + 1):
+      epoch_started = time.monotonic()
+      key = jax.random.fold_in(root_key, epoch)
+      synthesis_key, student_key, curve_key = jax.random.split(key, 3)
+
+      images, labels, margins, metrics = synthesise(
+          run, steps, state, teacher, synthesis_key, progress)
+      pool.append(images, labels)
+      if epoch > config.warmup_epochs:
+        state, student_metrics = train_student(
+            run, steps, state, teacher, pool, student_key, progress)
+        metrics |= student_metrics
+      state = steps.end_epoch(state, margins)
+
+      metrics |= _class_metrics(state)
+      if _due(epoch, config.eval.every, last=config.num_epochs):
+        metrics |= curve(state, teacher, pool, curve_key)
+      metrics['seconds'] = time.monotonic() - epoch_started
+      progress.epoch(epoch, config.num_epochs, metrics)
+      checkpoints.save(epoch, state, pool, size, metrics)
+      if _due(epoch, config.log.samples_every, last=config.num_epochs):
+        _save_samples(workdir, run, epoch, images, labels)
+      elapsed = (time.monotonic() - started + metrics['seconds']) / 60
+      if 0 < config.max_minutes < elapsed and epoch < config.num_epochs:
+        progress.line(f'Stopped after epoch {epoch}: another would end after '
+                      f'max_minutes={config.max_minutes:g}. The same command '
+                      'goes on.')
+        last_epoch = epoch
+        break
+    progress.close()
+  if last_epoch < config.num_epochs:
+    return None
+  return evaluate_run(run, workdir)
+
+
+def evaluate_run(run: experiment.Experiment, workdir: epath.PathLike) -> dict:
+  """Evaluates teacher and student and returns and writes the results.
+
+  Args:
+    run: the experiment.
+    workdir: with a checkpoint; the epoch is chosen by `config.eval.select`.
+
+  Raises:
+    ValueError: if there is no checkpoint.
+  """
+  workdir, config = epath.Path(workdir), run.config
+  with Checkpoints(workdir, config.eval.select) as checkpoints:
+    epoch = checkpoints.selected_epoch
+    if not epoch:
+      raise ValueError(f'Expected a checkpoint in workdir={str(workdir)!r}; '
+                       'train first.')
+    state = checkpoints.restore(init_state(run), epoch)
+  key = jax.random.fold_in(_host_key(state), 0)
+  variables = {'teacher': run.parallel.replicate(run.teacher_variables),
+               'student': state.student}
+  names = tuple(config.eval.attacks)
+  results = {
+      'config': config.name, 'seed': config.seed, 'eps': config.eps,
+      'dataset': config.data.name, 'split': config.data.split,
+      'num_examples': len(run.examples.labels), 'epoch': epoch,
+      'num_epochs': config.num_epochs, 'select': config.eval.select,
+      'train_seconds': _train_seconds(workdir, epoch),
+      'jax': jax.__version__, 'parallel': run.parallel.mode,
+      'devices': [device.device_kind for device in run.parallel.devices],
+      'class_names': list(run.examples.class_names),
+      'models': {
+          model: run.evaluator(model, names)(
+              variables[model], run.examples.images, run.examples.labels, key)
+          for model in variables}}
+  if jax.process_index() == 0:
+    (workdir / 'results.json').write_text(json.dumps(results, indent=2) + '\n')
+  return results
+
+
+def finished_results(workdir: epath.PathLike) -> dict | None:
+  """Returns the results that a finished run left, None if it is not."""
+  path = epath.Path(workdir) / 'results.json'
+  return json.loads(path.read_text()) if path.exists() else None
+
+
+def _follow(phase: str, epoch: int, metrics: Iterable[dict],
+            progress: progresses.Progress) -> dict:
+  """Runs a phase's steps and returns its mean metrics and time per step.
+
+  The metrics of a step are read once the next one is dispatched, so that the
+  device never waits for the host.
+  """
+  started, seen = time.monotonic(), []
+
+  def read(values):
+    values = {name: float(value) for name, value in values.items()}
+    seen.append(values)
+    for name, value in values.items():
+      if not math.isfinite(value):
+        raise FloatingPointError(
+            f'Not finite: {name}={value} at epoch {epoch + 1}, {phase} step '
+            f'{len(seen)}. The checkpoint of epoch {epoch} is kept.'
+            if epoch else
+            f'Not finite: {name}={value} at epoch 1, {phase} step '
+            f'{len(seen)}.')
+    progress.step(phase, values)
+
+  previous = None
+  for current in metrics:
+    if previous is not None:
+      read(previous)
+    previous = current
+  read(previous)
+  milliseconds = (time.monotonic() - started) / len(seen) * 1e3
+  mean = {f'{phase}/{name}': float(np.mean([values[name] for values in seen]))
+          for name in seen[0]}
+  return mean | {f'{phase}/ms_per_step': milliseconds}
+
+
+def _learning_curve(run: experiment.Experiment) -> Callable[..., dict]:
+  """Returns the function that measures a point of the learning curve."""
+  config = run.config.eval
+  names = tuple(config.curve_attacks)
+  on_test = run.evaluator('student', names)
+  number = config.curve_examples or len(run.examples.labels)
+  images, labels = run.examples.images[:number], run.examples.labels[:number]
+  on_pool = teacher_predictions = None
+  if config.select == 'synthetic_pgd':
+    on_pool = run.evaluator('student', ('pgd20',))
+    teacher_predictions = evaluate.predictor(
+        run.synthesis.teacher, config.batch_size, run.parallel)
+
+  def measure(state, teacher, pool, key):
+    point = {}
+    for attack, summary in on_test(state.student, images, labels, key).items():
+      point[f'test_{attack}'] = summary['average']
+      point[f'test_{attack}_worst'] = summary['worst']
+    if on_pool:
+      # Robust agreement with the teacher on the newest synthetic images: a
+      # choice of epoch that needs no data.
+      newest = np.arange(max(0, pool.count - 1000), pool.count)
+      synthetic, _ = pool.take(newest)
+      predicted = teacher_predictions(teacher, synthetic)
+      report = on_pool(state.student, synthetic, predicted, key)
+      point['synthetic_pgd'] = report['pgd20']['average']
+    return point
+  return measure
+
+
+def _class_metrics(state: states.FerdState) -> dict:
+  """Returns the class weights for the log."""
+  weights = jax.tree.map(np.asarray, state.class_weights)
+  return {'min_log_prob': float(np.log(weights.probs.min())),
+          'max_prob': float(weights.probs.max()),
+          'probs': weights.probs.tolist(),
+          'fragility': weights.fragility.tolist()}
+
+
+def _save_samples(workdir, run, epoch, images, labels):
+  if jax.process_index() == 0:
+    samples.save_grid(
+        workdir / 'samples' / f'epoch_{epoch:05d}.png',
+        samples.sample_grid(images, labels, run.num_classes))
+
+
+def _train_seconds(workdir: epath.Path, epoch: int) -> float:
+  """Returns the seconds of training up to an epoch, over all sessions."""
+  lines = (workdir / 'metrics.jsonl').read_text().splitlines()
+  epochs = (json.loads(line) for line in lines)
+  return sum(e['seconds'] for e in epochs if e['epoch'] <= epoch)
+
+
+def _keys(run: experiment.Experiment, key: jax.Array,
+          number: int) -> list[jax.Array]:
+  """Returns the keys of a phase's steps, on every device."""
+  keys = jax.random.split(key, number)
+  return [run.parallel.replicate(keys[i]) for i in range(number)]
+
+
+def _host_key(state: states.FerdState) -> jax.Array:
+  """Returns the root key on this host's default device."""
+  return jax.random.wrap_key_data(np.asarray(jax.random.key_data(state.key)))
+
+
+def _steps_until(run: experiment.Experiment, epoch: int) -> int:
+  """Returns the number of steps of the epochs up to `epoch`."""
+  trained = max(0, epoch - run.config.warmup_epochs)
+  return (epoch * run.config.synthesis.steps
+          + trained * run.config.distill.steps)
+
+
+def _due(epoch: int, every: int, last: int) -> bool:
+  return bool(every) and (epoch % every == 0 or epoch == last)
+
+

@@ -1,0 +1,72 @@
+"""Distils a robust student from a robust teacher without data.
+
+  python main.py --config=configs/digits.py
+  python main.py --config=configs/cifar10.py:released \
+    --config.teacher.path=FILE --config.seed=1 --workdir=runs/seed1
+"""
+
+import sys
+
+from absl import app
+from absl import flags
+from absl import logging
+import jax
+from ml_collections import config_flags
+
+from ferd_jax import checkpoint
+from ferd_jax import experiment
+from ferd_jax import report
+from ferd_jax import train
+
+_CONFIG = config_flags.DEFINE_config_file(
+    'config', None, 'Config file, with variants after a colon.',
+    lock_config=True)
+_WORKDIR = flags.DEFINE_string(
+    'workdir', None, 'Where the run is kept; default: runs/<config name>.')
+_MODE = flags.DEFINE_enum(
+    'mode', 'train', ['train', 'evaluate'],
+    'Train (or go on) and evaluate, or evaluate the saved student again.')
+_DISTRIBUTED = flags.DEFINE_bool(
+    'distributed', False, 'Join the other processes of a TPU pod or cluster.')
+
+
+def _parse(argv: list[str]) -> list[str]:
+  """Parses the flags; a mistake in them or the config ends in one line."""
+  try:
+    positional = flags.FLAGS(argv)
+    if _CONFIG.value is None:
+      raise ValueError('Expected --config=FILE, e.g. configs/digits.py.')
+    return positional
+  except (flags.Error, AttributeError, KeyError, OSError, TypeError,
+          ValueError) as error:
+    sys.exit(f'error: {error}')
+
+
+def main(argv: list[str]) -> None:
+  logging.set_verbosity(logging.WARNING)  # Orbax tells much at INFO.
+  if len(argv) > 1:
+    sys.exit(f'error: Expected flags only, got {argv[1:]}.')
+  if _DISTRIBUTED.value:
+    jax.distributed.initialize()
+  config = _CONFIG.value
+  workdir = _WORKDIR.value or f'runs/{config.name}'
+  try:
+    run = experiment.build(config)
+    checkpoint.claim(workdir, run.identity)
+  except (ValueError, OSError) as error:
+    sys.exit(f'error: {error}')
+  if _MODE.value == 'evaluate':
+    results = train.evaluate_run(run, workdir)
+  elif results := train.finished_results(workdir):
+    print(f'{workdir} is finished; --mode=evaluate evaluates it again.')
+  else:
+    try:
+      results = train.train(run, workdir)
+    except (FloatingPointError, KeyboardInterrupt) as error:
+      sys.exit(f'stopped: {error or "interrupted; run again to go on."}')
+  if results:
+    print(report.table(results))
+
+
+if __name__ == '__main__':
+  app.run(main, flags_parser=_parse)

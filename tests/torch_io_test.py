@@ -1,0 +1,508 @@
+"""Tests of ferd_jax.torch_io and parity of the models with PyTorch.
+
+The twins in torch_twins.py carry the published attribute names. Tests that
+need torch skip without it.
+"""
+
+import functools
+import pathlib
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from ferd_jax import models
+from ferd_jax import torch_io
+
+# Published checkpoints, which have no licence to be copied here.
+REAL = pathlib.Path(__file__).parents[2] / 'shared' / 'data' / 'teachers'
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+# Compiling for speed takes longer than these tests run.
+jit = functools.partial(
+    jax.jit, compiler_options={'xla_backend_optimization_level': 0})
+
+
+@pytest.fixture(scope='module')
+def torch():
+  torch = pytest.importorskip('torch')
+  # Several threads only wait for each other on arrays this small.
+  threads = torch.get_num_threads()
+  torch.set_num_threads(1)
+  yield torch
+  torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope='module')
+def twins(torch):
+  import torch_twins
+  return torch_twins
+
+
+# The twin's class and arguments, the model's name and options.
+CASES = {
+    'wrn': ('WideResNet', (10, 1, 4, 5), 'wrn_10_1', {'width': 4}),
+    'wrn-wide': ('WideResNet', (16, 2, 4, 7), 'wrn_16_2', {'width': 4}),
+    'wrn-sub-block': (
+        'WideResNet', (10, 2, 4, 5, 3, True), 'wrn_10_2', {'width': 4}),
+    'resnet18': ('ResNet', ((2, 2, 2, 2), 4, 5), 'resnet18', {'width': 4}),
+    'cifar-akamaster': ('CifarResNet', (8, 4, 5, 'pad_both', 'akamaster'),
+                        'cifar_resnet8', {'width': 4}),
+    'cifar-stage': ('CifarResNet', (14, 4, 5, 'pad_after', 'stage'),
+                    'cifar_resnet14', {'width': 4, 'shortcut': 'pad_after'}),
+    'cifar-stage-both': ('CifarResNet', (8, 4, 5, 'pad_both', 'stage'),
+                         'cifar_resnet8', {'width': 4}),
+    'cifar-chenyaofo': ('CifarResNet', (8, 4, 5, 'conv', 'chenyaofo'),
+                        'cifar_resnet8', {'width': 4, 'shortcut': 'conv'}),
+    'cifar-option-b': ('CifarResNet', (8, 4, 5, 'conv', 'akamaster'),
+                       'cifar_resnet8', {'width': 4, 'shortcut': 'conv'}),
+    'preact18': ('PreActResNet', ((2, 2, 2, 2), 4, 5, 'preact', True),
+                 'preact_resnet18', {'width': 4}),
+    'preact18-input': (
+        'PreActResNet', ((2, 2, 2, 2), 4, 5, 'input', False),
+        'preact_resnet18',
+        {'width': 4, 'shortcut_input': 'input', 'final_bn': False}),
+    'preact34': ('PreActResNet', ((3, 4, 6, 3), 2, 5, 'preact', True),
+                 'preact_resnet34', {'width': 2}),
+    'mobilenet-fc': ('MobileNetV2', (8, 5), 'mobilenet_v2', {'width': 8}),
+}
+# Whose names `state_dict_from_variables` does not write.
+IMPORT_ONLY = ('wrn-sub-block', 'cifar-stage-both', 'cifar-option-b')
+
+
+def pair(twins, case, **options):
+  """Returns a random twin, its state dict, and the Flax model."""
+  kind, arguments, arch, fixed = CASES[case]
+  net = twins.randomise(getattr(twins, kind)(*arguments))
+  classes = arguments[1 if kind == 'MobileNetV2' else
+                      3 if kind == 'WideResNet' else 2]
+  model = models.build(arch, classes, **fixed | options)
+  return net, arrays(net), model
+
+
+def arrays(net):
+  return {key: value.detach().numpy().copy()
+          for key, value in net.state_dict().items()}
+
+
+def images(shape, dtype=np.float32):
+  return np.random.default_rng(0).uniform(size=shape).astype(dtype)
+
+
+def nhwc(tensor):
+  value = tensor.detach().numpy()
+  return value.transpose(0, 2, 3, 1) if value.ndim == 4 else value
+
+
+def run_stages(model, variables, x):
+  """Returns {stage: output} of one pass, stopped and resumed at each stage."""
+  outputs, start = {}, None
+  for stage in model.stages:
+    x = model.apply(variables, x, start=start, stop=stage)
+    outputs[stage], start = x, stage
+  return outputs
+
+
+def assert_same_stages(torch, net, model, variables, x, tolerance):
+  with torch.no_grad():
+    expected = {name: nhwc(value) for name, value in net.stages(
+        torch.from_numpy(x).permute(0, 3, 1, 2))}
+  got = jit(functools.partial(run_stages, model))(variables, jnp.asarray(x))
+  assert tuple(expected) == model.stages == tuple(
+      stage for stage in model.stages if stage in got)
+  for stage, value in expected.items():
+    assert got[stage].dtype == x.dtype
+    scale = max(1, np.abs(value).max())
+    np.testing.assert_allclose(got[stage], value, rtol=0,
+                               atol=tolerance * scale, err_msg=stage)
+
+
+@pytest.mark.parametrize('case', CASES)
+def test_stages_equal_pytorch(torch, twins, case):
+  net, state_dict, model = pair(twins, case)
+  variables = torch_io.variables_from_state_dict(model, state_dict, (32, 32, 3))
+  assert set(variables) == {'params', 'batch_stats'}
+  assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {
+      np.dtype(np.float32)}
+
+  # Strict loading: every name, shape and counter.
+  exported = torch_io.state_dict_from_variables(model, variables)
+  if case not in IMPORT_ONLY:
+    net.load_state_dict({key: torch.tensor(value)
+                         for key, value in exported.items()}, strict=True)
+  again = torch_io.variables_from_state_dict(model, exported, (32, 32, 3))
+  jax.tree.map(np.testing.assert_array_equal, again, variables)
+
+  assert_same_stages(torch, net, model, variables, images((2, 32, 32, 3)),
+                     1e-5)
+  with jax.enable_x64(True):
+    variables = jax.tree.map(lambda v: v.astype(jnp.float64), variables)
+    assert_same_stages(torch, net.double(), model, variables,
+                       images((2, 20, 12, 3), np.float64), 1e-10)
+
+
+@pytest.mark.parametrize(('case', 'options'), [
+    ('cifar-akamaster', {'shortcut': 'pad_after'}),
+    ('cifar-stage', {'shortcut': 'pad_both'}),
+    ('preact18', {'shortcut_input': 'input'}),
+    ('cifar-akamaster', {'mean': (0.5,), 'std': (0.25,)}),
+])
+def test_what_names_do_not_reveal_matters(torch, twins, case, options):
+  net, state_dict, model = pair(twins, case, **options)
+  variables = torch_io.variables_from_state_dict(model, state_dict, (16, 16, 3))
+  x = images((2, 16, 16, 3))
+  with torch.no_grad():
+    expected = net(torch.from_numpy(x).permute(0, 3, 1, 2)).numpy()
+  assert not np.allclose(jit(model.apply)(variables, x), expected, atol=0.1)
+
+
+def test_normalisation_is_that_of_pytorch(torch, twins):
+  net, state_dict, model = pair(twins, 'cifar-akamaster', mean=IMAGENET[0],
+                                std=IMAGENET[1])
+  net.mean_std = IMAGENET
+  # Buffers of a normalising layer agree with the model, under any name.
+  buffers = {'mu': np.reshape(IMAGENET[0], (1, 3, 1, 1)),
+             'normalize.std': np.float32(IMAGENET[1])}
+  variables = torch_io.variables_from_state_dict(
+      model, state_dict | buffers, (16, 16, 3))
+  x = images((2, 16, 16, 3))
+  assert_same_stages(torch, net, model, variables, x, 1e-5)
+  for wrong in ({'std': np.ones(3)}, {'sigma': np.ones((1, 1))},
+                {'normalize.mean': np.zeros(4)}):
+    with pytest.raises(ValueError, match='of the model to equal'):
+      torch_io.variables_from_state_dict(
+          model, state_dict | wrong, (16, 16, 3))
+  with pytest.raises(ValueError, match='mean=None of the model to equal mu'):
+    torch_io.variables_from_state_dict(
+        model.clone(mean=None, std=None), state_dict | buffers, (16, 16, 3))
+
+
+def assert_same_gradients(model, grads, net, variables):
+  """Compares the gradients by PyTorch's names."""
+  by_name = torch_io.state_dict_from_variables(
+      model, {'params': grads, 'batch_stats': variables['batch_stats']})
+  for name, parameter in net.named_parameters():
+    expected = parameter.grad.numpy()
+    np.testing.assert_allclose(
+        by_name[name], expected, rtol=0,
+        atol=1e-7 * max(1e-3, np.abs(expected).max()), err_msg=name)
+
+
+@pytest.mark.parametrize('case', ['resnet18', 'mobilenet-fc'])
+def test_training_step_equals_pytorch(torch, twins, case):
+  net, state_dict, model = pair(twins, case)
+  x, labels = images((4, 16, 16, 3), np.float64), np.arange(4)
+
+  net.double().train()
+  logits = net(torch.from_numpy(x).permute(0, 3, 1, 2))
+  torch.nn.functional.cross_entropy(logits, torch.from_numpy(labels)).backward()
+
+  def loss(params, stats):
+    logits, state = model.apply(
+        {'params': params, 'batch_stats': stats}, x, train=True,
+        mutable=['batch_stats'])
+    log_probs = jax.nn.log_softmax(logits)
+    return -jnp.mean(log_probs[np.arange(4), labels]), (
+        logits, state['batch_stats'])
+
+  with jax.enable_x64(True):
+    variables = jax.tree.map(
+        lambda v: v.astype(jnp.float64),
+        torch_io.variables_from_state_dict(model, state_dict, (16, 16, 3)))
+    grads, (got, stats) = jit(jax.grad(loss, has_aux=True))(
+        variables['params'], variables['batch_stats'])
+  np.testing.assert_allclose(got, logits.detach(), rtol=1e-9, atol=1e-9)
+  assert_same_gradients(model, grads, net, variables)
+  updated = torch_io.state_dict_from_variables(
+      model, {'params': variables['params'], 'batch_stats': stats})
+  for name, buffer in net.named_buffers():
+    if 'running' in name:
+      np.testing.assert_allclose(updated[name], buffer, rtol=1e-9, atol=1e-12,
+                                 err_msg=name)
+
+
+def test_generator_equals_pytorch(torch, twins):
+  net = twins.randomise(twins.Generator(7, 8, 2, 6))
+  model = models.Generator(side=8, channels=2, width=6)
+  state_dict = arrays(net)
+  assert (set(torch_io.torch_shapes(model, (7,))) == set(state_dict))
+  z = np.random.default_rng(0).normal(size=(3, 7))
+  weights = np.random.default_rng(1).normal(size=(3, 8, 8, 2))
+
+  net.double().train()
+  latents = torch.from_numpy(z).requires_grad_()
+  expected = net(latents)
+  (expected.permute(0, 2, 3, 1) * torch.from_numpy(weights)).sum().backward()
+
+  def weighted(params, z, stats):
+    out, state = model.apply({'params': params, 'batch_stats': stats}, z,
+                             mutable=['batch_stats'])
+    return jnp.sum(out * weights), (out, state['batch_stats'])
+
+  with jax.enable_x64(True):
+    variables = jax.tree.map(
+        lambda v: v.astype(jnp.float64),
+        torch_io.variables_from_state_dict(model, state_dict, (7,)))
+    (grads, z_grad), (out, stats) = jit(
+        jax.grad(weighted, argnums=(0, 1), has_aux=True))(
+            variables['params'], jnp.asarray(z), variables['batch_stats'])
+  np.testing.assert_allclose(out, nhwc(expected), rtol=1e-10)
+  np.testing.assert_allclose(z_grad, latents.grad, rtol=1e-7, atol=1e-10)
+  assert_same_gradients(model, grads, net, variables)
+  exported = torch_io.state_dict_from_variables(
+      model, {'params': variables['params'], 'batch_stats': stats})
+  other = twins.Generator(7, 8, 2, 6).double()
+  other.load_state_dict({key: torch.tensor(value)
+                         for key, value in exported.items()}, strict=True)
+  for name, buffer in net.named_buffers():
+    if 'running' in name:
+      np.testing.assert_allclose(exported[name], buffer, rtol=1e-9)
+
+
+MODEL = models.build('cifar_resnet8', 5, width=2)
+SHAPE = (8, 8, 3)
+
+
+def weights(model=MODEL, seed=0):
+  """Returns a random state dict of a model, without torch."""
+  rng = np.random.default_rng(seed)
+  return {
+      key: (np.zeros((), np.int64) if key.endswith('tracked') else
+            rng.uniform(0.5, 1.5, shape).astype(np.float32))
+      for key, shape in torch_io.torch_shapes(model, SHAPE).items()}
+
+
+def convert(state_dict, model=MODEL):
+  return torch_io.variables_from_state_dict(model, state_dict, SHAPE)
+
+
+def assert_same_weights(got, expected):
+  assert set(got) == set(expected)
+  for key, value in expected.items():
+    np.testing.assert_array_equal(got[key], value)
+
+
+def test_all_differences_are_in_one_error():
+  state_dict = weights()
+  del state_dict['layer2.0.conv1.weight'], state_dict['bn1.running_var']
+  state_dict['layer9.weight'] = np.zeros(3)
+  state_dict['conv1.weight'] = np.zeros((2, 1, 3, 3))
+  with pytest.raises(ValueError) as error:
+    convert(state_dict)
+  message = str(error.value)
+  assert 'missing: bn1.running_var, layer2.0.conv1.weight;' in message
+  assert 'unexpected: layer9.weight;' in message
+  assert ('misshaped: conv1.weight (2, 1, 3, 3) where the model has '
+          '(2, 3, 3, 3).') in message
+  assert '\n' not in message
+
+
+def test_wrong_class_count_is_named():
+  with pytest.raises(ValueError, match='have 7 classes, the model has '
+                                       'num_classes=5'):
+    convert(weights(models.build('cifar_resnet8', 7, width=2)))
+
+
+def test_both_names_of_the_mobilenet_classifier():
+  model = models.build('mobilenet_v2', 5, width=4)
+  expected = weights(model)
+  assert 'fc.weight' in expected
+  renamed = {key.replace('fc.', 'linear.'): value
+             for key, value in expected.items()}
+  jax.tree.map(np.testing.assert_array_equal, convert(renamed, model),
+               convert(expected, model))
+  with pytest.raises(ValueError, match='missing: fc.bias; unexpected: linear'):
+    convert(expected | {'linear.bias': expected.pop('fc.bias')}, model)
+
+
+@pytest.mark.parametrize(('arch', 'options', 'hint'), [
+    ('wrn_10_1', {}, r'look like those of wrn_\*'),
+    ('mobilenet_v2', {'width': 4}, 'look like those of mobilenet_v2'),
+    ('resnet18', {'width': 2}, 'look like those of resnet18/34'),
+    ('cifar_resnet14', {'width': 2}, '2 blocks in the first group.* has 1'),
+])
+def test_wrong_architecture_is_named(arch, options, hint):
+  with pytest.raises(ValueError, match=hint) as error:
+    convert(weights(models.build(arch, 5, **options)))
+  message = str(error.value)
+  assert ' more' in message
+  assert len(message) < 2500
+
+
+@pytest.mark.parametrize('value', [np.nan, np.inf])
+def test_values_that_are_not_finite_are_named(value):
+  state_dict = weights()
+  state_dict['bn1.weight'][1] = value
+  state_dict['linear.bias'][0] = value
+  with pytest.raises(ValueError, match='not finite: bn1.weight, linear.bias'
+                     ) as error:
+    convert(state_dict)
+  assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize('prefix', ['module.', 'model.', 'module.model.', '0.',
+                                    'module.0.', '1.', 'module.1.'])
+def test_prefixes(prefix):
+  expected = weights()
+  got = torch_io.strip_prefixes(
+      {prefix + key: value for key, value in expected.items()})
+  assert_same_weights(got, expected)
+
+
+def test_prefix_is_kept_unless_common():
+  mixed = {'module.a': np.zeros(1), 'b': np.zeros(1)}
+  assert set(torch_io.strip_prefixes(mixed)) == set(mixed)
+  two = {'0.a': np.zeros(1), '1.b': np.zeros(1)}
+  assert set(torch_io.strip_prefixes(two)) == set(two)
+  normalised = {'module.0.mean': np.zeros(3), 'module.1.a': np.ones(1)}
+  assert set(torch_io.strip_prefixes(normalised)) == {'normalize.mean', 'a'}
+
+
+def test_files_without_torch(tmp_path, monkeypatch):
+  expected = weights()
+  # The name of a file says nothing.
+  safetensors.numpy.save_file(expected, tmp_path / 'weights.pth')
+  np.savez(tmp_path / 'arrays.npz', **expected)
+  (tmp_path / 'arrays.npz').rename(tmp_path / 'arrays.safetensors')
+  # Importing it then raises ImportError.
+  monkeypatch.setitem(sys.modules, 'torch', None)
+  for name in ('weights.pth', 'arrays.safetensors'):
+    assert_same_weights(torch_io.read_state_dict(tmp_path / name), expected)
+    variables = torch_io.load_variables(tmp_path / name, MODEL, SHAPE)
+    jax.tree.map(np.testing.assert_array_equal, variables, convert(expected))
+
+
+@pytest.mark.parametrize('zipped', [True, False])
+def test_torch_file_without_torch(torch, tmp_path, monkeypatch, zipped):
+  path = tmp_path / 'net.pt'
+  torch.save({'a': torch.zeros(2)}, path,
+             _use_new_zipfile_serialization=zipped)
+  # Importing it then raises ImportError.
+  monkeypatch.setitem(sys.modules, 'torch', None)
+  with pytest.raises(ValueError, match='net.pt.*re-save it as safetensors, or '
+                                       'install torch'):
+    torch_io.read_state_dict(path)
+
+
+@pytest.mark.parametrize('zipped', [True, False])
+@pytest.mark.parametrize('wrapper', [
+    None, 'state_dict', 'model_state_dict', 'model', 'net', 'ema',
+    'state_dict_ema', 'last'])
+def test_torch_files(torch, tmp_path, wrapper, zipped):
+  expected = weights()
+  tensors = {'module.' + key: torch.from_numpy(value)
+             for key, value in expected.items()}
+  content = tensors if wrapper is None else {
+      wrapper: tensors, 'epoch': 3, 'optimizer': {'state': {}}}
+  if wrapper == 'last':
+    content['best'] = {'conv1.weight': torch.zeros(1)}
+  torch.save(content, tmp_path / 'net.tar',
+             _use_new_zipfile_serialization=zipped)
+  assert_same_weights(torch_io.read_state_dict(tmp_path / 'net.tar'), expected)
+
+
+def test_torch_tensors_of_all_kinds(torch, tmp_path):
+  tensors = {
+      'strided': torch.arange(12.0).view(3, 4).t()[::2],
+      'scalar': torch.tensor(3),
+      'half': torch.ones(2, dtype=torch.float16),
+      'bfloat': torch.full((2,), 1.5, dtype=torch.bfloat16),
+      'double': torch.ones(2, dtype=torch.float64),
+      'parameter': torch.nn.Parameter(torch.ones(2)),
+  }
+  torch.save(tensors, tmp_path / 'net.pt')
+  got = torch_io.read_state_dict(tmp_path / 'net.pt')
+  for key, value in tensors.items():
+    np.testing.assert_array_equal(got[key], value.detach().double().numpy())
+  assert got['half'].dtype == got['bfloat'].dtype == np.float32
+
+
+def test_choice_between_state_dicts(torch, tmp_path):
+  path = tmp_path / 'net.pt'
+  first, second = {'a': torch.zeros(1)}, {'a': torch.ones(1)}
+  torch.save({'state_dict': first, 'ema': second}, path)
+  with pytest.raises(ValueError, match='select one of state_dict, ema'):
+    torch_io.read_state_dict(path)
+  assert torch_io.read_state_dict(path, select='ema')['a'] == 1
+  with pytest.raises(ValueError, match="select='net'.*keys are ema, state_d"):
+    torch_io.read_state_dict(path, select='net')
+  for content, message in (
+      ([first], 'holds a list'),
+      ({'state_dict': [first]}, 'no dict of tensors; its keys are state_dict'),
+      ({'a': torch.zeros(2).to_sparse()}, 'a: ')):
+    torch.save(content, path)
+    with pytest.raises(ValueError, match=message) as error:
+      torch_io.read_state_dict(path)
+    assert '\n' not in str(error.value)
+
+
+class Unsafe:
+  """An object that torch.load refuses to build."""
+
+
+def test_torch_files_that_are_refused(torch, tmp_path):
+  path = tmp_path / 'net.pt'
+  torch.save({'a': torch.zeros(1), 'args': Unsafe()}, path)
+  with pytest.raises(ValueError, match='net.pt, which may be damaged') as error:
+    torch_io.read_state_dict(path)
+  assert '\n' not in str(error.value)
+  torch.jit.script(torch.nn.Linear(1, 1)).save(path)
+  with pytest.raises(ValueError, match='TorchScript'):
+    torch_io.read_state_dict(path)
+
+
+@pytest.mark.parametrize(('content', 'message'), [
+    (b'', 'is empty'),
+    (b'<!DOCTYPE html><html>quota exceeded</html>', 'HTML page'),
+    (b'\n <html>', 'HTML page'),
+    (b'version https://git-lfs.github.com/spec/v1\noid', 'LFS pointer'),
+    (b'\x93NUMPY\x01\x00', 'one array'),
+    (b'\x80\x04\x95', 'pickle not made by torch.save'),
+    (b'weights, allegedly', 'none of safetensors, npz'),
+    (b'\0' * 257 + b'ustar' + b'\0' * 250, 'tar archive'),
+    (b'\x10\0\0\0\0\0\0\0{"a": 1', 'damaged'),
+    (b'PK\x03\x04 and then nothing', 'damaged'),
+])
+def test_files_that_hold_no_weights(tmp_path, content, message):
+  path = tmp_path / 'net.pt'
+  path.write_bytes(content)
+  with pytest.raises(ValueError, match=message) as error:
+    torch_io.read_state_dict(path)
+  assert str(path) in str(error.value)
+  assert '\n' not in str(error.value)
+
+
+def test_missing_file_and_file_of_another_model(tmp_path):
+  with pytest.raises(FileNotFoundError, match='nothing.pt'):
+    torch_io.load_variables(tmp_path / 'nothing.pt', MODEL, SHAPE)
+  path = tmp_path / 'net.safetensors'
+  safetensors.numpy.save_file(weights(), path)
+  with pytest.raises(ValueError, match='net.safetensors: .* fit WideResNet'):
+    torch_io.load_variables(path, models.build('wrn_10_1', 5), SHAPE)
+
+
+@pytest.mark.parametrize(('name', 'arguments', 'options'), [
+    ('CIFAR10-resnet20-adv.pth', ('pad_after', 'stage'),
+     {'shortcut': 'pad_after'}),
+    ('resnet20-12fca82f.th', ('pad_both', 'akamaster'),
+     {'mean': IMAGENET[0], 'std': IMAGENET[1]}),
+])
+def test_published_checkpoint(torch, twins, name, arguments, options):
+  path = REAL / name
+  if not path.exists():
+    pytest.skip(f'{name} is not here')
+  model = models.build('cifar_resnet20', 10, **options)
+  variables = torch_io.load_variables(path, model, (32, 32, 3))
+  net = twins.CifarResNet(20, 16, 10, *arguments).eval()
+  net.mean_std = IMAGENET if 'mean' in options else None
+  stored = torch.load(path, map_location='cpu', weights_only=True)['state_dict']
+  # Files from before torch 0.4.1 have no counters.
+  keys = net.load_state_dict({key.removeprefix('module.'): value
+                              for key, value in stored.items()}, strict=False)
+  assert not keys.unexpected_keys
+  assert all(key.endswith('tracked') for key in keys.missing_keys)
+  assert_same_stages(torch, net, model, variables, images((4, 32, 32, 3)),
+                     1e-5)
