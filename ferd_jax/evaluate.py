@@ -1,6 +1,8 @@
 """Accuracy under attack, per class, on fixed-shape batches."""
 
 from collections.abc import Callable
+from collections.abc import Mapping
+from collections.abc import Sequence
 import dataclasses
 import functools
 from typing import Any
@@ -16,6 +18,7 @@ from ferd_jax import collectives
 from ferd_jax import forward
 from ferd_jax import metrics
 from ferd_jax import parallel as parallels
+from ferd_jax import stepwise
 
 CLEAN = 'clean'
 ATTACKS = (CLEAN, *attacks.PRESETS)
@@ -25,7 +28,7 @@ class EvaluationBatch(flax.struct.PyTreeNode):
   """Images to attack; the last batch is padded to the shape of the others.
 
   Attributes:
-    images: `[B, H, W, C]`, uint8 in 0..255 or float in [0, 1].
+    images: float32 `[B, H, W, C]` in [0, 1].
     labels: int32 `[B]`.
     indices: int32 `[B]`, position in the data set: an image's randomness
       depends on it and not on the batch size.
@@ -37,53 +40,48 @@ class EvaluationBatch(flax.struct.PyTreeNode):
   mask: jax.Array
 
 
-def correct_per_class(model: nn.Module, attack: attacks.PGD | None,
-                      num_classes: int, variables: Any,
-                      batch: EvaluationBatch, key: jax.Array, *,
+def correct_per_class(model: nn.Module, num_classes: int, variables: Any,
+                      images: jax.Array, batch: EvaluationBatch, *,
                       axis_name: str | None = None) -> jax.Array:
-  """Returns how many images of each class survive the attack, int32 `[C]`.
+  """Returns how many images of each class are classified right, int32 `[C]`.
 
   Args:
     model: module under evaluation.
-    attack: None for clean accuracy.
     num_classes: C.
     variables: of the model.
-    batch: images and labels.
-    key: typed PRNG key of the whole evaluation.
+    images: `[B, H, W, C]`, those of the batch, attacked or not.
+    batch: for labels and mask.
     axis_name: mapped axis over which the examples are sharded.
   """
-  images = batch.images
-  if images.dtype == jnp.uint8:
-    images = images.astype(jnp.float32) / 255
-  logits_fn = forward.logits_fn(model, variables)
-  if attack is not None:
-    keys = collectives.example_keys(key, batch.indices)
-    images = attack(logits_fn, keys, images, batch.labels)
-  correct = jnp.argmax(logits_fn(images), axis=-1) == batch.labels
+  predictions = jnp.argmax(forward.logits(model, variables, images), axis=-1)
+  hits = ((predictions == batch.labels) & batch.mask).astype(jnp.int32)
   classes = jax.nn.one_hot(batch.labels, num_classes, dtype=jnp.int32)
-  hits = (correct & batch.mask).astype(jnp.int32)
   return collectives.psum(jnp.sum(hits[:, None] * classes, axis=0), axis_name)
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluator:
-  """A model's accuracy under named attacks, compiled once.
+  """Measures a model's accuracy under named attacks; compiled once.
 
   Attributes:
-    attack_steps: compiled `correct_per_class` by attack name.
-    parallel: the device mapping they were compiled for.
+    attacks: compiled attacks by name (see `stepwise.compile_attack`), None for
+      clean images.
+    count: compiled `correct_per_class`.
+    parallel: the device mapping that they were compiled for.
     num_classes: C.
     batch_size: images a step, over all devices.
     ddof: of the NSD.
   """
-  attack_steps: dict[str, Callable]
+  attacks: Mapping[str, Callable | None]
+  count: Callable
   parallel: parallels.Parallel
   num_classes: int
   batch_size: int
   ddof: int
 
   def __call__(self, variables: Any, images: np.ndarray, labels: np.ndarray,
-               key: jax.Array) -> dict[str, dict]:
+               key: jax.Array,
+               names: Sequence[str] | None = None) -> dict[str, dict]:
     """Returns, by attack name, the summary and the accuracy per class.
 
     Args:
@@ -91,28 +89,38 @@ class Evaluator:
       images: `[N, H, W, C]`, uint8 or float in [0, 1].
       labels: int `[N]`.
       key: typed PRNG key.
+      names: of the attacks to run; default: all.
 
     Returns:
       `metrics.summarise` of each attack, and `per_class`, a list of C
       accuracies (NaN for a class without images).
     """
     labels = np.asarray(labels, np.int32)
-    batches = [self.parallel.shard(batch)
-               for batch in _batches(images, labels, self.batch_size)]
     counts = np.bincount(labels, minlength=self.num_classes)
+    key = self.parallel.replicate(key)
+    correct = {name: [] for name in names or self.attacks}
+    for batch in _batches(images, labels, self.batch_size):
+      batch = self.parallel.shard(batch)
+      for name, found in correct.items():
+        found.append(np.asarray(self._correct(name, variables, batch, key)))
     report = {}
-    for name, attack_step in self.attack_steps.items():
-      # Dispatched without waiting, then read.
-      correct = [attack_step(variables, batch, key) for batch in batches]
-      correct = np.sum([np.asarray(c) for c in correct], axis=0)
+    for name, found in correct.items():
+      total = np.sum(found, axis=0)
       with np.errstate(invalid='ignore'):
-        per_class = (correct / counts).tolist()
-      report[name] = metrics.summarise(correct, counts, ddof=self.ddof) | {
+        per_class = (total / counts).tolist()
+      report[name] = metrics.summarise(total, counts, ddof=self.ddof) | {
           'per_class': per_class}
     return report
 
+  def _correct(self, name, variables, batch, key):
+    attack = self.attacks[name]
+    images = batch.images
+    if attack is not None:
+      images = attack(variables, images, batch.labels, batch.indices, key)
+    return self.count(variables, images, batch)
 
-def evaluator(model: nn.Module, names: tuple[str, ...], eps: float,
+
+def evaluator(model: nn.Module, names: Sequence[str], eps: float,
               num_classes: int, batch_size: int,
               parallel: parallels.Parallel, *, ddof: int = 0) -> Evaluator:
   """Returns an evaluator of a model under the named attacks.
@@ -126,15 +134,16 @@ def evaluator(model: nn.Module, names: tuple[str, ...], eps: float,
     parallel: the device mapping.
     ddof: of the NSD.
   """
-  def compiled(name):
-    attack = None if name == CLEAN else attacks.preset(name, eps)
-    return parallel.compile(
-        functools.partial(correct_per_class, model, attack, num_classes),
-        in_specs=(parallels.REPLICATED, parallels.SHARDED,
-                  parallels.REPLICATED),
-        out_specs=parallels.REPLICATED)
-  return Evaluator({name: compiled(name) for name in names}, parallel,
-                   num_classes, batch_size, ddof)
+  replicated, sharded = parallels.REPLICATED, parallels.SHARDED
+  return Evaluator(
+      attacks={
+          name: None if name == CLEAN else stepwise.compile_attack(
+              attacks.preset(name, eps), model, parallel) for name in names},
+      count=parallel.compile(
+          functools.partial(correct_per_class, model, num_classes),
+          in_specs=(replicated, sharded, sharded), out_specs=replicated),
+      parallel=parallel, num_classes=num_classes, batch_size=batch_size,
+      ddof=ddof)
 
 
 def predictor(model: nn.Module, batch_size: int,
@@ -164,12 +173,14 @@ def predictor(model: nn.Module, batch_size: int,
 def _batches(images, labels, batch_size):
   for first in range(0, len(labels), batch_size):
     size = min(batch_size, len(labels) - first)
+
     def pad(array, first=first, size=size):
       widths = [(0, batch_size - size)] + [(0, 0)] * (array.ndim - 1)
       return np.pad(array[first:first + size], widths)
+    padded = pad(images)
+    if padded.dtype == np.uint8:
+      padded = padded.astype(np.float32) / 255
     yield EvaluationBatch(
-        images=pad(images), labels=pad(labels),
+        images=padded, labels=pad(labels),
         indices=pad(np.arange(len(labels), dtype=np.int32)),
         mask=np.arange(batch_size) < size)
-
-

@@ -41,6 +41,7 @@ class Experiment:
     examples: images and labels of the evaluation.
     teacher_variables: converted from the teacher's file.
     synthesis: settings of the generator phase.
+    margin_attack: on the teacher, behind the margins.
     class_rule: how margins become class probabilities.
     distillation: settings of the student phase.
     identity: nested dict that tells this run from another.
@@ -52,6 +53,7 @@ class Experiment:
   examples: data.Examples
   teacher_variables: Any
   synthesis: synthesis.Synthesis
+  margin_attack: attacks.PGD
   class_rule: class_weights.Rule
   distillation: distill.Distillation
   identity: Mapping[str, Any]
@@ -103,8 +105,6 @@ def build(config: config_dict.ConfigDict,
       w_bn=options.w_bn, w_oh=options.w_oh, w_adv=options.w_adv,
       w_uni=options.w_uni, keep=options.keep,
       bottleneck=_bottleneck(config.features, teacher, tap),
-      margin_attack=attacks.PGD(config.eps, config.step_size,
-                                config.class_weights.attack_steps),
       margin_batch=config.class_weights.batch, **augmentation)
   options = config.distill
   student_phase = distill.Distillation(
@@ -125,6 +125,8 @@ def build(config: config_dict.ConfigDict,
       config=config, parallel=parallel, num_classes=info.num_classes,
       image_shape=info.image_shape, examples=examples,
       teacher_variables=variables, synthesis=generator_phase,
+      margin_attack=attacks.PGD(config.eps, config.step_size,
+                                options.attack_steps),
       class_rule=class_weights.Rule(options.rule, options.tau,
                                     tuple(options.range), options.absent),
       distillation=student_phase,

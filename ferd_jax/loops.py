@@ -18,9 +18,14 @@ def repeat(num_steps: int, body: Callable, carry, *, unroll: bool | None):
       slower than outside, and rolls on accelerators.
   """
   if unroll is None:
-    unroll = jax.default_backend() == 'cpu'
+    unroll = unrolled_here()
   if not unroll:
     return lax.fori_loop(0, num_steps, body, carry)
   for step in range(num_steps):
     carry = body(step, carry)
   return carry
+
+
+def unrolled_here() -> bool:
+  """Returns whether loops around convolutions are unrolled: on CPU they are."""
+  return jax.default_backend() == 'cpu'

@@ -2,7 +2,7 @@
 
 An epoch starts with a new generator, new latents and labels drawn from the
 class probabilities (`init`), takes N_G generator steps (`step`), and ends with
-the margins of the attacked teacher (`measure`), from which the next epoch's
+the margins (`measure`) of the teacher under PGD-20, from which the next epoch's
 class probabilities follow.
 
 References: FERD, arXiv:2509.20793; GitHub mayaobuduyao/FERD
@@ -19,7 +19,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ferd_jax import attacks
 from ferd_jax import augment
 from ferd_jax import collectives
 from ferd_jax import features
@@ -51,7 +50,6 @@ class Synthesis:
     w_bn, w_oh, w_adv, w_uni: weights of L_bn, L_oh, L_adv, L_uni; a term of
       weight 0 is not computed.
     bottleneck: settings of the mask that L_uni uses.
-    margin_attack: attack on the teacher behind the margins.
     margin_batch: which images' margins: 'last_view' or 'best'.
     keep: which step's images enter the pool: 'best' or 'last'.
     pad: largest shift of the views, in pixels.
@@ -70,7 +68,6 @@ class Synthesis:
   w_adv: float
   w_uni: float
   bottleneck: features.Bottleneck
-  margin_attack: attacks.PGD
   margin_batch: str
   keep: str
   pad: int
@@ -264,16 +261,23 @@ def view_loss(settings: Synthesis, view: jax.Array, labels: jax.Array,
   return loss, metrics | terms | {'loss': loss}
 
 
-def measure(settings: Synthesis, state: states.SynthesisState,
-            batch: SynthesisBatch, key: jax.Array, *,
+def margin_images(settings: Synthesis,
+                  examples: states.ExampleState) -> jax.Array:
+  """Returns the images whose attacked margins are measured, `[B, H, W, C]`."""
+  return (examples.best_images if settings.margin_batch == 'best'
+          else examples.view)
+
+
+def measure(settings: Synthesis, examples: states.ExampleState,
+            attacked: jax.Array, teacher: Any, *,
             axis_name: str | None = None) -> dict[str, jax.Array]:
   """Returns the attacked teacher's margins per class, and its agreement.
 
   Args:
     settings: of the generator phase.
-    state: after the last generator step.
-    batch: the frozen networks; the student is not read.
-    key: typed PRNG key of this measurement.
+    examples: after the last generator step.
+    attacked: `margin_images` after the margin attack on the teacher.
+    teacher: variables of the teacher.
     axis_name: mapped axis over which the examples are sharded.
 
   Returns:
@@ -281,23 +285,16 @@ def measure(settings: Synthesis, state: states.SynthesisState,
     attacked images' margins, and the scalar `agreement`, how often the teacher
     predicts the sampled label of a kept image.
   """
-  examples = state.examples
-  keys = collectives.example_keys(
-      key, collectives.example_indices(examples.labels.shape[0], axis_name))
-  images = (examples.best_images if settings.margin_batch == 'best'
-            else examples.view)
-  logits_fn = forward.logits_fn(settings.teacher, batch.teacher)
-  attacked = settings.margin_attack(logits_fn, keys, images, examples.labels)
+  logits_fn = forward.logits_fn(settings.teacher, teacher)
   logits = logits_fn(attacked)
   margins = losses.margin(logits, examples.labels)
   onehot = jax.nn.one_hot(examples.labels, logits.shape[-1],
                           dtype=margins.dtype)
+  margin_sums = jnp.sum(margins[:, None] * onehot, axis=0)
   correct = jnp.argmax(logits_fn(examples.best_images), -1) == examples.labels
   return {
-      'margin_sums': collectives.psum(margins @ onehot, axis_name),
+      'margin_sums': collectives.psum(margin_sums, axis_name),
       'counts': collectives.psum(jnp.sum(onehot, axis=0), axis_name),
       'agreement': collectives.pmean(
           jnp.mean(correct.astype(margins.dtype)), axis_name),
   }
-
-

@@ -29,6 +29,7 @@ from ferd_jax import pool as pools
 from ferd_jax import progress as progresses
 from ferd_jax import samples
 from ferd_jax import state as states
+from ferd_jax import stepwise
 from ferd_jax import synthesis
 from ferd_jax.checkpoint import Checkpoints
 
@@ -39,7 +40,8 @@ class Steps(NamedTuple):
   """The compiled functions of a run."""
   init: Callable  # probs, key -> SynthesisState
   synthesis: Callable  # SynthesisState, SynthesisBatch, key -> state, metrics
-  measure: Callable  # SynthesisState, SynthesisBatch, key -> margins
+  margin_attack: Callable  # teacher, images, labels, indices, key -> images
+  measure: Callable  # ExampleState, attacked images, teacher -> margins
   student: Callable  # FerdState, StudentBatch, key -> state, metrics
   end_epoch: Callable  # FerdState, margins -> FerdState
 
@@ -63,8 +65,10 @@ def compile_steps(run: experiment.Experiment) -> Steps:
       synthesis=step(fixed(synthesis.step, run.synthesis),
                      (phase, REPLICATED, REPLICATED), (phase, REPLICATED),
                      donate=(0,)),
+      margin_attack=stepwise.compile_attack(
+          run.margin_attack, run.synthesis.teacher, run.parallel),
       measure=step(fixed(synthesis.measure, run.synthesis),
-                   (phase, REPLICATED, REPLICATED), REPLICATED),
+                   (phase.examples, SHARDED, REPLICATED), REPLICATED),
       student=step(fixed(distill.step, run.distillation),
                    (REPLICATED, batch, REPLICATED), (REPLICATED, REPLICATED),
                    donate=(0,)),
@@ -131,9 +135,14 @@ def synthesise(run: experiment.Experiment, steps: Steps,
       phase, metrics = steps.synthesis(phase, batch, step_key)
       yield metrics
   metrics = _follow('generator', int(state.epoch), generate(), progress)
-  margins = steps.measure(phase, batch, measure_key)
+  examples = phase.examples
+  indices = run.parallel.shard(np.arange(run.synthesis.batch_size))
+  attacked = steps.margin_attack(
+      teacher, synthesis.margin_images(run.synthesis, examples),
+      examples.labels, indices, measure_key)
+  margins = steps.measure(examples, attacked, teacher)
   images, labels = run.parallel.gather(
-      (phase.examples.best_images, phase.examples.labels))
+      (examples.best_images, examples.labels))
   return images, labels, margins, metrics | {
       'kept_agreement': float(margins['agreement'])}
 

@@ -234,8 +234,7 @@ def test_batch_norm_running_statistics():
     norm.apply(norm_variables(4), x[:1, :1, :1], train=True)
 
 
-@pytest.mark.parametrize('shards', [2, 4])
-def test_batch_norm_synchronises_over_an_axis(shards):
+def test_batch_norm_synchronises_over_an_axis():
   x = images((8, 8, 8, 3)) * jnp.arange(1.0, 9).reshape(8, 1, 1, 1)
   labels = jnp.arange(8) % 5
   whole = tiny('cifar_resnet8')
@@ -254,9 +253,6 @@ def test_batch_norm_synchronises_over_an_axis(shards):
         params, stats, x, labels, sharded)
     return jax.lax.pmean(grads, 'data'), logits, stats
 
-  def split(array):
-    return array.reshape(shards, -1, *array.shape[1:])
-
   with jax.enable_x64(True):
     variables = jax.tree.map(lambda v: v.astype(jnp.float64),
                              filled(whole, (8, 8, 3)))
@@ -265,14 +261,16 @@ def test_batch_norm_synchronises_over_an_axis(shards):
     grads, (logits, new_stats) = jit(
         jax.grad(loss, has_aux=True), static_argnums=4)(
             params, stats, x, labels, whole)
-    got_grads, got_logits, got_stats = jit(jax.vmap(
-        step, in_axes=(None, None, 0, 0), axis_name='data'))(
-            params, stats, split(x), split(labels))
-
-  np.testing.assert_allclose(got_logits.reshape(8, 5), logits, rtol=1e-9)
-  for got, expected in ((got_grads, grads), (got_stats, new_stats)):
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(
-        a, np.broadcast_to(b, a.shape), rtol=1e-8, atol=1e-10), got, expected)
+    for shards in (2, 4):
+      got_grads, got_logits, got_stats = jit(jax.vmap(
+          step, in_axes=(None, None, 0, 0), axis_name='data'))(
+              params, stats, x.reshape(shards, -1, 8, 8, 3),
+              labels.reshape(shards, -1))
+      np.testing.assert_allclose(got_logits.reshape(8, 5), logits, rtol=1e-9)
+      for got, expected in ((got_grads, grads), (got_stats, new_stats)):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(
+            a, np.broadcast_to(b, a.shape), rtol=1e-8, atol=1e-10),
+                     got, expected)
 
 
 def test_sharded_moments_are_local():
@@ -284,7 +282,7 @@ def test_sharded_moments_are_local():
                           mutable=['moments'])
     return state['moments']['mean']
 
-  got = jax.vmap(moments, axis_name='data')(x.reshape(2, 2, 4, 4, 2))
+  got = jit(jax.vmap(moments, axis_name='data'))(x.reshape(2, 2, 4, 4, 2))
   np.testing.assert_allclose(
       got, np.asarray(x).reshape(2, -1, 2).mean(1), rtol=1e-5)
 
@@ -297,14 +295,15 @@ def test_depthwise_forms_agree(size, strides):
     x = jnp.asarray(rng.normal(size=(2, *size, 3)))
     kernel = jnp.asarray(rng.normal(size=(3, 3, 1, 3)))
 
-    def both(form):
+    @functools.partial(jit, static_argnums=0)
+    def run(form, x, kernel):
       out, pullback = jax.vjp(lambda x, k: form(x, k, strides), x, kernel)
       cotangent = jnp.cos(jnp.arange(out.size)).reshape(out.shape)
       return out, *pullback(cotangent)
 
     for shifted, grouped in zip(
-        both(layers.depthwise_shifted), both(layers.depthwise_grouped),
-        strict=True):
+        run(layers.depthwise_shifted, x, kernel),
+        run(layers.depthwise_grouped, x, kernel), strict=True):
       np.testing.assert_allclose(shifted, grouped, rtol=1e-12, atol=1e-12)
 
 
@@ -378,7 +377,8 @@ def test_generator_start_and_range():
     np.testing.assert_allclose(np.std(value), 0.02,
                                rtol=3 / np.sqrt(2 * value.size))
   variables = filled(model, (50,))
-  out, state = model.apply(variables, images((3, 50)), mutable=['moments'])
+  run = jit(functools.partial(model.apply, mutable=['moments']))
+  out, state = run(variables, images((3, 50)))
   assert out.shape == (3, 8, 8, 1)
   assert 0 < out.min() < out.max() < 1
   assert len(jax.tree.leaves(state['moments'])) == 6

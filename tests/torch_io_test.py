@@ -352,6 +352,17 @@ def test_prefixes(prefix):
   assert_same_weights(got, expected)
 
 
+def test_bfloat16_safetensors(tmp_path):
+  path = tmp_path / 'net.safetensors'
+  value = np.asarray([1.5, -2.0]).astype(jnp.bfloat16)
+  data = value.tobytes()
+  header = (b'{"a":{"dtype":"BF16","shape":[2],"data_offsets":[0,4]}}')
+  path.write_bytes(len(header).to_bytes(8, 'little') + header + data)
+  got = torch_io.read_state_dict(path)['a']
+  assert got.dtype == np.float32
+  np.testing.assert_array_equal(got, [1.5, -2.0])
+
+
 def test_prefix_is_kept_unless_common():
   mixed = {'module.a': np.zeros(1), 'b': np.zeros(1)}
   assert set(torch_io.strip_prefixes(mixed)) == set(mixed)
@@ -443,6 +454,7 @@ class Unsafe:
   """An object that torch.load refuses to build."""
 
 
+@pytest.mark.filterwarnings('ignore:.*torch.jit.script:DeprecationWarning')
 def test_torch_files_that_are_refused(torch, tmp_path):
   path = tmp_path / 'net.pt'
   torch.save({'a': torch.zeros(1), 'args': Unsafe()}, path)

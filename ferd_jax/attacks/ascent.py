@@ -1,13 +1,10 @@
-"""Projected sign ascent in an L-infinity ball, the loop of every attack here.
+"""Projected sign ascent in an L-infinity ball, the step of every attack here.
 """
 
 from collections.abc import Callable
 
 import jax
-from jax import lax
 import jax.numpy as jnp
-
-from ferd_jax import loops
 
 
 def project(x_adv: jax.Array, x: jax.Array, eps: float,
@@ -16,34 +13,25 @@ def project(x_adv: jax.Array, x: jax.Array, eps: float,
   return jnp.clip(jnp.clip(x_adv, x - eps, x + eps), *bounds)
 
 
-def sign_ascent(objective: Callable[[jax.Array], jax.Array], start: jax.Array,
-                x: jax.Array, *, eps: float, step_size: float, num_steps: int,
-                bounds: tuple[float, float] = (0., 1.),
-                unroll: bool | None = None) -> jax.Array:
-  """Returns `start` after sign-gradient ascent of a per-example objective.
+def sign_step(objective: Callable[[jax.Array], jax.Array], x_adv: jax.Array,
+              x: jax.Array, *, eps: float, step_size: float,
+              bounds: tuple[float, float] = (0., 1.)) -> jax.Array:
+  """Returns x_adv after one step of sign-gradient ascent, projected.
 
   Args:
     objective: images `[B, H, W, C]` -> values `[B]`; they are summed before
       the gradient, so examples do not interact.
-    start: `[B, H, W, C]`, taken as it is: it may lie outside the bounds.
+    x_adv: `[B, H, W, C]`, taken as it is: it may lie outside the bounds.
     x: `[B, H, W, C]`, centres of the eps-balls.
     eps: radius in the unit of `x`.
     step_size: in the unit of `x`.
-    num_steps: how many steps; after each, the ball, then the bounds.
     bounds: lowest and highest pixel value.
-    unroll: see `loops.repeat`.
 
   Returns:
-    `[B, H, W, C]`, gradient stopped.
+    `[B, H, W, C]`, clipped to the ball, then to the bounds.
   """
-  gradient = jax.grad(lambda images: jnp.sum(objective(images)))
-
-  def step(_, x_adv):
-    ascended = x_adv + step_size * jnp.sign(gradient(x_adv))
-    return project(ascended, x, eps, bounds)
-
-  return lax.stop_gradient(
-      loops.repeat(num_steps, step, lax.stop_gradient(start), unroll=unroll))
+  gradient = jax.grad(lambda images: jnp.sum(objective(images)))(x_adv)
+  return project(x_adv + step_size * jnp.sign(gradient), x, eps, bounds)
 
 
 def noise_keys(key: jax.Array, batch_size: int) -> jax.Array:

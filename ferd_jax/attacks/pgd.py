@@ -4,8 +4,10 @@ from collections.abc import Callable
 import dataclasses
 
 import jax
+from jax import lax
 import jax.numpy as jnp
 
+from ferd_jax import loops
 from ferd_jax import losses
 from ferd_jax import validate
 from ferd_jax.attacks import ascent
@@ -61,12 +63,13 @@ class PGD:
       `[B, H, W, C]` within eps of `x` and inside `bounds`, gradient stopped.
     """
     keys = ascent.noise_keys(key, x.shape[0])
-    return ascent.sign_ascent(
-        lambda images: self.loss(logits_fn(images), y),
-        self._initialise(keys, x), x, eps=self.eps, step_size=self.step_size,
-        num_steps=self.num_steps, bounds=self.bounds, unroll=self.unroll)
+    adversarial = loops.repeat(
+        self.num_steps, lambda _, x_adv: self.step(logits_fn, x_adv, x, y),
+        lax.stop_gradient(self.initialise(keys, x)), unroll=self.unroll)
+    return lax.stop_gradient(adversarial)
 
-  def _initialise(self, keys: jax.Array, x: jax.Array) -> jax.Array:
+  def initialise(self, keys: jax.Array, x: jax.Array) -> jax.Array:
+    """Returns the start `[B, H, W, C]`, from one key per example."""
     if self.start == 'zero':
       return x
     def noise(key):
@@ -75,3 +78,10 @@ class PGD:
       return jax.random.uniform(key, x.shape[1:], x.dtype, -self.eps, self.eps)
     start = x + jax.vmap(noise)(keys)
     return jnp.clip(start, *self.bounds) if self.clip_start else start
+
+  def step(self, logits_fn: Callable[[jax.Array], jax.Array],
+           x_adv: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
+    """Returns the next iterate `[B, H, W, C]`, projected."""
+    return ascent.sign_step(
+        lambda images: self.loss(logits_fn(images), y), x_adv, x, eps=self.eps,
+        step_size=self.step_size, bounds=self.bounds)

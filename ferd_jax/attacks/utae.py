@@ -10,7 +10,9 @@ from collections.abc import Callable
 import dataclasses
 
 import jax
+from jax import lax
 
+from ferd_jax import loops
 from ferd_jax import losses
 from ferd_jax import validate
 from ferd_jax.attacks import ascent
@@ -80,8 +82,12 @@ class UTAE:
     """
     keys = ascent.noise_keys(key, x.shape[0])
     noise = jax.vmap(lambda k: jax.random.normal(k, x.shape[1:], x.dtype))
-    return ascent.sign_ascent(
-        lambda images: self.objective(logits_fn(images), teacher_logits),
-        x + self.noise * noise(keys), x, eps=self.eps,
-        step_size=self.step_size, num_steps=self.num_steps, bounds=self.bounds,
+    def step(_, x_adv):
+      return ascent.sign_step(
+          lambda images: self.objective(logits_fn(images), teacher_logits),
+          x_adv, x, eps=self.eps, step_size=self.step_size,
+          bounds=self.bounds)
+    adversarial = loops.repeat(
+        self.num_steps, step, lax.stop_gradient(x + self.noise * noise(keys)),
         unroll=self.unroll)
+    return lax.stop_gradient(adversarial)

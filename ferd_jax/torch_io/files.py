@@ -200,7 +200,9 @@ def _to_numpy(state_dict):
   result = {}
   for key, value in state_dict.items():
     if isinstance(value, np.ndarray):
-      result[key] = value
+      # Numpy's own types only: bfloat16, which safetensors reads, is foreign.
+      result[key] = (value.astype(np.float32) if value.dtype.name == 'bfloat16'
+                     else value)
       continue
     # A tensor. Numpy has no bfloat16, and torch does not convert sparse or
     # quantised tensors.
