@@ -78,15 +78,19 @@ def compile_steps(run: experiment.Experiment) -> Steps:
 
 def init_state(run: experiment.Experiment) -> states.FerdState:
   """Returns the state before the first epoch, on every device."""
-  key = jax.random.key(run.config.seed)
-  student = models.init_variables(
-      run.distillation.student, jax.random.fold_in(key, 0), run.image_shape)
-  return run.parallel.replicate(states.FerdState(
-      student=student,
-      opt_state=run.distillation.optimizer.init(student['params']),
-      class_weights=class_weights.init(run.num_classes),
-      class_state=run.distillation.outer.init(run.num_classes),
-      epoch=jnp.zeros([], jnp.int32), key=key))
+  def init(key, *, axis_name=None):
+    del axis_name  # Every device computes the same.
+    student = models.init_variables(
+        run.distillation.student, jax.random.fold_in(key, 0), run.image_shape)
+    return states.FerdState(
+        student=student,
+        opt_state=run.distillation.optimizer.init(student['params']),
+        class_weights=class_weights.init(run.num_classes),
+        class_state=run.distillation.outer.init(run.num_classes),
+        epoch=jnp.zeros([], jnp.int32), key=key)
+  # Compiled, so that on several processes the state is made where it lives.
+  return run.parallel.compile(init, (REPLICATED,), REPLICATED)(
+      jax.random.key(run.config.seed))
 
 
 def end_epoch(rule: class_weights.Rule, settings: distill.Distillation,

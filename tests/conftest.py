@@ -1,0 +1,28 @@
+"""Settings for all tests; they must precede the first use of a device."""
+
+import os
+import pathlib
+
+os.environ['JAX_PLATFORMS'] = 'cpu'
+# Four devices for the device-count tests. The tests' nets are tiny: compiling
+# them takes longer than running them, optimised or not.
+os.environ['XLA_FLAGS'] = ' '.join([
+    os.environ.get('XLA_FLAGS', ''),
+    '--xla_force_host_platform_device_count=4',
+    '--xla_backend_optimization_level=0'])
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+# [B] + [B, 1] is a mistake, not a broadcast.
+jax.config.update('jax_numpy_rank_promotion', 'raise')
+
+_DATA = pathlib.Path(__file__).parents[2] / 'shared' / 'data'
+
+
+@pytest.fixture(scope='session')
+def shared_data() -> pathlib.Path:
+  """Real data and checkpoints, where a developer has them."""
+  if not _DATA.exists():
+    pytest.skip(f'no real data in {_DATA}')
+  return _DATA
