@@ -44,8 +44,8 @@ def crop_flip(images: jax.Array, offsets: jax.Array, mirror: jax.Array, *,
     `[B, H, W, C]`.
   """
   _, height, width, _ = images.shape
-  rows = offsets[:, :1] + jnp.arange(height) - pad
-  columns = offsets[:, 1:] + jnp.arange(width) - pad
+  rows = offsets[:, :1] + jnp.arange(height)[None] - pad
+  columns = offsets[:, 1:] + jnp.arange(width)[None] - pad
   columns = jnp.where(mirror[:, None], columns[:, ::-1], columns)
   images = _take(images, rows, axis=1)
   return _take(images, columns, axis=2)

@@ -118,7 +118,8 @@ def non_robust_mask(sigma: jax.Array, variance: jax.Array, *,
                     axis_name: str | None = None) -> jax.Array:
   """Returns 1 for non-robust channels and 0 for robust ones, `[B, 1, 1, C]`.
 
-  A channel is robust iff sigma^2 exceeds the largest variance, strictly.
+  A channel is robust iff sigma^2 exceeds the largest variance, strictly. No
+  gradient flows.
 
   Args:
     sigma: `[B, C]` noise levels.
@@ -126,9 +127,9 @@ def non_robust_mask(sigma: jax.Array, variance: jax.Array, *,
     mask: 'global' or 'per_sample', over what the largest is taken.
     axis_name: mapped axis over which the batch is sharded.
   """
+  sigma, variance = lax.stop_gradient((sigma, variance))
   threshold = jnp.max(variance, axis=-1, keepdims=True)
   if mask == 'global':
     threshold = collectives.pmax(jnp.max(threshold), axis_name)
   robust = jnp.square(sigma) > threshold
-  return lax.stop_gradient(
-      1 - robust.astype(sigma.dtype))[:, None, None, :]
+  return (1 - robust.astype(sigma.dtype))[:, None, None, :]

@@ -81,6 +81,10 @@ class Parallel:
     if self.mode == 'jit':
       return jax.jit(step, donate_argnums=donate,
                      compiler_options=self._compiler_options)
+    if SHARDED not in jax.tree.leaves((in_specs, out_specs)):
+      # Nothing to map: every device computes the same.
+      return jax.jit(step, donate_argnums=donate, out_shardings=self._sharding,
+                     compiler_options=self._compiler_options)
     step = functools.partial(step, axis_name=collectives.AXIS)
     if self.mode == 'pmap':
       axes = functools.partial(jax.tree.map,

@@ -106,20 +106,21 @@ class SynthesisBatch(flax.struct.PyTreeNode):
   adv_scale: jax.Array
 
 
-def init(settings: Synthesis, probs: jax.Array, key: jax.Array, *,
+def init(settings: Synthesis, probs: jax.Array, indices: jax.Array,
+         key: jax.Array, *,
          axis_name: str | None = None) -> states.SynthesisState:
   """Returns the state of a new generator phase.
 
   Args:
     settings: of the generator phase.
     probs: `[C]` class probabilities.
+    indices: int `[B]`, positions in the global batch, 0..batch_size-1.
     key: typed PRNG key of this phase.
-    axis_name: mapped axis over which the batch is sharded.
+    axis_name: mapped axis over which the batch is sharded; not needed here.
   """
-  size = settings.batch_size // collectives.axis_size(axis_name)
+  del axis_name
   generator_key, example_key = jax.random.split(key)
-  keys = collectives.example_keys(
-      example_key, collectives.example_indices(size, axis_name))
+  keys = collectives.example_keys(example_key, indices)
   log_probs = jnp.log(probs)
 
   def draw(key):
@@ -131,7 +132,7 @@ def init(settings: Synthesis, probs: jax.Array, key: jax.Array, *,
   # Two latents are enough to shape the parameters.
   variables = settings.generator.init(generator_key, latents[:2])
   params = variables['params']
-  images = jnp.zeros([size, settings.generator.side, settings.generator.side,
+  images = jnp.zeros([len(indices), settings.generator.side, settings.generator.side,
                       settings.generator.channels], probs.dtype)
   return states.SynthesisState(
       generator=states.GeneratorState(

@@ -38,7 +38,7 @@ REPLICATED, SHARDED = parallels.REPLICATED, parallels.SHARDED
 
 class Steps(NamedTuple):
   """The compiled functions of a run."""
-  init: Callable  # probs, key -> SynthesisState
+  init: Callable  # probs, indices, key -> SynthesisState
   synthesis: Callable  # SynthesisState, SynthesisBatch, key -> state, metrics
   margin_attack: Callable  # teacher, images, labels, indices, key -> images
   measure: Callable  # ExampleState, attacked images, teacher -> margins
@@ -61,7 +61,7 @@ def compile_steps(run: experiment.Experiment) -> Steps:
   step, fixed = run.parallel.compile, functools.partial
   return Steps(
       init=step(fixed(synthesis.init, run.synthesis),
-                (REPLICATED, REPLICATED), phase),
+                (REPLICATED, SHARDED, REPLICATED), phase),
       synthesis=step(fixed(synthesis.step, run.synthesis),
                      (phase, REPLICATED, REPLICATED), (phase, REPLICATED),
                      donate=(0,)),
@@ -131,7 +131,8 @@ def synthesise(run: experiment.Experiment, steps: Steps,
       adv_scale=run.parallel.replicate(jnp.float32(scale)))
   init_key, measure_key, *keys = _keys(
       run, key, run.config.synthesis.steps + 2)
-  phase = steps.init(state.class_weights.probs, init_key)
+  indices = run.parallel.shard(np.arange(run.synthesis.batch_size))
+  phase = steps.init(state.class_weights.probs, indices, init_key)
 
   def generate():
     nonlocal phase
@@ -140,7 +141,6 @@ def synthesise(run: experiment.Experiment, steps: Steps,
       yield metrics
   metrics = _follow('generator', int(state.epoch), generate(), progress)
   examples = phase.examples
-  indices = run.parallel.shard(np.arange(run.synthesis.batch_size))
   attacked = steps.margin_attack(
       teacher, synthesis.margin_images(run.synthesis, examples),
       examples.labels, indices, measure_key)

@@ -1,0 +1,456 @@
+"""Measures the steps of a config in ferd_jax and in PyTorch, side by side.
+
+  python benchmarks/steps.py --config=configs/fashion_mnist.py
+  python benchmarks/steps.py --config=configs/cifar10_resnet20.py \
+    --config.teacher.path=FILE --rounds=3 --output=steps.json
+
+Three things, at the config's networks and batch sizes: a generator step, a
+student step, and PGD-20 on one batch of the evaluation. On the JAX side they
+are the compiled functions that training and evaluation call; on the PyTorch
+side benchmarks/pytorch_steps.py, eager, with the same converted weights, in
+the faster of its two memory layouts. No data set is needed: the images are
+noise, on which a step takes as long as on others. Copies of batches to the
+device are not measured.
+
+First, both sides take one step with the same weights, images and random
+numbers, and the script ends if losses or gradients disagree. That is also the
+warm-up. Then they take turns for some rounds, each time for at least
+`--seconds`, from the first call until the last result is ready. The table has
+the medians over rounds. Without torch, or with `--nopytorch`, the JAX side is
+measured alone. On a GPU both sides use it, PyTorch if it finds CUDA.
+"""
+
+from collections.abc import Callable
+import json
+import os
+import pathlib
+import platform
+import statistics
+import sys
+import time
+from typing import Any
+
+from absl import app
+from absl import flags
+from absl import logging
+import jax
+import jax.numpy as jnp
+from ml_collections import config_flags
+import numpy as np
+import optax
+
+from ferd_jax import augment
+from ferd_jax import collectives
+from ferd_jax import distill
+from ferd_jax import evaluate
+from ferd_jax import experiment
+from ferd_jax import synthesis
+from ferd_jax import torch_io
+from ferd_jax import train
+
+_CONFIG = config_flags.DEFINE_config_file(
+    'config', None, 'Config file, with variants after a colon.',
+    lock_config=True)
+_ROUNDS = flags.DEFINE_integer(
+    'rounds', 5, 'Measurements of every step and side.', lower_bound=1)
+_SECONDS = flags.DEFINE_float(
+    'seconds', 1., 'Least time of one measurement.', lower_bound=0.)
+_OUTPUT = flags.DEFINE_string('output', None, 'JSON file to write.')
+_PYTORCH = flags.DEFINE_bool('pytorch', True, 'Measure PyTorch as well.')
+flags.mark_flag_as_required('config')
+
+ROOT = pathlib.Path(__file__).parents[1]
+ATTACK = 'pgd20'
+STEPS = {'generator': 'generator step', 'student': 'student step',
+         'evaluation': 'PGD-20 batch'}
+# Largest relative difference, by whether both sides compute in full float32;
+# on a GPU they may take TensorFloat-32. Where it exceeds rounding, signs of
+# gradients and masks of channels are behind it, which flip close to zero.
+_TOLERANCES = {
+    'images': (1e-4, 1e-2), 'loss': (1e-3, 3e-2), 'gradient': (2e-2, 3e-1),
+    'attacked': (2e-2, 1e-1)}
+
+
+class JaxSteps:
+  """The compiled steps of an experiment and what they need.
+
+  Attributes:
+    run: the experiment.
+    first: by step, inputs and results of its first call, as numpy arrays.
+  """
+
+  def __init__(self, run: experiment.Experiment):
+    self.run, self.first = run, {}
+    self._steps = train.compile_steps(run)
+    evaluator = run.evaluator('student', (ATTACK,))
+    self._attack, self._count = evaluator.attacks[ATTACK], evaluator.count
+    self._state = train.init_state(run)
+    self._teacher = run.parallel.replicate(run.teacher_variables)
+    self._key = run.parallel.replicate(jax.random.key(1))
+    self._phase = self._steps.init(
+        self._state.class_weights.probs,
+        run.parallel.shard(np.arange(run.synthesis.batch_size)), self._key)
+    # The student step uses up the state's buffers.
+    self._student = jax.tree.map(jnp.copy, self._state.student)
+    self._frozen = synthesis.SynthesisBatch(
+        teacher=self._teacher, student=self._student,
+        adv_scale=run.parallel.replicate(jnp.float32(1)))
+    size = run.distillation.batch_size
+    images, labels = run.examples.images, run.examples.labels
+    images = images.astype(np.float32) / 255
+    self._batch = distill.StudentBatch(
+        *run.parallel.shard((images[:size], labels[:size])), self._teacher)
+    size = run.config.eval.batch_size
+    self._examples = run.parallel.shard(evaluate.EvaluationBatch(
+        images=images[:size], labels=labels[:size],
+        indices=np.arange(size, dtype=np.int32), mask=np.ones(size, bool)))
+
+  def generator(self) -> Any:
+    if 'generator' in self.first:
+      self._phase, metrics = self._steps.synthesis(
+          self._phase, self._frozen, self._key)
+      return metrics
+    before = jax.tree.map(np.array, self._phase)
+    self._phase, metrics = self._steps.synthesis(
+        self._phase, self._frozen, self._key)
+    self.first['generator'] = jax.tree.map(
+        np.array, (before, self._phase, metrics))
+    return metrics
+
+  def student(self) -> Any:
+    if 'student' in self.first:
+      self._state, metrics = self._steps.student(
+          self._state, self._batch, self._key)
+      return metrics
+    self._state, metrics = self._steps.student(
+        self._state, self._batch, self._key)
+    self.first['student'] = jax.tree.map(
+        np.array, (self._student, self._batch, self._state.student,
+                   self._state.opt_state, metrics))
+    return metrics
+
+  def evaluation(self) -> Any:
+    batch = self._examples
+    attacked = self._attack(self._student, batch.images, batch.labels,
+                            batch.indices, self._key)
+    counts = self._count(self._student, attacked, batch)
+    if 'evaluation' not in self.first:
+      self.first['evaluation'] = jax.tree.map(
+          np.array, (batch, attacked, counts))
+    return counts
+
+  def wait(self, result: Any) -> None:
+    jax.block_until_ready(result)
+
+  def draws(self, settings: synthesis.Synthesis | distill.Distillation
+            ) -> tuple[np.ndarray, np.ndarray, jax.Array]:
+    """Returns the randomness of the first call of a step.
+
+    Args:
+      settings: of the step.
+
+    Returns:
+      Of every image, the rows `[B, H]` and columns `[B, W]` that the
+      augmentation takes (-1 for those outside), and the key `[B]` for all
+      other noise of the step.
+    """
+    height, width, _ = self.run.image_shape
+    keys = collectives.example_keys(
+        self._key, jnp.arange(settings.batch_size))
+    view_keys, noise_keys = (collectives.fold_in(keys, i) for i in range(2))
+    # Augmenting images of coordinates tells where pixels come from.
+    coordinates = jnp.stack(jnp.meshgrid(
+        jnp.arange(1., height + 1), jnp.arange(1., width + 1), indexing='ij'),
+                            axis=-1)
+    view = augment.random_crop_flip(
+        view_keys, jnp.tile(coordinates, (len(keys), 1, 1, 1)),
+        pad=settings.pad, flip=settings.flip)
+    rows, columns = jnp.max(view[..., 0], 2), jnp.max(view[..., 1], 1)
+    return (*(np.asarray(x).round().astype(np.int64) - 1
+              for x in (rows, columns)), noise_keys)
+
+
+class PyTorchSteps:
+  """The same steps in PyTorch, on the inputs of the first calls in JAX."""
+
+  def __init__(self, steps: JaxSteps, device: str, layout: str):
+    import pytorch_steps
+
+    self.run, self.layout = steps.run, layout
+    before, *_ = steps.first['generator']
+    student, batch, *_ = steps.first['student']
+    examples, *_ = steps.first['evaluation']
+    generator = {'params': before.generator.params,
+                 'batch_stats': before.generator.batch_stats}
+    self._steps = pytorch_steps.Steps(
+        steps.run, generator, before.examples.latents, student, device, layout)
+    self.tensor = tensor = self._steps.tensor
+    self._labels = tensor(before.examples.labels).long()
+    self._batch = tensor(batch.images), tensor(batch.labels).long()
+    self._examples = tensor(examples.images), tensor(examples.labels).long()
+    self._attack = evaluate.attacks.preset(ATTACK, steps.run.config.eps)
+
+  def generator(self, **draws: Any) -> Any:
+    return self._steps.generator_step(self._labels, **draws)
+
+  def student(self, **draws: Any) -> Any:
+    return self._steps.student_step(*self._batch, **draws)
+
+  def evaluation(self, **draws: Any) -> Any:
+    return self._steps.evaluate(*self._examples, self._attack, **draws)
+
+  def wait(self, result: Any) -> None:
+    del result
+    self._steps.synchronize()
+
+  def check(self, steps: JaxSteps) -> list[dict[str, Any]]:
+    """Takes the first steps of the JAX side; call before any other method.
+
+    Returns:
+      What was compared: step, quantity, both values (of arrays, norms), their
+      relative difference and its tolerance.
+    """
+    report = []
+    def compare(step, name, kind, expected, got):
+      expected, got = (
+          np.concatenate([np.ravel(x).astype(np.float64) for x in leaves])
+          for leaves in (expected, got))
+      size = np.linalg.norm(expected)
+      tolerance = _TOLERANCES[kind][jax.default_backend() != 'cpu']
+      report.append({
+          'step': STEPS[step], 'quantity': name, 'jax': float(size),
+          'torch': float(np.linalg.norm(got)),
+          'difference': float(np.linalg.norm(got - expected) / (size or 1)),
+          'tolerance': tolerance})
+
+    def losses(step, names, expected, got):
+      for name in names:
+        compare(step, name, 'loss', [expected[name]],
+                [got[name].detach().cpu().numpy()])
+
+    def trees(step, name, kind, model, expected, net, find):
+      """Compares a Flax tree with what `find` returns of PyTorch tensors."""
+      state_dict = torch_io.state_dict_from_variables(model, expected)
+      pairs = [(state_dict[key], find(value).detach().cpu().numpy())
+               for key, value in net.state_dict(keep_vars=True).items()
+               if find(value) is not None]
+      compare(step, name, kind, *zip(*pairs, strict=True))
+
+    run, torch_steps = self.run, self._steps
+
+    def images_of(tensor):
+      return tensor.detach().permute(0, 2, 3, 1).cpu().numpy()
+
+    # Noise of the bottleneck as `features.noise_levels` draws it.
+    *sources, keys = steps.draws(run.synthesis)
+    before, after, metrics = steps.first['generator']
+    channels = jax.eval_shape(
+        lambda v, x: run.synthesis.teacher.apply(v, x, stop=run.synthesis.tap),
+        run.teacher_variables, before.examples.view).shape[-1:]
+    draw = jax.jit(jax.vmap(lambda key, i: jax.random.normal(
+        jax.random.fold_in(key, i), channels), in_axes=(0, None)))
+    noise = [self.tensor(draw(keys, i))
+             for i in range(run.synthesis.bottleneck.steps)]
+    got = self.generator(
+        sources=tuple(self.tensor(x) for x in sources), noise=noise)
+    compare('generator', 'images', 'images', [after.examples.best_images],
+            [images_of(torch_steps.best_images)])
+    losses('generator', [name for name in (
+        'bn', 'oh', 'adv', 'non_robust', 'uni', 'loss') if name in metrics],
+           metrics, got)
+
+    def moment(parameter):
+      # Adam's first moment after one step is a multiple of the gradient.
+      return torch_steps.adam.state.get(parameter, {}).get('exp_avg')
+    trees('generator', 'gradient', 'gradient', run.synthesis.generator,
+          {'params': optax.tree.get(after.generator.opt_state, 'mu'),
+           'batch_stats': after.generator.batch_stats},
+          torch_steps.generator, moment)
+    compare('generator', 'gradient of latents', 'gradient',
+            [optax.tree.get(after.examples.opt_state, 'mu')],
+            [moment(torch_steps.latents).cpu().numpy()])
+
+    batch, attacked, _ = steps.first['evaluation']
+    keys = collectives.example_keys(steps._key, jnp.asarray(batch.indices))
+    start = self._attack.initialise(keys, jnp.asarray(batch.images))
+    _, got = self.evaluation(start=self.tensor(start))
+    compare('evaluation', 'perturbation', 'attacked',
+            [attacked - batch.images], [images_of(got) - batch.images])
+
+    *sources, keys = steps.draws(run.distillation)
+    student, batch, variables, opt_state, metrics = steps.first['student']
+    noise = jax.jit(jax.vmap(
+        lambda key: jax.random.normal(key, run.image_shape)))(keys)
+    got = self.student(sources=tuple(self.tensor(x) for x in sources),
+                       noise=self.tensor(noise))
+    losses('student', ('clean_loss', 'adv_loss', 'loss'), metrics, got)
+    trees('student', 'gradient', 'gradient', run.distillation.student,
+          {'params': optax.tree.get(opt_state, 'trace'),
+           'batch_stats': variables['batch_stats']}, torch_steps.student,
+          lambda p: torch_steps.sgd.state.get(p, {}).get('momentum_buffer'))
+    return report
+
+
+def measure(step: Callable[[], Any], wait: Callable[[Any], None],
+            count: int) -> float:
+  """Returns milliseconds per call of `count` calls in a row."""
+  started = time.perf_counter()
+  for _ in range(count):
+    result = step()
+  wait(result)
+  return (time.perf_counter() - started) / count * 1e3
+
+
+def hardware(device: str | None) -> dict[str, Any]:
+  """Returns what the measurements depend on besides the code.
+
+  Args:
+    device: that PyTorch uses; None without it.
+  """
+  cpu = platform.processor() or platform.machine()
+  if os.path.exists('/proc/cpuinfo'):
+    with open('/proc/cpuinfo') as file:
+      names = [line.split(':')[1].strip() for line in file
+               if line.startswith('model name')]
+    cpu = names[0] if names else cpu
+  cores = (len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity')
+           else os.cpu_count())
+  found = {'cpu': cpu, 'cores': cores, 'python': platform.python_version(),
+           'jax': jax.__version__, 'jax_device': jax.devices()[0].device_kind}
+  if device:
+    import torch
+    found |= {'torch': torch.__version__, 'torch_device': device,
+              'torch_threads': torch.get_num_threads()}
+    if device == 'cuda':
+      found['torch_device'] = torch.cuda.get_device_name()
+  return found
+
+
+def _pytorch_device() -> str | None:
+  """Returns PyTorch's device, None if it cannot be measured."""
+  if not _PYTORCH.value:
+    return None
+  try:
+    import torch
+  except ImportError:
+    print('PyTorch is not installed: measuring JAX only.')
+    return None
+  if jax.default_backend() == 'cpu':
+    return 'cpu'
+  if jax.default_backend() != 'gpu' or not torch.cuda.is_available():
+    print(f'PyTorch does not find the {jax.default_backend()}: measuring JAX '
+          'only.')
+    return None
+  torch.set_default_device('cuda')
+  torch.backends.cudnn.benchmark = True
+  # As JAX computes by default.
+  torch.backends.cuda.matmul.allow_tf32 = True
+  return 'cuda'
+
+
+def _check(steps: JaxSteps, pytorch: PyTorchSteps) -> list[dict[str, Any]]:
+  """Prints the comparison of the first steps; ends if they disagree."""
+  report = pytorch.check(steps)
+  print(f'\nOne step from the same start, PyTorch in {pytorch.layout}:')
+  print(f'{"":16}{"":20}{"JAX":>12}{"PyTorch":>12}{"difference":>12}'
+        f'{"tolerance":>11}')
+  for row in report:
+    print(f'{row["step"]:16}{row["quantity"]:20}{row["jax"]:12.5f}'
+          f'{row["torch"]:12.5f}{row["difference"]:12.1e}'
+          f'{row["tolerance"]:11.0e}')
+  # Written so that NaN fails.
+  wrong = [f'{row["quantity"]} of the {row["step"]}' for row in report
+           if not row['difference'] <= row['tolerance']]
+  if wrong:
+    sys.exit('error: JAX and PyTorch do not compute the same: they differ in '
+             f'{", ".join(wrong)}. Nothing was measured.')
+  return report
+
+
+def _print_table(results: dict[str, dict[str, Any]]) -> None:
+  print(f'\n{"milliseconds":16}{"batch":>6}{"JAX":>10}{"PyTorch":>10}'
+        f'{"layout":>8}{"PyTorch/JAX":>13}')
+  for name, row in results.items():
+    text = f'{STEPS[name]:16}{row["batch_size"]:6}{row["jax"]["median"]:10.1f}'
+    if 'torch' in row:
+      text += (f'{row["torch"]["median"]:10.1f}{row["layout"]:>8}'
+               f'{row["torch/jax"]:13.2f}')
+    print(text)
+
+
+def run_benchmark(config: Any) -> dict[str, Any]:
+  """Measures a config's steps and prints and returns the results."""
+  size = max(config.distill.batch_size, config.eval.batch_size)
+  config.data.noise_examples = size
+  run = experiment.build(config, jax.devices()[:1])
+  device = _pytorch_device()
+  found = hardware(device)
+  print(', '.join(f'{name} {value}' for name, value in found.items()))
+
+  jax_steps, compile_seconds = JaxSteps(run), {}
+  for name in STEPS:
+    compile_seconds[name] = measure(getattr(jax_steps, name), jax_steps.wait,
+                                    1) / 1e3
+  print('First calls, compilation included: ' + ', '.join(
+      f'{STEPS[name]} {value:.1f} s'
+      for name, value in compile_seconds.items()))
+  sides, report = [('jax', jax_steps)], None
+  if device:
+    nchw, nhwc = (PyTorchSteps(jax_steps, device, layout)
+                  for layout in ('nchw', 'nhwc'))
+    report = _check(jax_steps, nchw)
+    sides += [('torch', nchw), ('torch', nhwc)]
+
+  sizes = {'generator': run.synthesis.batch_size,
+           'student': run.distillation.batch_size,
+           'evaluation': config.eval.batch_size}
+  results = {}
+  for name in STEPS:
+    # The second call tells how many to measure, and which layout.
+    trials = []
+    for side, steps in sides:
+      step = getattr(steps, name)
+      measure(step, steps.wait, 1)
+      trials.append((side, measure(step, steps.wait, 1), steps))
+    trials.sort(key=lambda trial: trial[1])
+    chosen = {}
+    for side, milliseconds, steps in trials:
+      count = max(1, round(_SECONDS.value * 1e3 / milliseconds))
+      chosen.setdefault(side, (steps, count))
+    row = results[name] = {'batch_size': sizes[name]}
+    times = {side: [] for side in sorted(chosen)}
+    for _ in range(_ROUNDS.value):
+      for side, found_times in times.items():
+        steps, count = chosen[side]
+        time.sleep(0.2)  # The other side's threads go to sleep.
+        found_times.append(measure(getattr(steps, name), steps.wait, count))
+    for side, found_times in times.items():
+      row[side] = {'median': statistics.median(found_times),
+                   'rounds': found_times, 'calls': chosen[side][1]}
+    if 'torch' in row:
+      row['layout'] = chosen['torch'][0].layout
+      row['torch/jax'] = row['torch']['median'] / row['jax']['median']
+  _print_table(results)
+  return {'config': config.name, 'hardware': found,
+          'first_call_seconds': compile_seconds, 'check': report,
+          'steps': results}
+
+
+def main(argv: list[str]) -> None:
+  if len(argv) > 1:
+    sys.exit(f'error: Expected flags only, got {argv[1:]}.')
+  logging.set_verbosity(logging.WARNING)
+  # Both sides share a GPU's memory.
+  os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
+  try:
+    results = run_benchmark(_CONFIG.value)
+  except (ValueError, OSError) as error:
+    sys.exit(f'error: {error}')
+  if _OUTPUT.value:
+    pathlib.Path(_OUTPUT.value).write_text(json.dumps(results, indent=2) + '\n')
+
+
+if __name__ == '__main__':
+  # Config files import their package, PyTorch's side the twins of the tests.
+  sys.path += [str(ROOT), str(ROOT / 'tests')]
+  app.run(main)

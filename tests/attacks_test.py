@@ -1,0 +1,381 @@
+"""Tests of ferd_jax.attacks and inner_attacks on toy nets."""
+
+import subprocess
+import sys
+
+import hypothesis
+from hypothesis import strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ferd_jax import attacks
+from ferd_jax import inner_attacks
+from ferd_jax import losses
+from ferd_jax.attacks import ascent
+
+EPS, STEP = 8 / 255, 2 / 255
+SHAPE = (4, 3, 2, 1)
+
+
+@pytest.fixture(scope='module', autouse=True)
+def _float64():
+  with jax.enable_x64(True):
+    yield
+
+
+def draw(*shape, seed=0):
+  return np.random.default_rng(seed).uniform(size=shape)
+
+
+def weights(size, num_classes, seed=0):
+  rng = np.random.default_rng(seed)
+  return (rng.normal(size=(size, 8)), rng.normal(size=(8, num_classes)))
+
+
+def smooth_net(size, num_classes, seed=0):
+  """Returns a two-layer tanh net, images -> logits."""
+  first, second = weights(size, num_classes, seed)
+  return lambda x: jnp.tanh(x.reshape(len(x), -1) @ first) @ second
+
+
+def keys(batch=SHAPE[0], seed=0):
+  return jax.random.split(jax.random.key(seed), batch)
+
+
+NET = smooth_net(6, 3)
+IMAGES = draw(*SHAPE)
+LABELS = np.array([0, 1, 2, 1])
+TEACHER_LOGITS = 3 * draw(SHAPE[0], 3, seed=1)
+
+ATTACKS = {
+    'fgsm': (attacks.preset('fgsm', EPS), LABELS),
+    'pgd': (attacks.PGD(EPS, STEP, 10), LABELS),
+    'pgd_normal': (attacks.PGD(EPS, STEP, 10, start='normal'), LABELS),
+    'cw': (attacks.PGD(EPS, STEP, 10, loss=losses.carlini_wagner,
+                       clip_start=False), LABELS),
+    'rslad': (attacks.UTAE(EPS, STEP, 10, gamma=0.), TEACHER_LOGITS),
+    'utae': (attacks.UTAE(EPS, STEP, 10), TEACHER_LOGITS),
+}
+every_attack = pytest.mark.parametrize(('attack', 'y'), ATTACKS.values(),
+                                       ids=ATTACKS)
+
+
+def run(attack, key, x, y, net=NET):
+  return np.asarray(jax.jit(attack, static_argnums=0)(net, key, x, y))
+
+
+def objective(attack, net, x, y):
+  value = attack.loss if isinstance(attack, attacks.PGD) else attack.objective
+  return np.asarray(value(net(jnp.asarray(x)), y))
+
+
+# Few shapes, since each one compiles.
+boxes = st.tuples(st.floats(-2, 1), st.floats(0.05, 3)).map(
+    lambda box: (box[0], box[0] + box[1]))
+
+
+@hypothesis.settings(max_examples=25, deadline=None, derandomize=True)
+@hypothesis.given(shape=st.sampled_from([(1, 2, 3, 1), (3, 1, 2, 2)]),
+                  eps=st.floats(0, 1), step_size=st.floats(0, 1), bounds=boxes,
+                  num_steps=st.integers(1, 3), seed=st.integers(0, 99),
+                  kind=st.sampled_from(['uniform', 'normal', 'zero', 'utae']))
+def test_stays_in_ball_and_bounds(shape, eps, step_size, bounds, num_steps,
+                                  seed, kind):
+  low, high = bounds
+  x = jnp.asarray(np.clip(low + (high - low) * draw(*shape, seed=seed),
+                          low, high))
+  net = smooth_net(int(np.prod(shape[1:])), 3, seed)
+  if kind == 'utae':
+    attack = attacks.UTAE(eps, step_size, num_steps, bounds=bounds,
+                          unroll=True)
+    y = jnp.asarray(draw(shape[0], 3))
+  else:
+    attack = attacks.PGD(eps, step_size, num_steps, start=kind, bounds=bounds,
+                         clip_start=bool(seed % 2), unroll=True)
+    y = jnp.asarray(np.arange(shape[0]) % 3)
+  got = np.asarray(attack(net, keys(shape[0], seed), x, y))
+  assert got.shape == shape
+  assert np.abs(got - x).max() <= eps + 1e-12
+  assert low <= got.min() and got.max() <= high
+
+
+@pytest.mark.parametrize('start', ['uniform', 'normal', 'zero'])
+def test_every_step_stays_in_ball_and_bounds(start):
+  x = np.round(IMAGES)  # Every pixel at a bound.
+  attack = attacks.PGD(EPS, STEP, 10, start=start, clip_start=False)
+  step = jax.jit(attack.step, static_argnums=0)
+  x_adv = attack.initialise(keys(), x)
+  for _ in range(10):
+    x_adv = np.asarray(step(NET, x_adv, x, LABELS))
+    assert np.abs(x_adv - x).max() <= EPS + 1e-12
+    assert 0 <= x_adv.min() and x_adv.max() <= 1
+  assert np.abs(x_adv - x).max() > 0.9 * EPS
+
+
+@pytest.mark.parametrize(('attack', 'y'), [
+    (attacks.PGD(0., STEP, 2), LABELS), (attacks.preset('fgsm', 0.), LABELS),
+    (attacks.UTAE(0., STEP, 2), TEACHER_LOGITS)])
+def test_zero_radius_gives_the_image(attack, y):
+  np.testing.assert_array_equal(run(attack, keys(), IMAGES, y), IMAGES)
+
+
+def test_zero_radius_of_cw_gives_the_image():
+  attack = attacks.PGD(0., STEP, 1, loss=losses.carlini_wagner,
+                       clip_start=False)
+  np.testing.assert_array_equal(run(attack, keys(), IMAGES, LABELS), IMAGES)
+
+
+@pytest.mark.parametrize(('attack', 'y'), [
+    (attacks.PGD(EPS, STEP / 2, 2), LABELS),
+    (attacks.UTAE(EPS, STEP, 2), TEACHER_LOGITS)])
+def test_deterministic_given_the_key(attack, y):
+  first = run(attack, jax.random.key(1), IMAGES, y)
+  np.testing.assert_array_equal(run(attack, jax.random.key(1), IMAGES, y),
+                                first)
+  assert not np.array_equal(run(attack, jax.random.key(2), IMAGES, y), first)
+
+
+@pytest.mark.parametrize(('attack', 'y'), [
+    (attacks.PGD(EPS, STEP / 2, 2), LABELS),
+    (attacks.UTAE(EPS, STEP, 2), TEACHER_LOGITS)])
+def test_an_example_depends_on_its_own_key_only(attack, y):
+  whole = run(attack, keys(), IMAGES, y)
+  np.testing.assert_allclose(
+      run(attack, keys()[1:3], IMAGES[1:3], y[1:3]), whole[1:3], atol=1e-12)
+  padded = [np.concatenate([a, a[:1] * 0]) for a in (IMAGES, y)]
+  padded_keys = jnp.concatenate([keys(), keys()[:1]])
+  np.testing.assert_allclose(run(attack, padded_keys, *padded)[:4], whole,
+                             atol=1e-12)
+
+
+def test_one_key_is_folded_with_the_index():
+  attack = attacks.PGD(EPS, STEP / 2, 2)
+  whole = run(attack, jax.random.key(3), IMAGES, LABELS)
+  np.testing.assert_allclose(
+      run(attack, jax.random.key(3), IMAGES[:2], LABELS[:2]), whole[:2],
+      atol=1e-12)
+  folded = jnp.stack([jax.random.fold_in(jax.random.key(3), i)
+                      for i in range(4)])
+  np.testing.assert_array_equal(run(attack, folded, IMAGES, LABELS), whole)
+  same = np.broadcast_to(IMAGES[:1], SHAPE)
+  noise = np.asarray(attack.initialise(folded, same)) - same
+  assert len(np.unique(noise[:, 0, 0, 0])) == 4
+
+
+@every_attack
+def test_jit_and_rolling_change_nothing(attack, y):
+  eager = attack.__class__.__call__(attack, NET, keys(), jnp.asarray(IMAGES),
+                                    jnp.asarray(y))
+  fields = {**vars(attack), 'unroll': False}
+  rolled = run(type(attack)(**fields), keys(), IMAGES, y)
+  unrolled = run(type(attack)(**fields | {'unroll': True}), keys(), IMAGES, y)
+  np.testing.assert_allclose(rolled, eager, atol=1e-12)
+  np.testing.assert_allclose(unrolled, eager, atol=1e-12)
+
+
+@every_attack
+def test_loss_increases(attack, y):
+  keyed = keys()
+  start = (attack.initialise(keyed, IMAGES)
+           if isinstance(attack, attacks.PGD) else IMAGES)
+  before = objective(attack, NET, start, y)
+  after = objective(attack, NET, run(attack, keyed, IMAGES, y), y)
+  assert (after > before).all()
+
+
+@every_attack
+def test_gradients_do_not_leak(attack, y):
+  first, second = weights(6, 3)
+
+  def total(x, matrix, y):
+    net = lambda x: jnp.tanh(x.reshape(len(x), -1) @ matrix) @ second  # noqa: E731
+    return jnp.sum(attack(net, keys(), x, y))
+  soft = isinstance(attack, attacks.UTAE)
+  gradients = jax.jit(jax.grad(total, argnums=(0, 1, 2) if soft else (0, 1)))(
+      IMAGES, first, y)
+  for gradient in gradients:
+    np.testing.assert_array_equal(gradient, np.zeros_like(gradient))
+
+
+@pytest.mark.parametrize(('attack', 'y'), [
+    (attacks.preset('fgsm', EPS), LABELS % 2),
+    (attacks.PGD(EPS, STEP, 5, loss=losses.carlini_wagner), LABELS % 2),
+    (attacks.UTAE(EPS, STEP, 5), TEACHER_LOGITS[:, :2])])
+def test_two_classes(attack, y):
+  net = smooth_net(6, 2)
+  got = run(attack, keys(), IMAGES, y, net=net)
+  assert np.isfinite(got).all()
+  assert (objective(attack, net, got, y)
+          > objective(attack, net, IMAGES, y)).all()
+
+
+def test_radius_and_steps_scale_with_the_bounds():
+  # Pixels in 0..255 and a net that divides by 255: the same attack.
+  attack = attacks.PGD(EPS, STEP, 3, start='zero')
+  scaled = attacks.PGD(8., 2., 3, start='zero', bounds=(0., 255.))
+  got = run(scaled, keys(), IMAGES * 255, LABELS, net=lambda x: NET(x / 255))
+  np.testing.assert_allclose(got / 255, run(attack, keys(), IMAGES, LABELS),
+                             atol=1e-12)
+
+
+def test_starts():
+  x = np.broadcast_to(np.round(IMAGES[:1]), (400, 3, 2, 1))
+  many = keys(400)
+
+  def noise(**options):
+    attack = attacks.PGD(EPS, STEP, 1, **options)
+    return np.asarray(attack.initialise(many, x)) - x
+  np.testing.assert_array_equal(noise(start='zero'), np.zeros_like(x))
+  uniform = noise(clip_start=False)
+  assert np.abs(uniform).max() <= EPS
+  np.testing.assert_allclose(uniform.std(), EPS / np.sqrt(3), rtol=0.05)
+  np.testing.assert_allclose(uniform.mean(), 0, atol=EPS / 20)
+  normal = noise(start='normal', clip_start=False)
+  np.testing.assert_allclose(normal.std(), 0.001, rtol=0.1)
+  clipped = noise() + x
+  assert clipped.min() == 0 and clipped.max() == 1
+  np.testing.assert_array_equal(clipped, np.clip(uniform + x, 0, 1))
+
+
+@pytest.mark.parametrize('gamma', [0., 0.3, 1.])
+def test_gradient_of_utae_objective(gamma):
+  logits = draw(4, 5)
+  teacher_logits = 3 * draw(4, 5, seed=1)
+  attack = attacks.UTAE(EPS, STEP, 1, gamma=gamma)
+  gradient = jax.jit(jax.grad(
+      lambda z: jnp.sum(attack.objective(z, teacher_logits))))(logits)
+  attacked, teacher = (np.asarray(jax.nn.softmax(z))
+                       for z in (logits, teacher_logits))
+  np.testing.assert_allclose(
+      gradient, (1 - gamma) * attacked - teacher + gamma / 5, atol=1e-14)
+
+
+def rslad(net, start, x, teacher_logits, num_steps):
+  """RSLAD's inner loop, written on its own."""
+  teacher = jax.nn.softmax(teacher_logits)
+
+  def divergence(x_adv):
+    student = jax.nn.log_softmax(net(x_adv))
+    return jnp.sum(teacher * (jnp.log(teacher) - student))
+  x_adv = start
+  for _ in range(num_steps):
+    x_adv = x_adv + STEP * jnp.sign(jax.grad(divergence)(x_adv))
+    x_adv = jnp.minimum(jnp.maximum(x_adv, x - EPS), x + EPS)
+    x_adv = jnp.clip(x_adv, 0., 1.)
+  return x_adv
+
+
+def test_utae_without_uniform_target_is_rslad_bit_for_bit():
+  x, teacher_logits = np.float32(IMAGES), np.float32(TEACHER_LOGITS)
+  keyed = keys()
+  attack = attacks.UTAE(EPS, STEP, 4, gamma=0., unroll=True)
+  noise = jnp.stack([jax.random.normal(key, x.shape[1:], jnp.float32)
+                     for key in keyed])
+  expected = rslad(NET, x + 0.001 * noise, x, teacher_logits, 4)
+  got = attack(NET, keyed, jnp.asarray(x), teacher_logits)
+  assert got.dtype == expected.dtype == jnp.float32
+  np.testing.assert_array_equal(got, expected)
+  strong = attacks.UTAE(EPS, STEP, 4, gamma=0.9, unroll=True)
+  assert not np.array_equal(strong(NET, keyed, jnp.asarray(x), teacher_logits),
+                            expected)
+
+
+def test_start_of_utae_is_not_clipped():
+  seen = []
+
+  def net(x):
+    seen.append(np.asarray(jax.lax.stop_gradient(x)))
+    return NET(x)
+  x = jnp.asarray(np.round(IMAGES))
+
+  def first_gradient(x_adv):
+    ascent.sign_step(lambda x: jnp.sum(net(x), axis=-1), x_adv, x, eps=EPS,
+                     step_size=STEP)
+  first_gradient(x - 0.001)
+  np.testing.assert_array_equal(seen[0], x - 0.001)
+  assert seen[0].min() < 0
+
+
+def no_net(x):
+  raise AssertionError('This network must not be read.')
+
+
+@pytest.mark.parametrize('source', ['student', 'teacher'])
+def test_source_is_the_only_network_read(source):
+  attack = attacks.UTAE(EPS, STEP, 2)
+  inner = inner_attacks.UniformTarget(attack, source)
+  nets = {'student': no_net, 'teacher': no_net, source: NET}
+  got = inner(nets['student'], nets['teacher'], keys(), jnp.asarray(IMAGES),
+              LABELS, TEACHER_LOGITS)
+  np.testing.assert_array_equal(
+      got, attack(NET, keys(), jnp.asarray(IMAGES), TEACHER_LOGITS))
+
+
+def test_unknown_source():
+  with pytest.raises(ValueError, match="source='both'"):
+    inner_attacks.UniformTarget(attacks.UTAE(EPS, STEP, 2), 'both')
+
+
+def torch_loss(torch, name, logits, labels):
+  if name != 'cw20':
+    return torch.nn.functional.cross_entropy(logits, labels, reduction='sum')
+  label_logits = logits.gather(1, labels[:, None])[:, 0]
+  others = logits.scatter(1, labels[:, None], -torch.inf)
+  return (others.max(1).values - label_logits).sum()
+
+
+@pytest.mark.parametrize(('name', 'num_steps', 'step_size'), [
+    ('fgsm', 1, 8 / 255), ('pgd20', 20, 2 / 255), ('cw20', 20, 2 / 255)])
+def test_presets_against_torch(name, num_steps, step_size):
+  torch = pytest.importorskip('torch')
+  attack = attacks.preset(name, EPS)
+  start = np.array(attack.initialise(keys(), IMAGES))
+  if name == 'fgsm':
+    np.testing.assert_array_equal(start, IMAGES)
+  x, x_adv = torch.tensor(IMAGES), torch.tensor(start)
+  labels = torch.tensor(LABELS)
+  first, second = (torch.tensor(w) for w in weights(6, 3))
+  for _ in range(num_steps):
+    x_adv.requires_grad_(True)
+    logits = torch.tanh(x_adv.flatten(1) @ first) @ second
+    gradient, = torch.autograd.grad(
+        torch_loss(torch, name, logits, labels), x_adv)
+    x_adv = x_adv.detach() + step_size * gradient.sign()
+    x_adv = torch.min(torch.max(x_adv, x - EPS), x + EPS).clamp(0, 1)
+  np.testing.assert_allclose(run(attack, keys(), IMAGES, LABELS),
+                             x_adv.numpy(), atol=1e-12)
+
+
+def test_starts_of_presets():
+  x = np.round(IMAGES)
+  pgd, cw = (np.asarray(attacks.preset(name, EPS).initialise(keys(), x))
+             for name in ('pgd20', 'cw20'))
+  assert np.abs(pgd - x).max() > 0 and pgd.min() == 0 and pgd.max() == 1
+  assert cw.min() < 0 and cw.max() > 1
+
+
+@pytest.mark.parametrize(('make', 'message'), [
+    (lambda: attacks.preset('pgd7', EPS), "attack='pgd7'"),
+    (lambda: attacks.preset('fgsm', -0.1), 'eps=-0.1'),
+    (lambda: attacks.PGD(-1., STEP, 1), 'eps=-1.0'),
+    (lambda: attacks.PGD(EPS, -1., 1), 'step_size=-1.0'),
+    (lambda: attacks.PGD(EPS, STEP, 0), 'num_steps=0'),
+    (lambda: attacks.PGD(EPS, STEP, 1, start='best'), "start='best'"),
+    (lambda: attacks.UTAE(EPS, STEP, 1, gamma=-0.1), 'gamma=-0.1'),
+    (lambda: attacks.UTAE(EPS, STEP, 0), 'num_steps=0')])
+def test_invalid_settings(make, message):
+  with pytest.raises(ValueError, match=message):
+    make()
+
+
+def test_import_needs_jax_only():
+  code = ('import sys, ferd_jax.attacks; print(sorted('
+          '{name.split(".")[0] for name in sys.modules}))')
+  found = subprocess.run([sys.executable, '-c', code], check=True,
+                         capture_output=True, text=True).stdout
+  assert "'ferd_jax'" in found and "'jax'" in found
+  for name in ('flax', 'ml_collections', 'optax', 'orbax', 'tensorflow',
+               'tensorflow_datasets', 'torch'):
+    assert f"'{name}'" not in found, name

@@ -1,0 +1,135 @@
+"""The command line: what it prints, and how it fails."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+_ROOT = pathlib.Path(__file__).parents[1]
+
+
+def _main(*flags, cwd=None):
+  """Runs main.py as a user would, on one device."""
+  env = os.environ | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS':
+                      '--xla_backend_optimization_level=0'}
+  return subprocess.run(
+      [sys.executable, _ROOT / 'main.py', *flags], cwd=cwd or _ROOT, env=env,
+      capture_output=True, text=True, check=False)
+
+
+def _config(name):
+  return f'--config={_ROOT / "configs" / name}'
+
+
+@pytest.mark.parametrize('config, rows', [
+    ('digits.py:smoke', 10), ('fashion_mnist.py:smoke,released', 10),
+    ('cifar10_resnet20.py:smoke', 10), ('cifar10.py:smoke', 10),
+    ('cifar10.py:mobilenet_v2,smoke', 10), ('cifar100.py:released,smoke', 20),
+    ('tiny_imagenet.py:smoke', 20)])
+def test_smoke(config, rows, tmp_path):
+  done = _main(_config(config), f'--workdir={tmp_path}')
+  assert done.returncode == 0, done.stderr
+  table = [line for line in done.stdout.splitlines() if line.startswith('|')]
+  assert [line.split('|')[1].strip() for line in table[2:]] == ['clean',
+                                                                'fgsm']
+  assert 'teacher average' in table[0] and 'student nsd' in table[0]
+  assert 'epoch 3/3' in done.stderr  # plain lines, as it is no terminal
+  assert list((tmp_path / 'samples').glob('*.png'))
+  # Again: nothing is left to do.
+  again = _main(_config(config), f'--workdir={tmp_path}')
+  assert again.returncode == 0
+  assert 'is finished' in again.stdout
+  assert again.stdout.splitlines()[1:] == done.stdout.splitlines()
+
+
+def test_default_workdir_is_named_after_the_config(tmp_path):
+  done = _main(_config('digits.py:smoke'), cwd=tmp_path)
+  assert done.returncode == 0, done.stderr
+  assert (tmp_path / 'runs' / 'digits_smoke' / 'results.json').exists()
+  evaluated = _main(_config('digits.py:smoke'), '--mode=evaluate',
+                    "--config.eval.attacks=('clean',)", cwd=tmp_path)
+  assert evaluated.returncode == 0, evaluated.stderr
+  assert 'clean' in evaluated.stdout and 'fgsm' not in evaluated.stdout
+
+
+@pytest.fixture(scope='module')
+def files(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('files')
+  (folder / 'broken.pth').write_bytes(b'not a checkpoint at all')
+  from safetensors import numpy as safetensors_numpy
+  asset = _ROOT / 'ferd_jax' / 'assets' / 'digits_resnet8_adv.safetensors'
+  tensors = safetensors_numpy.load_file(asset)
+  tensors['linear.bias'] = tensors['linear.bias'] * np.float32(np.nan)
+  safetensors_numpy.save_file(tensors, folder / 'nan.safetensors')
+  return folder
+
+
+@pytest.mark.parametrize('flags, words', [
+    (['--config.distil.steps=3'], ['distil']),
+    (['--config.distill.stepz=3'], ['stepz']),
+    (['--config.teacher.path=absent.pth'], ['absent.pth']),
+    (['--config.teacher.path={files}/broken.pth'], ['broken.pth']),
+    (['--config.teacher.path={files}/nan.safetensors'],
+     ['linear.bias', 'finite']),
+    (['--config.teacher.path='], ['teacher.path']),
+    (['--config.teacher.arch=wrn_10_1'], ['conv_', 'missing']),
+    (['--config.teacher.arch=resnet19'], ["arch='resnet19'"]),
+    (['--config.data.name=cifar100', '--config.teacher.width=16',
+      '--config.data.noise_examples=4'], ['100', '10']),
+    (['--config.features.tap=layer7'], ['layer7', 'layer3']),
+    (['--config.eps=8.0'], ['eps=8.0', '[0, 1]']),
+    (['--config.eps=-0.1'], ['eps=-0.1']),
+    (['--config.distill.utae_gamma=-1.0'], ['gamma=-1.0']),
+    (['--config.class_weights.rule=soft'], ["rule='soft'", 'minmax']),
+    (['--config.warmup_epochs=99'], ['warmup_epochs=99']),
+    (['--config.data.name=cifar1'], ['cifar1', 'cifar10']),
+    (['--config.data.name=cifar10', '--config.data.dir={files}'], ['cifar']),
+    (['--config.eval.attacks=("apgd",)'], ["'apgd'", 'pgd20']),
+    (['--config.parallel=vmap'], ["parallel='vmap'"]),
+    (['--config.seed=x'], ['seed']),
+    (['stray'], ['stray']),
+])
+def test_bad_input_is_one_clear_line(flags, words, files, tmp_path):
+  flags = [flag.replace('{files}', str(files)) for flag in flags]
+  if '--config.data.name=cifar10' in flags:
+    pytest.importorskip('tensorflow_datasets')
+  done = _main(_config('digits.py'), f'--workdir={tmp_path}', *flags)
+  assert done.returncode != 0
+  assert 'Traceback' not in done.stderr
+  lines = [line for line in done.stderr.splitlines()
+           if not line.startswith(('I', 'W', 'WARNING'))]
+  assert len(lines) == 1, done.stderr
+  assert lines[0].startswith('error: ')
+  for word in words:
+    assert word in lines[0]
+  assert not list(tmp_path.iterdir())  # nothing was begun
+
+
+@pytest.mark.parametrize('flags, word', [
+    ([], '--config'), (['--config=absent.py'], 'absent.py'),
+    ([_config('digits.py:smok')], "'smok'")])
+def test_bad_config_is_one_clear_line(flags, word, tmp_path):
+  done = _main(*flags, f'--workdir={tmp_path}')
+  assert done.returncode != 0
+  assert 'Traceback' not in done.stderr
+  assert len(done.stderr.splitlines()) == 1
+  assert word in done.stderr
+
+
+def test_batch_not_divisible_by_devices(tmp_path):
+  env = {'XLA_FLAGS': '--xla_force_host_platform_device_count=3'}
+  done = subprocess.run(
+      [sys.executable, _ROOT / 'main.py', _config('digits.py'),
+       f'--workdir={tmp_path}'], env=os.environ | env, capture_output=True,
+      text=True, check=False)
+  assert done.returncode != 0
+  assert done.stderr.splitlines() == [
+      'error: Expected synthesis.batch_size=128 divisible by 3 devices; '
+      'use 126 or 129.']
+
+
+def test_main_is_short():
+  assert len((_ROOT / 'main.py').read_text().splitlines()) < 80

@@ -1,0 +1,214 @@
+"""Whole runs of tiny nets: resume, compilations, failures, results."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from configs import digits
+from ferd_jax import checkpoint
+from ferd_jax import experiment
+from ferd_jax import train
+
+
+def _config(**changes):
+  config = digits.get_config('smoke')
+  config.num_epochs = 4
+  config.eval.attacks = ('clean',)
+  config.eval.every = 0
+  config.log.samples_every = 0
+  config.update_from_flattened_dict(changes)
+  return config
+
+
+def _run(config, workdir, **kwargs):
+  run = experiment.build(config)
+  checkpoint.claim(workdir, run.identity)
+  return run, train.train(run, workdir, **kwargs)
+
+
+def _saved(run, workdir, epoch):
+  """Returns the state of an epoch as saved, keys as their data."""
+  with checkpoint.Checkpoints(workdir, run.config.eval.select) as checkpoints:
+    state = checkpoints.restore(train.init_state(run), epoch)
+  return jax.tree.map(np.asarray, state.replace(
+      key=jax.random.key_data(state.key)))
+
+
+def _pool(workdir):
+  return {path.name: np.load(path)['images']
+          for path in sorted((workdir / 'pool').iterdir())}
+
+
+def _metrics(workdir):
+  """Returns the metrics of every epoch but the times."""
+  lines = (workdir / 'metrics.jsonl').read_text().splitlines()
+  return [{name: value for name, value in json.loads(line).items()
+           if not name.endswith(('seconds', 'ms_per_step'))}
+          for line in lines]
+
+
+def _assert_equal(tree, expected):
+  jax.tree.map(np.testing.assert_array_equal, tree, expected)
+
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory):
+  workdir = tmp_path_factory.mktemp('whole')
+  run, results = _run(_config(), workdir)
+  return run, workdir, results
+
+
+def test_resumed_run_is_the_whole_run_bit_for_bit(whole, tmp_path):
+  run, workdir, results = whole
+  _, nothing = _run(_config(), tmp_path, stop_after=2)
+  assert nothing is None
+  assert not (tmp_path / 'results.json').exists()
+  _, resumed = _run(_config(), tmp_path)
+  _assert_equal(_saved(run, tmp_path, 4), _saved(run, workdir, 4))
+  _assert_equal(_pool(tmp_path), _pool(workdir))
+  assert _metrics(tmp_path) == _metrics(workdir)
+  assert resumed['models'] == results['models']
+
+
+def test_lost_epochs_are_done_again(whole, tmp_path):
+  # A run that died between writing an epoch's files and its checkpoint.
+  run, workdir, _ = whole
+  _run(_config(), tmp_path, stop_after=2)
+  np.savez(tmp_path / 'pool' / 'epoch_00003.npz', images=np.ones(3))
+  with (tmp_path / 'metrics.jsonl').open('a') as file:
+    file.write('{"epoch": 3, "lost": 1}\n')
+  _run(_config(), tmp_path)
+  _assert_equal(_pool(tmp_path), _pool(workdir))
+  assert _metrics(tmp_path) == _metrics(workdir)
+
+
+def test_epochs_have_what_the_method_says(whole):
+  run, workdir, _ = whole
+  size = run.config.synthesis.batch_size
+  pool = _pool(workdir)
+  assert [len(images) for images in pool.values()] == [size] * 4
+  for images in pool.values():
+    assert images.min() >= 0 and images.max() <= 1
+  metrics = _metrics(workdir)
+  assert 'student/loss' not in metrics[0]  # warm-up
+  for epoch in metrics[1:]:
+    assert np.isfinite(epoch['student/loss'])
+  for epoch in metrics:
+    assert 0 <= epoch['kept_agreement'] <= 1
+    np.testing.assert_allclose(sum(epoch['probs']), 1, rtol=1e-5)
+  state = _saved(run, workdir, 4)
+  assert state.epoch == 4
+  np.testing.assert_array_equal(state.class_weights.probs.astype(np.float32),
+                                np.float32(metrics[-1]['probs']))
+
+
+def test_results(whole):
+  run, workdir, results = whole
+  assert results == json.loads((workdir / 'results.json').read_text())
+  assert results['num_examples'] == len(run.examples.labels)
+  assert set(results['models']) == {'teacher', 'student'}
+  for model in results['models'].values():
+    assert set(model) == {'clean'}
+    assert 0 <= model['clean']['average'] <= 1
+    assert len(model['clean']['per_class']) == 10
+
+
+def test_second_epoch_compiles_nothing(tmp_path):
+  config = _config(num_epochs=5)
+  run = experiment.build(config)
+  checkpoint.claim(tmp_path, run.identity)
+  compiled = []
+
+  def count(event, duration, **kwargs):
+    del duration, kwargs
+    if event == '/jax/core/compile/backend_compile_duration':
+      compiled.append(_epochs_done(tmp_path))
+  jax.monitoring.register_event_duration_secs_listener(count)
+  try:
+    train.train(run, tmp_path, stop_after=4)
+  finally:
+    jax.monitoring.unregister_event_duration_listener(count)
+  # Epoch 1 warms up, epoch 2 trains the student; 3 and 4 find all compiled.
+  assert compiled.count(0) > 0 and compiled.count(1) > 0
+  assert compiled.count(2) == 0 and compiled.count(3) == 0
+
+
+def _epochs_done(workdir):
+  path = workdir / 'metrics.jsonl'
+  return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+def test_non_finite_loss_stops_and_keeps_the_last_good_epoch(
+    tmp_path, monkeypatch):
+  config = _config()
+  _run(config, tmp_path, stop_after=2)
+  run = experiment.build(config)
+  restore = checkpoint.Checkpoints.restore
+
+  def poisoned(self, like, epoch):
+    state = restore(self, like, epoch)
+    student = jax.tree.map(lambda leaf: leaf * np.nan, state.student)
+    return state.replace(student=student)
+  monkeypatch.setattr(checkpoint.Checkpoints, 'restore', poisoned)
+  with pytest.raises(FloatingPointError,
+                     match=r'=nan at epoch 3, generator step 1.*epoch 2'):
+    train.train(run, tmp_path)
+  monkeypatch.undo()
+  state = _saved(run, tmp_path, 2)
+  assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
+
+
+def test_time_budget_stops_after_an_epoch_and_goes_on(whole, tmp_path):
+  config = _config(max_minutes=1e-6)
+  run, results = _run(config, tmp_path)
+  assert results is None
+  with checkpoint.Checkpoints(tmp_path) as checkpoints:
+    assert checkpoints.latest_epoch == 1
+  config.max_minutes = 0.
+  _, results = _run(config, tmp_path)
+  assert results['models'] == whole[2]['models']
+
+
+@pytest.mark.parametrize('select', ['test_clean', 'synthetic_pgd'])
+def test_best_epoch_is_kept_and_evaluated(tmp_path, select):
+  config = _config(**{'eval.select': select, 'eval.every': 1,
+                      'eval.curve_attacks': ('clean',)})
+  run, results = _run(config, tmp_path)
+  curve = [epoch[select] for epoch in _metrics(tmp_path)]
+  # Of equal ones any may be kept.
+  assert curve[results['epoch'] - 1] == max(curve)
+  with checkpoint.Checkpoints(tmp_path, select) as checkpoints:
+    assert checkpoints.latest_epoch == 4
+    assert checkpoints.selected_epoch == results['epoch']
+
+
+def test_evaluation_alone_gives_the_same_numbers(whole):
+  run, workdir, results = whole
+  again = train.evaluate_run(run, workdir)
+  assert again['models'] == results['models']
+
+
+def test_evaluation_without_a_checkpoint(tmp_path):
+  run = experiment.build(_config())
+  with pytest.raises(ValueError, match='train first'):
+    train.evaluate_run(run, tmp_path)
+
+
+def test_workdir_of_another_config(whole):
+  run, workdir, _ = whole
+  other = experiment.build(_config(seed=3, **{'distill.utae_gamma': 0.1}))
+  with pytest.raises(ValueError) as error:
+    checkpoint.claim(workdir, other.identity)
+  message = str(error.value)
+  assert 'seed is 3, was 0' in message
+  assert 'distill.utae_gamma is 0.1, was 0.3' in message
+  assert '\n' not in message
+
+
+def test_workdir_takes_other_evaluation_settings(whole):
+  run, workdir, _ = whole
+  other = experiment.build(_config(**{'eval.batch_size': 8,
+                                      'max_minutes': 3.}))
+  checkpoint.claim(workdir, other.identity)
