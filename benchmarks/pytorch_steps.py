@@ -247,6 +247,24 @@ class Steps:
 
   def _mask(self, latents, labels, noise):
     """Returns the non-robust mask `[B, C_l, 1, 1]`."""
+    variance = latents.var((2, 3))
+    threshold = (variance.max()
+                 if self.run.synthesis.bottleneck.mask == 'global' else
+                 variance.amax(1, keepdim=True))
+    sigma = self.noise_levels(latents, labels, noise)
+    robust = sigma.square() > threshold
+    return (~robust).to(latents.dtype)[:, :, None, None]
+
+  def noise_levels(self, latents: torch.Tensor, labels: torch.Tensor,
+                   noise: Iterable[torch.Tensor] | None = None
+                   ) -> torch.Tensor:
+    """Returns the bottleneck's standard deviations `[B, C_l]`.
+
+    Args:
+      latents: `[B, C_l, h, w]`, without gradient.
+      labels: int64 `[B]`.
+      noise: `[B, C_l]` for every step; None to draw it.
+    """
     settings = self.run.synthesis.bottleneck
     variance = latents.var((2, 3))
     levels = torch.zeros_like(variance, requires_grad=True)
@@ -264,10 +282,7 @@ class Steps:
       loss = loss + settings.beta * information
       levels.grad, = torch.autograd.grad(loss, levels)
       adam.step()
-    threshold = (variance.max() if settings.mask == 'global' else
-                 variance.amax(1, keepdim=True))
-    robust = F.softplus(levels.detach()).square() > threshold
-    return (~robust).to(latents.dtype)[:, :, None, None]
+    return F.softplus(levels.detach())
 
   def student_step(self, images: torch.Tensor, labels: torch.Tensor,
                    sources: tuple[torch.Tensor, torch.Tensor] | None = None,

@@ -16,8 +16,11 @@ First, both sides take one step with the same weights, images and random
 numbers, and the script ends if losses or gradients disagree. That is also the
 warm-up. Then they take turns for some rounds, each time for at least
 `--seconds`, from the first call until the last result is ready. The table has
-the medians over rounds. Without torch, or with `--nopytorch`, the JAX side is
-measured alone. On a GPU both sides use it, PyTorch if it finds CUDA.
+the medians over rounds. The machine should do nothing else: the load is
+printed with the results, and other programs slow PyTorch's threads most, which
+wait for each other after every operation. Without torch, or with `--nopytorch`,
+the JAX side is measured alone. On a GPU both sides use it, PyTorch if it finds
+CUDA.
 """
 
 from collections.abc import Callable
@@ -44,6 +47,8 @@ from ferd_jax import collectives
 from ferd_jax import distill
 from ferd_jax import evaluate
 from ferd_jax import experiment
+from ferd_jax import features
+from ferd_jax import forward
 from ferd_jax import synthesis
 from ferd_jax import torch_io
 from ferd_jax import train
@@ -169,6 +174,21 @@ class JaxSteps:
     return (*(np.asarray(x).round().astype(np.int64) - 1
               for x in (rows, columns)), noise_keys)
 
+  def noise_levels(self, keys: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns latents and bottleneck of the first generator step."""
+    settings = self.run.synthesis
+    _, after, _ = self.first['generator']
+
+    def levels(teacher, examples):
+      latents = forward.logits(settings.teacher, teacher, examples.view,
+                               stop=settings.tap)
+      def tail_fn(latents):
+        return forward.logits(settings.teacher, teacher, latents,
+                              start=settings.tap)
+      return latents, features.noise_levels(
+          tail_fn, latents, examples.labels, keys, settings.bottleneck)
+    return jax.jit(levels)(self._teacher, after.examples)
+
 
 class PyTorchSteps:
   """The same steps in PyTorch, on the inputs of the first calls in JAX."""
@@ -244,13 +264,14 @@ class PyTorchSteps:
     # Noise of the bottleneck as `features.noise_levels` draws it.
     *sources, keys = steps.draws(run.synthesis)
     before, after, metrics = steps.first['generator']
-    channels = jax.eval_shape(
-        lambda v, x: run.synthesis.teacher.apply(v, x, stop=run.synthesis.tap),
-        run.teacher_variables, before.examples.view).shape[-1:]
+    latents, levels = steps.noise_levels(keys)
     draw = jax.jit(jax.vmap(lambda key, i: jax.random.normal(
-        jax.random.fold_in(key, i), channels), in_axes=(0, None)))
+        jax.random.fold_in(key, i), levels.shape[1:]), in_axes=(0, None)))
     noise = [self.tensor(draw(keys, i))
              for i in range(run.synthesis.bottleneck.steps)]
+    got = torch_steps.noise_levels(self.tensor(latents), self._labels, noise)
+    compare('generator', 'noise levels', 'gradient', [levels],
+            [got.cpu().numpy()])
     got = self.generator(
         sources=tuple(self.tensor(x) for x in sources), noise=noise)
     compare('generator', 'images', 'images', [after.examples.best_images],
@@ -324,6 +345,11 @@ def hardware(device: str | None) -> dict[str, Any]:
     if device == 'cuda':
       found['torch_device'] = torch.cuda.get_device_name()
   return found
+
+
+def _load() -> float | None:
+  """Returns the load of the last minute, None where it is not known."""
+  return round(os.getloadavg()[0], 1) if hasattr(os, 'getloadavg') else None
 
 
 def _pytorch_device() -> str | None:
@@ -404,7 +430,7 @@ def run_benchmark(config: Any) -> dict[str, Any]:
   sizes = {'generator': run.synthesis.batch_size,
            'student': run.distillation.batch_size,
            'evaluation': config.eval.batch_size}
-  results = {}
+  results, load = {}, _load()
   for name in STEPS:
     # The second call tells how many to measure, and which layout.
     trials = []
@@ -431,7 +457,10 @@ def run_benchmark(config: Any) -> dict[str, Any]:
       row['layout'] = chosen['torch'][0].layout
       row['torch/jax'] = row['torch']['median'] / row['jax']['median']
   _print_table(results)
-  return {'config': config.name, 'hardware': found,
+  load = [load, _load()]
+  print('Programs running on average, this one included, before and after: '
+        f'{load[0]}, {load[1]}; cores: {found["cores"]}.')
+  return {'config': config.name, 'hardware': found, 'load': load,
           'first_call_seconds': compile_seconds, 'check': report,
           'steps': results}
 

@@ -48,7 +48,7 @@ class Recipe:
 
 
 RECIPES = {
-    'digits': Recipe('digits', 'train', eps=0.15, epochs=80, batch_size=64,
+    'digits': Recipe('digits', 'train', eps=0.1, epochs=60, batch_size=64,
                      learning_rate=0.05),
     'fashion_mnist': Recipe('fashion_mnist', 'train[:55000]', eps=0.1,
                             epochs=9, attack_steps=4, flip=True),

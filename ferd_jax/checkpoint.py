@@ -76,10 +76,10 @@ class Checkpoints:
     """
     if jax.process_index() == 0:
       pool.save_last(self._pool_dir, epoch, new_images)
-    if self.select != LAST and self.select not in metrics:
-      metrics = None  # Not evaluated, so it cannot be the best.
+    # An epoch that was not evaluated cannot be the best.
+    ranked = {name: metrics[name] for name in metrics if name == self.select}
     self._manager.save(epoch, args=ocp.args.StandardSave(state),
-                       metrics=metrics and dict(metrics))
+                       metrics=ranked or None)
 
   def restore(self, like: states.FerdState, epoch: int) -> states.FerdState:
     """Returns the state of an epoch, with the shardings of `like`."""

@@ -61,14 +61,17 @@ class Progress:
     Args:
       epoch: epochs completed.
       num_epochs: of the run.
-      values: JSON values; the scalar ones are printed.
+      values: JSON values; of the scalar ones, those of a phase ('phase/name')
+        are printed only if they are losses.
     """
     if not self._active:
       return
     with self._path.open('a') as file:
       file.write(json.dumps({'epoch': epoch} | dict(values)) + '\n')
-    shown = ', '.join(f'{name} {value:.4g}' for name, value in values.items()
-                      if isinstance(value, float))
+    shown = ', '.join(
+        f'{name} {value:.3g}' for name, value in values.items()
+        if isinstance(value, float)
+        and ('/' not in name or name.endswith('/loss')))
     self.line(f'epoch {epoch}/{num_epochs}: {shown}, '
               f'{_duration(self._remaining())} left')
 

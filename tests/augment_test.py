@@ -9,7 +9,6 @@ import pytest
 
 from ferd_jax import augment
 
-
 # One compilation is faster than one for each operation.
 crop_flip = jax.jit(augment.crop_flip, static_argnames='pad')
 random_crop_flip = jax.jit(augment.random_crop_flip,

@@ -1,0 +1,175 @@
+"""Tests of the configs: values, variants, nothing misspelt."""
+
+import importlib
+import pathlib
+
+import pytest
+
+from configs import cifar10
+from configs import cifar10_resnet20
+from configs import cifar100
+from configs import default
+from configs import tiny_imagenet
+
+VARIANTS = {
+    'cifar10': ('mobilenet_v2',),
+    'cifar100': ('mobilenet_v2', 'batch512'),
+    'tiny_imagenet': (),
+    'cifar10_resnet20': ('paper_length',),
+    'digits': (),
+    'fashion_mnist': (),
+}
+EVERY = [(name, variant) for name, own in VARIANTS.items()
+         for variant in ('', *own, 'released', 'smoke', 'released,smoke')]
+
+
+def flat(config):
+  """Returns the leaves by dotted name."""
+  leaves = {}
+  for name, value in config.items():
+    if hasattr(value, 'items'):
+      leaves |= {f'{name}.{key}': leaf for key, leaf in flat(value).items()}
+    else:
+      leaves[name] = value
+  return leaves
+
+
+def get(name, variant=''):
+  return importlib.import_module(f'configs.{name}').get_config(variant)
+
+
+def difference(config, base):
+  config, base = flat(config), flat(base)
+  return {name for name in config if config[name] != base[name]}
+
+
+def test_every_config_is_listed():
+  folder = pathlib.Path(default.__file__).parent
+  found = {path.stem for path in folder.glob('*.py')}
+  assert found - {'default', 'variants', '__init__'} == set(VARIANTS)
+
+
+@pytest.mark.parametrize(('name', 'variant'), EVERY)
+def test_overrides_name_existing_settings_of_the_same_type(name, variant):
+  base, config = flat(default.get_config()), flat(get(name, variant))
+  assert set(config) == set(base)
+  for key, value in config.items():
+    if base[key] is not None:
+      assert type(value) is type(base[key]), key
+  suffix = f'_{variant.replace(",", "_")}' if variant else ''
+  assert config['name'] == name + suffix
+
+
+@pytest.mark.parametrize('name', VARIANTS)
+def test_unknown_variant(name):
+  with pytest.raises(ValueError) as error:
+    get(name, 'released,fast')
+  message = str(error.value)
+  assert "variant='fast'" in message
+  for variant in (*VARIANTS[name], 'released', 'smoke'):
+    assert f"'{variant}'" in message
+  assert message.count("'") == 2 * (len(VARIANTS[name]) + 4)
+
+
+def test_configs_are_independent():
+  config = get('cifar10')
+  config.synthesis.w_bn = 7.
+  assert get('cifar10').synthesis.w_bn == 5
+  assert default.get_config().synthesis.w_bn == 5
+
+
+PAPER = {
+    'seed': 0, 'num_epochs': 220, 'warmup_epochs': 20, 'eps': 8 / 255,
+    'step_size': 2 / 255, 'augment.pad': 4, 'augment.flip': True,
+    'synthesis.steps': 200, 'synthesis.nz': 100, 'synthesis.width': 128,
+    'synthesis.generator_lr': 2e-3, 'synthesis.latent_lr': 0.015,
+    'synthesis.w_adv': 1, 'synthesis.w_bn': 5, 'synthesis.w_oh': 1,
+    'synthesis.w_uni': 5, 'synthesis.keep': 'best',
+    'synthesis.warmup_adv': True, 'features.tap': '', 'features.steps': 50,
+    'features.learning_rate': 0.1, 'features.beta': 0.3,
+    'features.kl': 'mean', 'features.mask': 'global',
+    'class_weights.rule': 'softmax', 'class_weights.tau': 1,
+    'class_weights.absent': 'carry', 'class_weights.batch': 'last_view',
+    'class_weights.attack_steps': 20, 'distill.steps': 400,
+    'distill.momentum': 0.9, 'distill.weight_decay': 5e-4,
+    'distill.attack_steps': 10, 'distill.utae_gamma': 0.3,
+    'distill.utae_source': 'student', 'distill.ikl_prior': 'class_mean',
+    'distill.ikl_norm': 'weights', 'distill.ikl_power': 1,
+    'distill.w_clean': 5 / 6, 'distill.w_adv': 1 / 6, 'eval.select': 'last',
+    'eval.nsd_ddof': 0,
+}
+
+
+def check(config, values):
+  got = flat(config)
+  assert {name: got[name] for name in values} == values
+
+
+@pytest.mark.parametrize('config', [cifar10, cifar100, tiny_imagenet])
+def test_paper_constants(config):
+  check(config.get_config(), PAPER)
+
+
+@pytest.mark.parametrize(('config', 'variant', 'values'), [
+    (cifar10, '', {
+        'data.name': 'cifar10', 'teacher.arch': 'wrn_34_10',
+        'student.arch': 'resnet18', 'synthesis.batch_size': 256,
+        'distill.batch_size': 256, 'distill.learning_rate': 0.1}),
+    (cifar10, 'mobilenet_v2', {
+        'teacher.arch': 'wrn_34_10', 'student.arch': 'mobilenet_v2'}),
+    (cifar100, '', {
+        'data.name': 'cifar100', 'teacher.arch': 'wrn_34_10',
+        'student.arch': 'resnet18', 'synthesis.batch_size': 256,
+        'distill.batch_size': 256, 'distill.learning_rate': 0.1}),
+    (cifar100, 'mobilenet_v2', {'student.arch': 'mobilenet_v2'}),
+    (cifar100, 'batch512', {
+        'synthesis.batch_size': 512, 'distill.batch_size': 512,
+        'distill.learning_rate': 0.2}),
+    (tiny_imagenet, '', {
+        'data.name': 'tiny_imagenet', 'teacher.arch': 'preact_resnet34',
+        'student.arch': 'preact_resnet18', 'synthesis.batch_size': 512,
+        'distill.batch_size': 512, 'distill.learning_rate': 0.2})])
+def test_paper_settings_of_a_data_set(config, variant, values):
+  check(config.get_config(variant), values)
+
+
+RELEASED = {
+    'class_weights.rule': 'minmax', 'class_weights.range': (0.05, 0.2),
+    'class_weights.absent': 'zero', 'distill.utae_gamma': 0,
+    'distill.ikl_prior': 'one_hot', 'eval.select': 'test_clean',
+}
+
+
+@pytest.mark.parametrize('name', VARIANTS)
+def test_released_changes_the_public_codes_rules_only(name):
+  config = get(name, 'released')
+  check(config, RELEASED)
+  assert difference(config, get(name)) == (
+      set(RELEASED) - {'class_weights.range'} | {'name'})
+
+
+def test_paper_length_restores_the_papers_schedule():
+  config = cifar10_resnet20.get_config('paper_length')
+  check(config, PAPER | {
+      'eps': 4 / 255, 'step_size': 1 / 255, 'distill.learning_rate': 0.1,
+      'synthesis.batch_size': 256, 'distill.batch_size': 256,
+      'data.split': 'test'})
+
+
+@pytest.mark.parametrize('name', VARIANTS)
+def test_step_size_is_a_quarter_of_the_radius(name):
+  config = get(name)
+  assert config.step_size == pytest.approx(config.eps / 4)
+
+
+@pytest.mark.parametrize('name', ['digits', 'fashion_mnist'])
+def test_shipped_teachers_exist(name):
+  assert pathlib.Path(get(name).teacher.path).is_file()
+
+
+@pytest.mark.parametrize('name', VARIANTS)
+def test_smoke_needs_no_files(name):
+  config = get(name, 'smoke')
+  assert config.teacher.path == 'random'
+  assert config.data.noise_examples > 0
+  assert config.num_epochs > config.warmup_epochs > 0

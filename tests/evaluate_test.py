@@ -1,0 +1,111 @@
+"""Evaluation on fixed-shape batches, and attacks stepped from Python."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ferd_jax import attacks
+from ferd_jax import collectives
+from ferd_jax import evaluate
+from ferd_jax import forward
+from ferd_jax import loops
+from ferd_jax import models
+from ferd_jax import parallel
+from ferd_jax import stepwise
+
+_EPS = 0.1
+
+
+@pytest.fixture(scope='module')
+def net():
+  model = models.build('cifar_resnet8', 3, width=4)
+  return model, models.init_variables(model, jax.random.key(0), (8, 8, 1))
+
+
+@pytest.fixture(scope='module')
+def examples():
+  rng = np.random.default_rng(0)
+  return (rng.integers(0, 256, (11, 8, 8, 1), np.uint8),
+          rng.integers(0, 3, 11, np.int32))
+
+
+def _mapping(num_devices=1):
+  return parallel.create('auto', tuple(jax.devices()[:num_devices]))
+
+
+@pytest.fixture(scope='module')
+def expected(net, examples):
+  """Per-class accuracies from the attacks called directly, one batch."""
+  model, variables = net
+  images, labels = examples
+  images = jnp.asarray(images, jnp.float32) / 255
+  logits_fn = jax.jit(forward.logits_fn(model, variables))
+  keys = collectives.example_keys(jax.random.key(1), jnp.arange(len(labels)))
+  found = {}
+  for name in evaluate.ATTACKS:
+    attacked = images
+    if name != 'clean':
+      attacked = attacks.preset(name, _EPS)(logits_fn, keys, images, labels)
+    correct = np.asarray(jnp.argmax(logits_fn(attacked), -1)) == labels
+    found[name] = [correct[labels == c].mean() for c in range(3)]
+  return found
+
+
+@pytest.mark.parametrize('batch_size, num_devices', [(4, 1), (11, 1), (4, 4)])
+def test_accuracy_does_not_depend_on_batches_or_devices(
+    net, examples, expected, batch_size, num_devices):
+  model, variables = net
+  mapping = _mapping(num_devices)
+  evaluator = evaluate.evaluator(model, evaluate.ATTACKS, _EPS, 3, batch_size,
+                                 mapping)
+  report = evaluator(mapping.replicate(variables), *examples,
+                     jax.random.key(1))
+  for name, per_class in expected.items():
+    np.testing.assert_allclose(report[name]['per_class'], per_class)
+    counts = np.bincount(examples[1], minlength=3)
+    np.testing.assert_allclose(report[name]['average'],
+                               np.average(per_class, weights=counts))
+
+
+def test_float_images_and_a_subset_of_attacks(net, examples, expected):
+  model, variables = net
+  images, labels = examples
+  evaluator = evaluate.evaluator(model, ('clean', 'fgsm'), _EPS, 3, 4,
+                                 _mapping())
+  report = evaluator(variables, images.astype(np.float32) / 255, labels,
+                     jax.random.key(1), names=['clean'])
+  assert list(report) == ['clean']
+  np.testing.assert_allclose(report['clean']['per_class'], expected['clean'])
+
+
+def test_class_without_images_is_nan(net, examples):
+  model, variables = net
+  evaluator = evaluate.evaluator(model, ('clean',), _EPS, 3, 4, _mapping())
+  report = evaluator(variables, examples[0][:2], np.array([0, 2]),
+                     jax.random.key(1))
+  per_class = report['clean']['per_class']
+  assert np.isnan(per_class[1]) and np.isfinite([per_class[0], per_class[2]]
+                                                ).all()
+
+
+def test_predictor(net, examples):
+  model, variables = net
+  images = examples[0].astype(np.float32) / 255
+  predict = evaluate.predictor(model, 4, _mapping())
+  logits = forward.logits(model, variables, images)
+  np.testing.assert_array_equal(predict(variables, images),
+                                np.argmax(logits, -1))
+
+
+def test_stepped_attack_equals_the_whole_one(net, examples, monkeypatch):
+  model, variables = net
+  images = jnp.asarray(examples[0], jnp.float32) / 255
+  arguments = (variables, images, jnp.asarray(examples[1]), jnp.arange(11),
+               jax.random.key(2))
+  attack = attacks.PGD(_EPS, _EPS / 2, 3)
+  stepped = stepwise.compile_attack(attack, model, _mapping())(*arguments)
+  monkeypatch.setattr(loops, 'unrolled_here', lambda: False)
+  rolled = stepwise.compile_attack(attack, model, _mapping())(*arguments)
+  assert np.abs(stepped - images).max() > 0
+  np.testing.assert_allclose(stepped, rolled, atol=1e-6)
