@@ -46,13 +46,16 @@ def _released(config: config_dict.ConfigDict) -> None:
   config.eval.select = 'test_clean'
 
 
-_VARIANTS = {'smoke': _smoke, 'released': _released}
+_VARIANTS = {'released': _released, 'smoke': _smoke}
 
 
 def apply(config: config_dict.ConfigDict, names: str,
           **own: Callable[[config_dict.ConfigDict], None]
           ) -> config_dict.ConfigDict:
-  """Returns the config with the comma-separated variants applied in order.
+  """Returns the config with the comma-separated variants applied.
+
+  The config's own come first and `smoke` last, in whatever order they are
+  written.
 
   Args:
     config: to change; its name gets the variants appended.
@@ -63,10 +66,13 @@ def apply(config: config_dict.ConfigDict, names: str,
     ValueError: for an unknown variant.
   """
   variants: Mapping = own | _VARIANTS
-  for name in filter(None, names.split(',')):
+  wanted = [name for name in names.split(',') if name]
+  for name in wanted:
     if name not in variants:
       raise ValueError(f'Expected variant={name!r} of config {config.name!r} '
                        f'to be one of {", ".join(map(repr, variants))}.')
-    variants[name](config)
-    config.name += f'_{name}'
+  for name, change in variants.items():
+    if name in wanted:
+      change(config)
+      config.name += f'_{name}'
   return config

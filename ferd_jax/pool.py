@@ -64,7 +64,7 @@ class Pool:
     partial = directory / f'.epoch_{epoch:05d}.partial'
     with partial.open('wb') as file:
       np.savez(file, images=self.images[last], labels=self.labels[last])
-    partial.rename(_file(directory, epoch))
+    partial.replace(_file(directory, epoch))
 
   def restore(self, directory: epath.Path, num_epochs: int) -> None:
     """Fills an empty pool from the files of epochs 1..num_epochs."""

@@ -132,8 +132,9 @@ def init(settings: Synthesis, probs: jax.Array, indices: jax.Array,
   # Two latents are enough to shape the parameters.
   variables = settings.generator.init(generator_key, latents[:2])
   params = variables['params']
-  images = jnp.zeros([len(indices), settings.generator.side, settings.generator.side,
-                      settings.generator.channels], probs.dtype)
+  side = settings.generator.side
+  images = jnp.zeros([len(indices), side, side, settings.generator.channels],
+                     probs.dtype)
   return states.SynthesisState(
       generator=states.GeneratorState(
           params=params, batch_stats=variables['batch_stats'],

@@ -173,3 +173,10 @@ def test_smoke_needs_no_files(name):
   assert config.teacher.path == 'random'
   assert config.data.noise_examples > 0
   assert config.num_epochs > config.warmup_epochs > 0
+
+
+def test_order_of_variants_does_not_matter():
+  one = cifar10_resnet20.get_config('released,paper_length')
+  other = cifar10_resnet20.get_config('paper_length,released')
+  assert one.to_dict() == other.to_dict()
+  assert one.distill.utae_gamma == 0 and one.num_epochs == 220

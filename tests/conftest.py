@@ -11,8 +11,8 @@ os.environ['XLA_FLAGS'] = ' '.join([
     '--xla_force_host_platform_device_count=4',
     '--xla_backend_optimization_level=0'])
 
-import jax  # noqa: E402
-import pytest  # noqa: E402
+import jax
+import pytest
 
 # [B] + [B, 1] is a mistake, not a broadcast.
 jax.config.update('jax_numpy_rank_promotion', 'raise')
