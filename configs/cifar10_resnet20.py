@@ -21,9 +21,13 @@ def _paper_length(config: config_dict.ConfigDict) -> None:
   full = default.get_config()
   config.num_epochs = full.num_epochs
   config.warmup_epochs = full.warmup_epochs
-  config.synthesis = full.synthesis
-  config.distill = full.distill
   config.student.width = 16
+  for group in ('synthesis', 'distill'):
+    config[group].steps = full[group].steps
+    config[group].batch_size = full[group].batch_size
+  config.synthesis.width = full.synthesis.width
+  config.synthesis.generator_lr = full.synthesis.generator_lr
+  config.distill.attack_steps = full.distill.attack_steps
   config.data.split = 'test'
 
 
@@ -32,18 +36,20 @@ def get_config(variant: str = '') -> config_dict.ConfigDict:
   config = default.get_config()
   config.name = 'cifar10_resnet20'
   config.num_epochs = 12
-  config.warmup_epochs = 2
+  config.warmup_epochs = 1
   config.eps = 4 / 255
   config.step_size = 1 / 255
   config.data.split = 'test[:1000]'
   config.teacher.arch = config.student.arch = 'cifar_resnet20'
   config.teacher.shortcut = 'pad_after'
   config.student.width = 8
-  config.synthesis.steps = 60
+  variants.fit_to_small_teacher(config)
+  config.synthesis.steps = 40
   config.synthesis.batch_size = 128
-  config.synthesis.width = 64
+  config.synthesis.width = 32
   config.distill.steps = 60
   config.distill.batch_size = 128
+  config.distill.attack_steps = 5
   config.eval.every = 4
   config.eval.curve_examples = 500
   config.log.samples_every = 4

@@ -18,8 +18,8 @@ def get_config(variant: str = '') -> config_dict.ConfigDict:
   """Returns the config."""
   config = default.get_config()
   config.name = 'fashion_mnist'
-  config.num_epochs = 20
-  config.warmup_epochs = 2
+  config.num_epochs = 16
+  config.warmup_epochs = 1
   config.eps = 0.1
   config.step_size = 0.025
   config.data.name = 'fashion_mnist'
@@ -27,11 +27,13 @@ def get_config(variant: str = '') -> config_dict.ConfigDict:
   config.teacher.path = assets.path('fashion_mnist_resnet8_adv.safetensors')
   config.student.width = 8
   config.augment.pad = 2
-  config.synthesis.steps = 100
+  variants.fit_to_small_teacher(config)
+  config.synthesis.steps = 50
   config.synthesis.batch_size = 128
-  config.synthesis.width = 64
-  config.distill.steps = 60
+  config.synthesis.width = 32
+  config.distill.steps = 110
   config.distill.batch_size = 128
-  config.eval.every = 5
-  config.log.samples_every = 5
+  config.distill.attack_steps = 5
+  config.eval.every = 4
+  config.log.samples_every = 4
   return variants.apply(config, variant)
