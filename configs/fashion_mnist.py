@@ -34,6 +34,7 @@ def get_config(variant: str = '') -> config_dict.ConfigDict:
   config.distill.steps = 110
   config.distill.batch_size = 128
   config.distill.attack_steps = 5
+  config.eval.batch_size = 100  # fits a CPU's cache
   config.eval.every = 4
   config.log.samples_every = 4
   return variants.apply(config, variant)

@@ -53,11 +53,17 @@ class Parallel:
     return len(self.devices)
 
   @property
-  def _compiler_options(self) -> dict[str, int]:
-    # On CPU, LLVM at its default level takes two to five times as long to
-    # compile a step, most of it on the random numbers, for no faster code.
-    on_cpu = self.devices[0].platform == 'cpu'
-    return {'xla_backend_optimization_level': 1} if on_cpu else {}
+  def _compiler_options(self) -> dict[str, int | str]:
+    if self.devices[0].platform != 'cpu':
+      return {}
+    return {
+        # LLVM at its default level takes two to five times as long to compile
+        # a step, most of it on the random numbers, for no faster code.
+        'xla_backend_optimization_level': 1,
+        # XLA's YNNPACK fusions make the weight gradients of convolutions up to
+        # five times slower, a generator step up to twice.
+        'xla_cpu_experimental_ynn_fusion_type': '',
+    }
 
   @property
   def _sharding(self) -> NamedSharding:
