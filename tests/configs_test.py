@@ -153,6 +153,8 @@ def test_paper_length_restores_the_papers_schedule():
   check(config, PAPER | {
       'eps': 4 / 255, 'step_size': 1 / 255, 'distill.learning_rate': 0.1,
       'synthesis.batch_size': 256, 'distill.batch_size': 256,
+      # The balance of the losses is the small teacher's.
+      'synthesis.w_oh': 10.0, 'synthesis.w_uni': 0.5, 'class_weights.tau': 4.0,
       'data.split': 'test'})
 
 

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import tempfile
 
 os.environ['JAX_PLATFORMS'] = 'cpu'
 # Four devices for the device-count tests. The tests' nets are tiny: compiling
@@ -10,6 +11,10 @@ os.environ['XLA_FLAGS'] = ' '.join([
     os.environ.get('XLA_FLAGS', ''),
     '--xla_force_host_platform_device_count=4',
     '--xla_backend_optimization_level=0'])
+# Many tests compile the same programs; the processes they start inherit this.
+if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
+  os.environ['JAX_COMPILATION_CACHE_DIR'] = tempfile.mkdtemp(prefix='ferd_jax')
+os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.1'
 
 import jax
 import pytest
