@@ -36,10 +36,13 @@ def _parse(argv: list[str]) -> list[str]:
     positional = flags.FLAGS(argv)
     if _CONFIG.value is None:
       raise ValueError('Expected --config=FILE, e.g. configs/digits.py.')
+    _ = _CONFIG.value.name  # A config that failed to load fails when read.
     return positional
   except (flags.Error, AttributeError, KeyError, OSError, TypeError,
           ValueError) as error:
-    sys.exit(f'error: {error}')
+    # A config file's own error comes as the last line of its traceback.
+    reason = str(error).strip().splitlines()[-1].strip()
+    sys.exit(f'error: {reason.removeprefix("ValueError: ")}')
 
 
 def main(argv: list[str]) -> None:
@@ -54,7 +57,7 @@ def main(argv: list[str]) -> None:
     run = experiment.build(config)
     checkpoint.claim(workdir, run.identity)
   except (ValueError, OSError) as error:
-    sys.exit(f'error: {error}')
+    sys.exit(f'error: {" ".join(str(error).split())}')
   if _MODE.value == 'evaluate':
     results = train.evaluate_run(run, workdir)
   elif results := train.finished_results(workdir):
