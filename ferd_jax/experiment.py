@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 import dataclasses
+import functools
 import hashlib
 import pathlib
 from typing import Any
@@ -58,11 +59,22 @@ class Experiment:
   distillation: distill.Distillation
   identity: Mapping[str, Any]
 
-  def evaluator(self, model: str, names: tuple[str, ...]) -> evaluate.Evaluator:
-    """Returns the evaluator of 'teacher' or 'student' under named attacks."""
+  @functools.cached_property
+  def teacher_evaluator(self) -> evaluate.Evaluator:
+    """The teacher under all attacks of the config, each compiled once."""
+    return self._evaluator(self.synthesis.teacher)
+
+  @functools.cached_property
+  def student_evaluator(self) -> evaluate.Evaluator:
+    """The student under all attacks of the config, each compiled once."""
+    return self._evaluator(self.synthesis.student)
+
+  def _evaluator(self, model):
     config = self.config
+    # Compiled at first use: naming one more costs nothing.
+    names = {*config.eval.attacks, *config.eval.curve_attacks, 'pgd20'}
     return evaluate.evaluator(
-        getattr(self.synthesis, model), names, config.eps, self.num_classes,
+        model, sorted(names), config.eps, self.num_classes,
         config.eval.batch_size, self.parallel, ddof=config.eval.nsd_ddof)
 
 

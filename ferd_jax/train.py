@@ -274,8 +274,8 @@ def evaluate_run(run: experiment.Experiment, workdir: epath.PathLike) -> dict:
                        'train first.')
     state = checkpoints.restore(init_state(run), epoch)
   key = jax.random.fold_in(_host_key(state), 0)
-  variables = {'teacher': run.parallel.replicate(run.teacher_variables),
-               'student': state.student}
+  teacher = run.parallel.replicate(run.teacher_variables)
+  images, labels = run.examples.images, run.examples.labels
   names = tuple(config.eval.attacks)
   results = {
       'config': config.name, 'seed': config.seed, 'eps': config.eps,
@@ -287,9 +287,9 @@ def evaluate_run(run: experiment.Experiment, workdir: epath.PathLike) -> dict:
       'devices': [device.device_kind for device in run.parallel.devices],
       'class_names': list(run.examples.class_names),
       'models': {
-          model: run.evaluator(model, names)(
-              variables[model], run.examples.images, run.examples.labels, key)
-          for model in variables}}
+          'teacher': run.teacher_evaluator(teacher, images, labels, key, names),
+          'student': run.student_evaluator(state.student, images, labels, key,
+                                           names)}}
   if jax.process_index() == 0:
     (workdir / 'results.json').write_text(json.dumps(results, indent=2) + '\n')
   return results
@@ -339,27 +339,27 @@ def _learning_curve(run: experiment.Experiment) -> Callable[..., dict]:
   """Returns the function that measures a point of the learning curve."""
   config = run.config.eval
   names = tuple(config.curve_attacks)
-  on_test = run.evaluator('student', names)
   number = config.curve_examples or len(run.examples.labels)
   images, labels = run.examples.images[:number], run.examples.labels[:number]
-  on_pool = teacher_predictions = None
+  teacher_predictions = None
   if config.select == 'synthetic_pgd':
-    on_pool = run.evaluator('student', ('pgd20',))
     teacher_predictions = evaluate.predictor(
         run.synthesis.teacher, config.batch_size, run.parallel)
 
   def measure(state, teacher, pool, key):
     point = {}
-    for attack, summary in on_test(state.student, images, labels, key).items():
+    report = run.student_evaluator(state.student, images, labels, key, names)
+    for attack, summary in report.items():
       point[f'test_{attack}'] = summary['average']
       point[f'test_{attack}_worst'] = summary['worst']
-    if on_pool:
+    if teacher_predictions:
       # Robust agreement with the teacher on the newest synthetic images: a
       # choice of epoch that needs no data.
       newest = np.arange(max(0, pool.count - 1000), pool.count)
       synthetic, _ = pool.take(newest)
       predicted = teacher_predictions(teacher, synthetic)
-      report = on_pool(state.student, synthetic, predicted, key)
+      report = run.student_evaluator(state.student, synthetic, predicted, key,
+                                     ('pgd20',))
       point['synthetic_pgd'] = report['pgd20']['average']
     return point
   return measure

@@ -1,7 +1,6 @@
 """Settings for all tests; they must precede the first use of a device."""
 
 import os
-import pathlib
 import tempfile
 
 os.environ['JAX_PLATFORMS'] = 'cpu'
@@ -17,17 +16,6 @@ if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
 os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.1'
 
 import jax
-import pytest
 
 # [B] + [B, 1] is a mistake, not a broadcast.
 jax.config.update('jax_numpy_rank_promotion', 'raise')
-
-_DATA = pathlib.Path(__file__).parents[2] / 'shared' / 'data'
-
-
-@pytest.fixture(scope='session')
-def shared_data() -> pathlib.Path:
-  """Real data and checkpoints, where a developer has them."""
-  if not _DATA.exists():
-    pytest.skip(f'no real data in {_DATA}')
-  return _DATA

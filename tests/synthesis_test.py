@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import itertools
 
+import as_if_trained
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
@@ -57,17 +58,7 @@ def _float64():
 
 
 def random_variables(model, seed):
-  """Returns variables with statistics as if trained."""
-  rng = np.random.default_rng(seed)
-  abstract = jax.eval_shape(lambda: models.init_variables(
-      model, jax.random.key(0), SHAPE, jnp.float64))
-
-  def draw(path, leaf):
-    if path[-1].key in ('var', 'scale'):
-      return jnp.asarray(rng.uniform(0.5, 1.5, leaf.shape))
-    fan_in = np.prod(leaf.shape[:-1])
-    return jnp.asarray(rng.normal(0, 1.5 / np.sqrt(fan_in), leaf.shape))
-  return jax.tree_util.tree_map_with_path(draw, abstract)
+  return as_if_trained.random_variables(model, SHAPE, seed)
 
 
 def assert_equal(first, second):
