@@ -55,7 +55,7 @@ def main(argv: list[str]) -> None:
   workdir = _WORKDIR.value or f'runs/{config.name}'
   try:
     run = experiment.build(config)
-    checkpoint.claim(workdir, run.identity)
+    checkpoint.claim(workdir, run.identity, start=_MODE.value == 'train')
   except (ValueError, OSError) as error:
     sys.exit(f'error: {" ".join(str(error).split())}')
   if _MODE.value == 'evaluate':
@@ -67,7 +67,7 @@ def main(argv: list[str]) -> None:
       results = train.train(run, workdir)
     except (FloatingPointError, KeyboardInterrupt) as error:
       sys.exit(f'stopped: {error or "interrupted; run again to go on."}')
-  if results:
+  if results and jax.process_index() == 0:
     print(report.table(results))
 
 

@@ -52,7 +52,8 @@ RECIPES = {
     'digits': Recipe('digits', 'train', eps=0.1, epochs=60, batch_size=64,
                      learning_rate=0.05, clean_too=True),
     'fashion_mnist': Recipe('fashion_mnist', 'train[:55000]', eps=0.1,
-                            epochs=9, attack_steps=4, flip=True),
+                            epochs=7, attack_steps=4, flip=True,
+                            clean_too=True),
 }
 
 

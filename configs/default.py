@@ -31,7 +31,7 @@ def get_config() -> config_dict.ConfigDict:
   config.eps = 8 / 255  # L-infinity radius of every attack, paper
   config.step_size = 2 / 255  # of the attacks while training, paper
   config.parallel = 'auto'  # auto, jit, pmap or shard_map
-  config.max_minutes = 0.  # stop after an epoch once this is over; 0: never
+  config.max_minutes = 0.  # start no epoch that would end later; 0: no limit
 
   config.data = data = config_dict.ConfigDict()  # for evaluation only
   data.name = 'cifar10'  # see ferd_jax.data.NAMES, or a path to an .npz
@@ -41,6 +41,7 @@ def get_config() -> config_dict.ConfigDict:
 
   config.teacher = _network('wrn_34_10')
   config.teacher.path = ''  # its PyTorch file; 'random': no file (smoke)
+  config.teacher.select = config_dict.placeholder(str)  # dict in the file
   config.student = _network('resnet18')
 
   config.augment = augment = config_dict.ConfigDict()  # of views and batches
@@ -97,11 +98,13 @@ def get_config() -> config_dict.ConfigDict:
 
   config.eval = evaluation = config_dict.ConfigDict()
   evaluation.attacks = ('clean', 'fgsm', 'pgd20', 'cw20')  # at the end
-  evaluation.batch_size = 500
+  evaluation.batch_size = 512
   evaluation.every = 10  # epochs between points of the learning curve; 0: none
   evaluation.curve_attacks = ('clean', 'pgd20')
   evaluation.curve_examples = 1000  # first images of data.split; 0: all
-  evaluation.select = 'last'  # epoch; or test_clean, test_pgd20, synthetic_pgd
+  # The epoch to report: last, or the best by synthetic_pgd (needs no data) or
+  # by a point of the learning curve, test_<attack> or test_<attack>_worst.
+  evaluation.select = 'last'
   evaluation.nsd_ddof = 0  # 1: the sample's standard deviation over classes
 
   config.log = log = config_dict.ConfigDict()

@@ -14,12 +14,14 @@ import jax
 from orbax import checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
+from ferd_jax import atomic
 from ferd_jax import pool as pools
 from ferd_jax import state as states
 
 LAST = 'last'
 # What may differ when a run goes on: it changes no number of the training.
-_FREE = ('data.dir', 'eval', 'log', 'max_minutes', 'parallel', 'teacher.path')
+_FREE = ('data.dir', 'eval.attacks', 'eval.batch_size', 'eval.nsd_ddof', 'log',
+         'max_minutes', 'parallel', 'teacher.path', 'teacher.select')
 
 
 class Checkpoints:
@@ -96,22 +98,34 @@ class Checkpoints:
     return self._workdir / 'pool'
 
 
-def claim(workdir: epath.PathLike, config: Mapping[str, Any]) -> None:
+def claim(workdir: epath.PathLike, config: Mapping[str, Any], *,
+          start: bool = True) -> None:
   """Writes the config into a new work directory, or compares it with the old.
+
+  A directory is new until its first checkpoint.
 
   Args:
     workdir: of the run; made if absent.
     config: nested dict of JSON values, all that defines the run.
+    start: whether the directory may be new.
 
   Raises:
     ValueError: if the directory belongs to another config. The message lists
-      every key that differs, with both values.
+      every key that differs, with both values. Also if it is new and must not
+      be, or its config cannot be read.
   """
   workdir = epath.Path(workdir)
   path = workdir / 'config.json'
   new = json.loads(json.dumps(config))
-  if path.exists():
-    old = json.loads(path.read_text())
+  begun = any((workdir / 'checkpoints').glob('[0-9]*'))
+  if not (begun or start):
+    raise ValueError(f'Expected a checkpoint in workdir={str(workdir)!r}; '
+                     'train first.')
+  if begun:
+    try:
+      old = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+      raise ValueError(f'Cannot read {path}: {error}') from error
     changes = [
         f'{key} is {new_value!r}, was {old_value!r}'
         for key, new_value, old_value in _differences(new, old)
@@ -122,8 +136,7 @@ def claim(workdir: epath.PathLike, config: Mapping[str, Any]) -> None:
           f'Expected workdir={str(workdir)!r} to be of this config: '
           f'{"; ".join(changes)}. Use another --workdir or the old config.')
   elif jax.process_index() == 0:
-    workdir.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(new, indent=2) + '\n')
+    atomic.write_text(path, json.dumps(new, indent=2) + '\n')
 
 
 def _differences(new, old, prefix=''):

@@ -41,6 +41,8 @@ class Rule:
     validate.one_of(RULES, rule=self.rule)
     validate.one_of(ABSENT, absent=self.absent)
     validate.positive(tau=self.tau)
+    if len(self.range) != 2:
+      raise ValueError(f'Expected range={self.range!r} to be (low, high).')
     low, high = self.range
     if not 0 < low <= high:
       raise ValueError(f'Expected range={self.range!r} with 0 < low <= high.')

@@ -18,16 +18,19 @@ from ferd_jax import data
 from ferd_jax import distill
 from ferd_jax import evaluate
 from ferd_jax import features
+from ferd_jax import forward
 from ferd_jax import inner_attacks
 from ferd_jax import models
 from ferd_jax import outer_losses
 from ferd_jax import parallel as parallels
+from ferd_jax import pool
 from ferd_jax import synthesis
 from ferd_jax import torch_io
 from ferd_jax import validate
 
-SELECT = (checkpoint.LAST, 'test_clean', 'test_pgd20', 'synthetic_pgd')
+SYNTHETIC_PGD = 'synthetic_pgd'  # a choice of epoch that needs no data
 RANDOM = 'random'
+_RANDOM_TEACHER = 2 ** 31  # no epoch has this number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,8 +40,8 @@ class Experiment:
   Attributes:
     config: as given, locked.
     parallel: the device mapping.
-    num_classes: C.
-    image_shape: (H, W, C).
+    num_classes: of the data set, the teacher and the student.
+    image_shape: (H, W, channels).
     examples: images and labels of the evaluation.
     teacher_variables: converted from the teacher's file.
     synthesis: settings of the generator phase.
@@ -94,15 +97,13 @@ def build(config: config_dict.ConfigDict,
   parallel = parallels.create(config.parallel, devices)
   _check(config, parallel.num_devices)
   info = data.info(config.data.name)
-  height, width, channels = info.image_shape
-  if height != width or height % 4:
-    raise ValueError(
-        f'Expected image_shape={info.image_shape} of data.name='
-        f'{config.data.name!r} to be square with a side divisible by 4.')
+  height, _, channels = info.image_shape
+  _check_data(config, info)
   teacher = _network(config.teacher, info.num_classes)
   student = _network(config.student, info.num_classes)
   tap = config.features.tap or teacher.default_tap
   validate.one_of(teacher.stages[:-1], **{'features.tap': tap})
+  _check_tap(teacher, tap, info.image_shape)
   variables = _teacher_variables(config, teacher, info.image_shape)
   examples = _examples(config, info)
 
@@ -147,6 +148,7 @@ def build(config: config_dict.ConfigDict,
 
 def _check(config, num_devices):
   """Raises ValueError for the first setting out of range."""
+  validate.in_range(0, 2 ** 32 - 1, seed=config.seed)
   validate.in_range(0, 1, eps=config.eps)
   validate.positive(num_epochs=config.num_epochs, step_size=config.step_size)
   validate.non_negative(warmup_epochs=config.warmup_epochs,
@@ -161,27 +163,66 @@ def _check(config, num_devices):
     validate.divisible(num_devices, 'devices', **{f'{name}.batch_size': size})
   for name in ('synthesis', 'distill'):
     validate.positive(**{f'{name}.steps': config[name].steps})
+  validate.positive(**{'synthesis.width': config.synthesis.width})
+  validate.divisible(2, 'channels',
+                     **{'synthesis.width': config.synthesis.width})
+  validate.one_of(pool.DTYPES, **{'pool.dtype': config.pool.dtype})
   for name in ('attacks', 'curve_attacks'):
     for attack in config.eval[name]:
       validate.one_of(evaluate.ATTACKS, **{f'eval.{name}': attack})
-  validate.one_of(SELECT, **{'eval.select': config.eval.select})
   validate.one_of((0, 1), **{'eval.nsd_ddof': config.eval.nsd_ddof})
   validate.non_negative(**{
       'eval.every': config.eval.every,
       'eval.curve_examples': config.eval.curve_examples,
       'log.samples_every': config.log.samples_every})
-  if config.eval.select.startswith('test_'):
-    attack = config.eval.select.removeprefix('test_')
-    if not config.eval.every or attack not in config.eval.curve_attacks:
-      raise ValueError(
-          f'Expected eval.select={config.eval.select!r} to be measured: '
-          f'eval.every={config.eval.every} > 0 and {attack!r} in '
-          f'eval.curve_attacks={tuple(config.eval.curve_attacks)}.')
+  select = config.eval.select
+  measured = [f'test_{attack}{kind}' for attack in config.eval.curve_attacks
+              for kind in ('', '_worst')]
+  validate.one_of((checkpoint.LAST, SYNTHETIC_PGD, *measured),
+                  **{'eval.select': select})
+  if select != checkpoint.LAST and not config.eval.every:
+    raise ValueError(f'Expected eval.every=0 > 0, as eval.select={select!r} '
+                     'is measured then.')
+
+
+def _check_data(config, info):
+  """Raises ValueError for data that the networks cannot take."""
+  height, width, channels = info.image_shape
+  if height != width or height % 4 or channels not in (1, 3):
+    raise ValueError(
+        f'Expected image_shape={info.image_shape} of data.name='
+        f'{config.data.name!r} to be square, its side divisible by 4, with 1 '
+        'or 3 channels.')
+  if info.num_classes < 2:
+    raise ValueError(f'Expected num_classes={info.num_classes} of data.name='
+                     f'{config.data.name!r} >= 2.')
+  validate.non_negative(**{'data.noise_examples': config.data.noise_examples})
+  for name in ('teacher', 'student'):
+    for statistic in ('mean', 'std'):
+      values = config[name][statistic]
+      if values is not None and len(values) not in (1, channels):
+        raise ValueError(f'Expected {name}.{statistic}={values!r} to have '
+                         f'{channels} values, one per channel.')
+
+
+def _check_tap(teacher, tap, image_shape):
+  """Raises ValueError if channels at the tap have no spatial variance."""
+  image = jax.ShapeDtypeStruct((1, *image_shape), np.float32)
+  variables = jax.eval_shape(
+      lambda key: models.init_variables(teacher, key, image_shape),
+      jax.random.key(0))
+  latent = jax.eval_shape(
+      lambda v, x: forward.logits(teacher, v, x, stop=tap), variables, image)
+  if latent.shape[1] * latent.shape[2] < 2:
+    raise ValueError(
+        f'Expected features.tap={tap!r} to have more than one position, got '
+        f'the shape {latent.shape[1:]}; choose an earlier stage of '
+        f'{teacher.stages}.')
 
 
 def _network(network, num_classes):
   options = {name: value for name, value in network.items()
-             if name not in ('arch', 'path') and value is not None}
+             if name not in ('arch', 'path', 'select') and value is not None}
   return models.build(network.arch, num_classes, **options)
 
 
@@ -201,10 +242,10 @@ def _teacher_variables(config, teacher, image_shape):
     raise ValueError('Expected teacher.path to name a file; set '
                      '--config.teacher.path=FILE.')
   if path == RANDOM:
-    return models.init_variables(teacher, jax.random.key(config.seed),
-                                 image_shape)
+    key = jax.random.fold_in(jax.random.key(config.seed), _RANDOM_TEACHER)
+    return models.init_variables(teacher, key, image_shape)
   return torch_io.load_variables(pathlib.Path(path).expanduser(), teacher,
-                                 image_shape)
+                                 image_shape, config.teacher.select)
 
 
 def _examples(config, info):

@@ -10,6 +10,7 @@ import dataclasses
 from etils import epath
 import numpy as np
 
+from ferd_jax import atomic
 from ferd_jax import validate
 
 DTYPES = ('float32', 'uint8')
@@ -59,12 +60,9 @@ class Pool:
 
   def save_last(self, directory: epath.Path, epoch: int, size: int) -> None:
     """Writes the last `size` images as the file of `epoch`, atomically."""
-    directory.mkdir(parents=True, exist_ok=True)
     last = slice(self.count - size, self.count)
-    partial = directory / f'.epoch_{epoch:05d}.partial'
-    with partial.open('wb') as file:
+    with atomic.writing(_file(directory, epoch)) as file:
       np.savez(file, images=self.images[last], labels=self.labels[last])
-    partial.replace(_file(directory, epoch))
 
   def restore(self, directory: epath.Path, num_epochs: int) -> None:
     """Fills an empty pool from the files of epochs 1..num_epochs."""

@@ -10,6 +10,8 @@ from etils import epath
 import jax
 import tqdm
 
+from ferd_jax import atomic
+
 
 class Progress:
   """Shows where a run is, what it loses, and when it will be done.
@@ -31,11 +33,9 @@ class Progress:
     self._active = jax.process_index() == 0
     self._path = epath.Path(workdir) / 'metrics.jsonl'
     if self._active:
-      lines = (self._path.read_text().splitlines() if self._path.exists()
-               else [])
-      kept = [line for line in lines
-              if json.loads(line)['epoch'] <= done_epochs]
-      self._path.write_text(''.join(f'{line}\n' for line in kept))
+      lines = (self._path.read_text().splitlines() if done_epochs else [])
+      self._lines = [line for line in lines
+                     if json.loads(line)['epoch'] <= done_epochs]
     self._bar = tqdm.tqdm(
         total=total_steps, initial=done_steps, unit='step', leave=False,
         disable=not (self._active and sys.stderr.isatty()),
@@ -66,8 +66,9 @@ class Progress:
     """
     if not self._active:
       return
-    with self._path.open('a') as file:
-      file.write(json.dumps({'epoch': epoch} | dict(values)) + '\n')
+    self._lines.append(json.dumps({'epoch': epoch} | dict(values)))
+    # As a whole: files in a cloud's bucket cannot be appended to.
+    atomic.write_text(self._path, ''.join(f'{line}\n' for line in self._lines))
     shown = ', '.join(
         f'{name} {value:.3g}' for name, value in values.items()
         if isinstance(value, float)

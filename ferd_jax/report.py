@@ -18,7 +18,7 @@ def table(results: Mapping) -> str:
                         for column in _COLUMNS)]
   rows = []
   for attack in next(iter(models.values())):
-    cells = [f'{models[model][attack][column]:{_form(column)}}'
+    cells = [_cell(column, models[model][attack][column])
              for model in models for column in _COLUMNS]
     rows.append([attack, *cells])
   widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
@@ -30,8 +30,10 @@ def table(results: Mapping) -> str:
   return '\n'.join([title, '', *lines])
 
 
-def _form(column):
-  return '.3f' if column == 'nsd' else '.2%'
+def _cell(column, value):
+  if value is None:  # The NSD of a model that is always wrong.
+    return '-'
+  return f'{value:.3f}' if column == 'nsd' else f'{value:.2%}'
 
 
 def _line(cells, widths):

@@ -39,8 +39,8 @@ class GeneratorState(flax.struct.PyTreeNode):
 
   Attributes:
     params: of the generator.
-    batch_stats: running statistics of its BatchNorm layers. Images are always
-      made on batch statistics; these serve a generator that is exported.
+    batch_stats: running statistics of its BatchNorm layers, without effect:
+      images are always made on batch statistics.
     opt_state: of the generator's optimiser.
     best_loss: scalar, the smallest loss so far.
   """

@@ -79,6 +79,8 @@ class Synthesis:
                       latent_lr=self.latent_lr)
     validate.non_negative(w_bn=self.w_bn, w_oh=self.w_oh, w_adv=self.w_adv,
                           w_uni=self.w_uni, pad=self.pad)
+    if not (self.w_bn or self.w_oh or self.w_adv or self.w_uni):
+      raise ValueError('Expected one of w_bn, w_oh, w_adv, w_uni above 0.')
     validate.one_of(KEEP, keep=self.keep)
     validate.one_of(MARGIN_BATCHES, margin_batch=self.margin_batch)
     validate.one_of(self.teacher.stages[:-1], tap=self.tap)

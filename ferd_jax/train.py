@@ -10,6 +10,7 @@ from collections.abc import Iterable
 import functools
 import json
 import math
+import sys
 import time
 from typing import Any
 from typing import NamedTuple
@@ -19,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ferd_jax import atomic
 from ferd_jax import class_weights
 from ferd_jax import distill
 from ferd_jax import evaluate
@@ -81,7 +83,7 @@ def init_state(run: experiment.Experiment) -> states.FerdState:
   def init(key, *, axis_name=None):
     del axis_name  # Every device computes the same.
     student = models.init_variables(
-        run.distillation.student, jax.random.fold_in(key, 0), run.image_shape)
+        run.distillation.student, _key_before_epochs(key, 0), run.image_shape)
     return states.FerdState(
         student=student,
         opt_state=run.distillation.optimizer.init(student['params']),
@@ -201,7 +203,8 @@ def train(run: experiment.Experiment, workdir: epath.PathLike, *,
     its last epoch, by `stop_after` or `config.max_minutes`.
 
   Raises:
-    FloatingPointError: if a loss is not finite. The last saved epoch stays.
+    FloatingPointError: if a loss, or the state after an epoch, is not finite.
+      The last saved epoch stays.
   """
   started = time.monotonic()
   workdir, config = epath.Path(workdir), run.config
@@ -218,6 +221,7 @@ def train(run: experiment.Experiment, workdir: epath.PathLike, *,
       state = checkpoints.restore(state, first_epoch)
       checkpoints.restore_pool(pool, first_epoch)
     root_key = _host_key(state)
+    _announce(run, workdir, first_epoch, teacher, root_key)
     progress = progresses.Progress(
         workdir, _steps_until(run, config.num_epochs), first_epoch,
         _steps_until(run, first_epoch))
@@ -234,6 +238,7 @@ def train(run: experiment.Experiment, workdir: epath.PathLike, *,
             run, steps, state, teacher, pool, student_key, progress)
         metrics |= student_metrics
       state = steps.end_epoch(state, margins)
+      _check_finite(state, epoch)
 
       metrics |= _class_metrics(state)
       if _due(epoch, config.eval.every, last=config.num_epochs):
@@ -245,7 +250,7 @@ def train(run: experiment.Experiment, workdir: epath.PathLike, *,
         _save_samples(workdir, run, epoch, images, labels)
       elapsed = (time.monotonic() - started + metrics['seconds']) / 60
       if 0 < config.max_minutes < elapsed and epoch < config.num_epochs:
-        progress.line(f'Stopped after epoch {epoch}: another would end after '
+        progress.line(f'Stopped after epoch {epoch}: another may end after '
                       f'max_minutes={config.max_minutes:g}. The same command '
                       'goes on.')
         last_epoch = epoch
@@ -268,12 +273,12 @@ def evaluate_run(run: experiment.Experiment, workdir: epath.PathLike) -> dict:
   """
   workdir, config = epath.Path(workdir), run.config
   with Checkpoints(workdir, config.eval.select) as checkpoints:
-    epoch = checkpoints.selected_epoch
+    epoch, last_epoch = checkpoints.selected_epoch, checkpoints.latest_epoch
     if not epoch:
       raise ValueError(f'Expected a checkpoint in workdir={str(workdir)!r}; '
                        'train first.')
     state = checkpoints.restore(init_state(run), epoch)
-  key = jax.random.fold_in(_host_key(state), 0)
+  key = _key_before_epochs(_host_key(state), 1)
   teacher = run.parallel.replicate(run.teacher_variables)
   images, labels = run.examples.images, run.examples.labels
   names = tuple(config.eval.attacks)
@@ -281,24 +286,31 @@ def evaluate_run(run: experiment.Experiment, workdir: epath.PathLike) -> dict:
       'config': config.name, 'seed': config.seed, 'eps': config.eps,
       'dataset': config.data.name, 'split': config.data.split,
       'num_examples': len(run.examples.labels), 'epoch': epoch,
-      'num_epochs': config.num_epochs, 'select': config.eval.select,
+      'trained_epochs': last_epoch, 'num_epochs': config.num_epochs,
+      'select': config.eval.select,
       'train_seconds': _train_seconds(workdir, epoch),
       'jax': jax.__version__, 'parallel': run.parallel.mode,
       'devices': [device.device_kind for device in run.parallel.devices],
       'class_names': list(run.examples.class_names),
-      'models': {
+      'models': _finite({
           'teacher': run.teacher_evaluator(teacher, images, labels, key, names),
           'student': run.student_evaluator(state.student, images, labels, key,
-                                           names)}}
+                                           names)})}
   if jax.process_index() == 0:
-    (workdir / 'results.json').write_text(json.dumps(results, indent=2) + '\n')
+    atomic.write_text(workdir / 'results.json',
+                      json.dumps(results, indent=2, allow_nan=False) + '\n')
   return results
 
 
 def finished_results(workdir: epath.PathLike) -> dict | None:
   """Returns the results that a finished run left, None if it is not."""
   path = epath.Path(workdir) / 'results.json'
-  return json.loads(path.read_text()) if path.exists() else None
+  if not path.exists():
+    return None
+  results = json.loads(path.read_text())
+  # An unfinished run may have been evaluated, too.
+  finished = results['trained_epochs'] == results['num_epochs']
+  return results if finished else None
 
 
 def _follow(phase: str, epoch: int, metrics: Iterable[dict],
@@ -317,10 +329,7 @@ def _follow(phase: str, epoch: int, metrics: Iterable[dict],
       if not math.isfinite(value):
         raise FloatingPointError(
             f'Not finite: {name}={value} at epoch {epoch + 1}, {phase} step '
-            f'{len(seen)}. The checkpoint of epoch {epoch} is kept.'
-            if epoch else
-            f'Not finite: {name}={value} at epoch 1, {phase} step '
-            f'{len(seen)}.')
+            f'{len(seen)}.' + _kept(epoch))
     progress.step(phase, values)
 
   previous = None
@@ -335,6 +344,44 @@ def _follow(phase: str, epoch: int, metrics: Iterable[dict],
   return mean | {f'{phase}/ms_per_step': milliseconds}
 
 
+def _announce(run: experiment.Experiment, workdir: epath.Path,
+              first_epoch: int, teacher: Any, key: jax.Array) -> None:
+  """Prints where the run is and, at its start, how good the teacher is."""
+  devices = run.parallel.devices
+  text = (f'{run.config.name} in {workdir}, {len(devices)} x '
+          f'{devices[0].device_kind}, {run.parallel.mode}')
+  if first_epoch:
+    text += f': going on after epoch {first_epoch}/{run.config.num_epochs}'
+  else:
+    # What no key of a file reveals, such as a wrong normalisation, shows here.
+    number = run.config.eval.curve_examples or None
+    report = run.teacher_evaluator(
+        teacher, run.examples.images[:number], run.examples.labels[:number],
+        key, (evaluate.CLEAN,))
+    text += f'; teacher clean {report[evaluate.CLEAN]["average"]:.1%}'
+  if jax.process_index() == 0:
+    print(text, file=sys.stderr)
+
+
+def _check_finite(state: states.FerdState, epoch: int) -> None:
+  """Raises FloatingPointError unless all that would be saved is finite."""
+  state = state.replace(key=())
+  for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+    if not np.all(np.isfinite(np.asarray(leaf))):
+      raise FloatingPointError(
+          f'Not finite: {jax.tree_util.keystr(path)} after epoch {epoch}.'
+          + _kept(epoch - 1))
+
+
+def _kept(epoch: int) -> str:
+  return f' The checkpoint of epoch {epoch} is kept.' if epoch else ''
+
+
+def _finite(tree: Any) -> Any:
+  """Returns a tree of JSON values with None for numbers that are not finite."""
+  return jax.tree.map(lambda x: x if math.isfinite(x) else None, tree)
+
+
 def _learning_curve(run: experiment.Experiment) -> Callable[..., dict]:
   """Returns the function that measures a point of the learning curve."""
   config = run.config.eval
@@ -342,7 +389,7 @@ def _learning_curve(run: experiment.Experiment) -> Callable[..., dict]:
   number = config.curve_examples or len(run.examples.labels)
   images, labels = run.examples.images[:number], run.examples.labels[:number]
   teacher_predictions = None
-  if config.select == 'synthetic_pgd':
+  if config.select == experiment.SYNTHETIC_PGD:
     teacher_predictions = evaluate.predictor(
         run.synthesis.teacher, config.batch_size, run.parallel)
 
@@ -353,14 +400,13 @@ def _learning_curve(run: experiment.Experiment) -> Callable[..., dict]:
       point[f'test_{attack}'] = summary['average']
       point[f'test_{attack}_worst'] = summary['worst']
     if teacher_predictions:
-      # Robust agreement with the teacher on the newest synthetic images: a
-      # choice of epoch that needs no data.
+      # Robust agreement with the teacher on the newest synthetic images.
       newest = np.arange(max(0, pool.count - 1000), pool.count)
       synthetic, _ = pool.take(newest)
       predicted = teacher_predictions(teacher, synthetic)
       report = run.student_evaluator(state.student, synthetic, predicted, key,
                                      ('pgd20',))
-      point['synthetic_pgd'] = report['pgd20']['average']
+      point[experiment.SYNTHETIC_PGD] = report['pgd20']['average']
     return point
   return measure
 
@@ -368,7 +414,9 @@ def _learning_curve(run: experiment.Experiment) -> Callable[..., dict]:
 def _class_metrics(state: states.FerdState) -> dict:
   """Returns the class weights for the log."""
   weights = jax.tree.map(np.asarray, state.class_weights)
-  return {'min_log_prob': float(np.log(weights.probs.min())),
+  # A starved class has probability 0 in float32; its logarithm is kept finite.
+  lowest = max(weights.probs.min(), np.finfo(np.float32).tiny)
+  return {'min_log_prob': float(np.log(lowest)),
           'max_prob': float(weights.probs.max()),
           'probs': weights.probs.tolist(),
           'fragility': weights.fragility.tolist()}
@@ -391,8 +439,13 @@ def _train_seconds(workdir: epath.Path, epoch: int) -> float:
 def _keys(run: experiment.Experiment, key: jax.Array,
           number: int) -> list[jax.Array]:
   """Returns the keys of a phase's steps, on every device."""
-  keys = jax.random.split(key, number)
+  keys = jax.vmap(jax.random.fold_in, (None, 0))(key, np.arange(number))
   return [run.parallel.replicate(keys[i]) for i in range(number)]
+
+
+def _key_before_epochs(key: jax.Array, purpose: int) -> jax.Array:
+  """Returns the key for what happens once: epochs count from 1."""
+  return jax.random.fold_in(jax.random.fold_in(key, 0), purpose)
 
 
 def _host_key(state: states.FerdState) -> jax.Array:

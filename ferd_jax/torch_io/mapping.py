@@ -76,7 +76,6 @@ _FINGERPRINTS = (
 _FIRST_GROUP = re.compile(r'(?:block1\.layer|layer1|stage_1)\.(\d+)\.')
 
 _CLASSIFIERS = ('fc', 'linear', 'classifier')
-_SHOWN = 10
 
 
 def torch_shapes(model: nn.Module,
@@ -132,7 +131,7 @@ def variables_from_state_dict(model: nn.Module,
 
   bad = [key for key in wanted if not np.all(np.isfinite(found[key]))]
   if bad:
-    raise ValueError(f'Expected finite weights; not finite: {_listed(bad)}.')
+    raise ValueError(f'Expected finite weights; not finite: {", ".join(bad)}.')
 
   flat = {}
   for key, path in paths.items():
@@ -266,13 +265,13 @@ def _check_keys(model, wanted, found):
     return
   parts = []
   if missing:
-    parts.append(f'missing: {_listed(missing)}')
+    parts.append(f'missing: {", ".join(missing)}')
   if unexpected:
-    parts.append(f'unexpected: {_listed(unexpected)}')
+    parts.append(f'unexpected: {", ".join(unexpected)}')
   if misshaped:
     shown = [f'{key} {found[key].shape} where the model has {wanted[key]}'
              for key in misshaped]
-    parts.append(f'misshaped: {_listed(shown)}')
+    parts.append(f'misshaped: {", ".join(shown)}')
   if missing or unexpected:
     hint = _architecture_hint(wanted, found)
   else:
@@ -309,9 +308,3 @@ def _classes_hint(wanted, found, misshaped):
     return (f' The weights have {found[weight].shape[0]} classes, the model '
             f'has num_classes={wanted[weight][0]}.')
   return ''
-
-
-def _listed(items):
-  shown = ', '.join(items[:_SHOWN])
-  more = len(items) - _SHOWN
-  return f'{shown} and {more} more' if more > 0 else shown

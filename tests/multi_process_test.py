@@ -1,0 +1,76 @@
+"""Two processes, as `mpirun -n 2` or the hosts of a TPU pod start them."""
+
+import json
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+_ROOT = pathlib.Path(__file__).parents[1]
+_FLAGS = [f'--config={_ROOT / "configs" / "digits.py"}:smoke',
+          '--config.warmup_epochs=0', '--config.eval.curve_examples=8',
+          "--config.eval.attacks=('clean',)"]
+
+
+def _start(workdir, num_devices, *flags, **env):
+  return subprocess.Popen(
+      [sys.executable, _ROOT / 'main.py', *_FLAGS, f'--workdir={workdir}',
+       *flags], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+      env=os.environ | env | {
+          'JAX_PLATFORMS': 'cpu',
+          'XLA_FLAGS': '--xla_backend_optimization_level=0 '
+                       '--xla_force_host_platform_device_count='
+                       f'{num_devices}'})
+
+
+def _finish(processes):
+  outputs = [process.communicate(timeout=600) for process in processes]
+  for process, (_, errors) in zip(processes, outputs, strict=True):
+    assert process.returncode == 0, errors
+  return outputs
+
+
+def _on_two_processes(workdir, *flags):
+  """Returns (stdout, stderr) of both, joined through Open MPI's variables."""
+  with socket.socket() as free:
+    free.bind(('127.0.0.1', 0))
+    port = free.getsockname()[1]
+  return _finish([
+      _start(workdir, 1, '--distributed', *flags,
+             OMPI_MCA_orte_hnp_uri='4096.0;tcp://127.0.0.1:1',
+             OMPI_COMM_WORLD_SIZE='2', OMPI_COMM_WORLD_RANK=str(rank),
+             OMPI_COMM_WORLD_LOCAL_RANK=str(rank),
+             JAX_COORDINATOR_PORT=str(port)) for rank in range(2)])
+
+
+def _metrics(workdir):
+  return [json.loads(line) for line in
+          (workdir / 'metrics.jsonl').read_text().splitlines()]
+
+
+@pytest.mark.slow
+def test_two_processes_train_resume_and_agree_with_one(tmp_path):
+  two, one = tmp_path / 'two', tmp_path / 'one'
+  _finish([_start(one, 2, '--config.parallel=shard_map')])
+  # Stopped by its time limit after the first epoch, then gone on with.
+  _on_two_processes(two, '--config.max_minutes=1e-6')
+  assert not (two / 'results.json').exists()
+  assert len(_metrics(two)) == 1
+  outputs = _on_two_processes(two)
+  assert 'student nsd' in outputs[0][0]
+  assert 'student' not in outputs[1][0], 'only process 0 prints'
+  results = [json.loads((run / 'results.json').read_text())
+             for run in (one, two)]
+  assert results[1]['parallel'] == 'shard_map'
+  assert len(results[1]['devices']) == 2
+  assert results[0]['models']['teacher'] == results[1]['models']['teacher']
+  for alone, joined in zip(_metrics(one), _metrics(two), strict=True):
+    assert alone.keys() == joined.keys()
+    for name, value in alone.items():
+      if name != 'seconds' and not name.endswith('ms_per_step'):
+        np.testing.assert_allclose(joined[name], value, rtol=1e-4, atol=1e-4,
+                                   err_msg=name)
