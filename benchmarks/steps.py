@@ -42,6 +42,10 @@ from ml_collections import config_flags
 import numpy as np
 import optax
 
+# The package and its configs, and the tests' twins for PyTorch's side.
+sys.path.append(str(pathlib.Path(__file__).parents[1]))
+sys.path.append(str(pathlib.Path(__file__).parents[1] / 'tests'))
+
 from ferd_jax import augment
 from ferd_jax import collectives
 from ferd_jax import distill
@@ -64,7 +68,6 @@ _OUTPUT = flags.DEFINE_string('output', None, 'JSON file to write.')
 _PYTORCH = flags.DEFINE_bool('pytorch', True, 'Measure PyTorch as well.')
 flags.mark_flag_as_required('config')
 
-ROOT = pathlib.Path(__file__).parents[1]
 ATTACK = 'pgd20'
 STEPS = {'generator': 'generator step', 'student': 'student step',
          'evaluation': 'PGD-20 batch'}
@@ -87,7 +90,7 @@ class JaxSteps:
   def __init__(self, run: experiment.Experiment):
     self.run, self.first = run, {}
     self._steps = train.compile_steps(run)
-    evaluator = run.evaluator('student', (ATTACK,))
+    evaluator = run.student_evaluator
     self._attack, self._count = evaluator.attacks[ATTACK], evaluator.count
     self._state = train.init_state(run)
     self._teacher = run.parallel.replicate(run.teacher_variables)
@@ -480,6 +483,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == '__main__':
-  # Config files import their package, PyTorch's side the twins of the tests.
-  sys.path += [str(ROOT), str(ROOT / 'tests')]
   app.run(main)

@@ -12,6 +12,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+import tqdm
 
 from ferd_jax import attacks
 from ferd_jax import collectives
@@ -99,10 +100,16 @@ class Evaluator:
     counts = np.bincount(labels, minlength=self.num_classes)
     key = self.parallel.replicate(key)
     correct = {name: [] for name in names or self.attacks}
-    for batch in _batches(images, labels, self.batch_size):
-      batch = self.parallel.shard(batch)
-      for name, found in correct.items():
-        found.append(np.asarray(self._correct(name, variables, batch, key)))
+    with tqdm.tqdm(
+        desc='evaluation', total=len(labels) * len(correct), unit='image',
+        leave=False, disable=None if jax.process_index() == 0 else True
+    ) as bar:  # None: on a terminal only.
+      for batch in _batches(images, labels, self.batch_size):
+        size = int(batch.mask.sum())
+        batch = self.parallel.shard(batch)
+        for name, found in correct.items():
+          found.append(np.asarray(self._correct(name, variables, batch, key)))
+          bar.update(size)
     report = {}
     for name, found in correct.items():
       total = np.sum(found, axis=0)

@@ -282,6 +282,9 @@ def evaluate_run(run: experiment.Experiment, workdir: epath.PathLike) -> dict:
   teacher = run.parallel.replicate(run.teacher_variables)
   images, labels = run.examples.images, run.examples.labels
   names = tuple(config.eval.attacks)
+  if jax.process_index() == 0:
+    print(f'Evaluating teacher and student of epoch {epoch} on {len(labels)} '
+          f'images: {", ".join(names)}.', file=sys.stderr)
   results = {
       'config': config.name, 'seed': config.seed, 'eps': config.eps,
       'dataset': config.data.name, 'split': config.data.split,

@@ -1,5 +1,6 @@
 """The numbers do not depend on how many devices compute them, or how."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,7 +26,6 @@ def _both_phases(mode, num_devices, dtype, num_steps):
   """Returns all that an epoch of both phases computes, on the host."""
   config = digits.get_config('smoke')
   config.parallel = mode
-  # The students' first steps on a shard of two images are the hardest case.
   run = experiment.build(config, tuple(jax.devices()[:num_devices]))
   steps, place = train.compile_steps(run), run.parallel.replicate
   state = place(_cast(train.init_state(run), dtype))
@@ -64,16 +64,6 @@ _MAPPINGS = [('pmap', 1), ('pmap', 2), ('pmap', 4),
              ('shard_map', 1), ('shard_map', 2), ('shard_map', 4)]
 
 
-def _assert_close(tree, reference, tolerance):
-  leaves, paths = jax.tree.leaves(tree), jax.tree_util.tree_leaves_with_path(
-      reference)
-  assert len(leaves) == len(paths)
-  for leaf, (path, expected) in zip(leaves, paths, strict=True):
-    np.testing.assert_allclose(
-        leaf, expected, rtol=tolerance, atol=tolerance,
-        err_msg=jax.tree_util.keystr(path))
-
-
 @pytest.fixture(scope='module')
 def reference_float64():
   with jax.enable_x64(True):
@@ -86,7 +76,7 @@ def test_float64_steps_do_not_depend_on_devices(
   with jax.enable_x64(True):
     found = _both_phases(mode, num_devices, np.float64, 3)
   assert found['images'].dtype == np.float64
-  _assert_close(found, reference_float64, 1e-9)
+  chex.assert_trees_all_close(found, reference_float64, rtol=1e-9, atol=1e-9)
 
 
 @pytest.fixture(scope='module')
@@ -98,7 +88,7 @@ def reference_float32():
 def test_float32_step_does_not_depend_on_devices(
     mode, num_devices, reference_float32):
   found = _both_phases(mode, num_devices, np.float32, 1)
-  _assert_close(found, reference_float32, 1e-5)
+  chex.assert_trees_all_close(found, reference_float32, rtol=1e-5, atol=1e-5)
 
 
 def test_reference_moves(reference_float64):

@@ -2,6 +2,7 @@
 
 import json
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -49,12 +50,7 @@ def _metrics(workdir):
           for line in lines]
 
 
-def _assert_equal(tree, expected):
-  jax.tree.map(np.testing.assert_array_equal, tree, expected)
-
-
 def _assert_same(results, expected):
-  # As text: the NSD of a model that is never right is NaN.
   assert json.dumps(results['models']) == json.dumps(expected['models'])
 
 
@@ -71,8 +67,8 @@ def test_resumed_run_is_the_whole_run_bit_for_bit(whole, tmp_path):
   assert nothing is None
   assert not (tmp_path / 'results.json').exists()
   _, resumed = _run(_config(), tmp_path)
-  _assert_equal(_saved(run, tmp_path, 4), _saved(run, workdir, 4))
-  _assert_equal(_pool(tmp_path), _pool(workdir))
+  chex.assert_trees_all_equal(_saved(run, tmp_path, 4), _saved(run, workdir, 4))
+  chex.assert_trees_all_equal(_pool(tmp_path), _pool(workdir))
   assert _metrics(tmp_path) == _metrics(workdir)
   _assert_same(resumed, results)
 
@@ -85,7 +81,7 @@ def test_lost_epochs_are_done_again(whole, tmp_path):
   with (tmp_path / 'metrics.jsonl').open('a') as file:
     file.write('{"epoch": 3, "lost": 1}\n')
   _run(_config(), tmp_path)
-  _assert_equal(_pool(tmp_path), _pool(workdir))
+  chex.assert_trees_all_equal(_pool(tmp_path), _pool(workdir))
   assert _metrics(tmp_path) == _metrics(workdir)
 
 
@@ -122,7 +118,8 @@ def test_results(whole):
 
 
 def test_second_epoch_compiles_nothing(tmp_path):
-  config = _config(num_epochs=5)
+  # With a point of the learning curve and a sample grid in every epoch.
+  config = _config(num_epochs=5, **{'eval.every': 1, 'log.samples_every': 1})
   run = experiment.build(config)
   checkpoint.claim(tmp_path, run.identity)
   compiled = []
@@ -166,6 +163,23 @@ def test_non_finite_loss_stops_and_keeps_the_last_good_epoch(
   assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
 
 
+def test_state_that_is_not_finite_is_not_saved(tmp_path, monkeypatch):
+  # An update can diverge after the last loss of an epoch was looked at.
+  end_epoch = train.end_epoch
+
+  def diverged(rule, settings, state, margins, *, axis_name=None):
+    state = end_epoch(rule, settings, state, margins, axis_name=axis_name)
+    scale = jax.numpy.where(state.epoch == 3, np.inf, 1)
+    return state.replace(
+        student=jax.tree.map(lambda leaf: leaf * scale, state.student))
+  monkeypatch.setattr(train, 'end_epoch', diverged)
+  with pytest.raises(FloatingPointError,
+                     match=r'student.* after epoch 3.*epoch 2 is kept'):
+    _run(_config(), tmp_path)
+  with checkpoint.Checkpoints(tmp_path) as checkpoints:
+    assert checkpoints.latest_epoch == 2
+
+
 def test_time_budget_stops_after_an_epoch_and_goes_on(whole, tmp_path):
   config = _config(max_minutes=1e-6)
   run, results = _run(config, tmp_path)
@@ -177,7 +191,7 @@ def test_time_budget_stops_after_an_epoch_and_goes_on(whole, tmp_path):
   _assert_same(results, whole[2])
 
 
-@pytest.mark.parametrize('select', ['test_clean', 'synthetic_pgd'])
+@pytest.mark.parametrize('select', ['test_clean_worst', 'synthetic_pgd'])
 def test_best_epoch_is_kept_and_evaluated(tmp_path, select):
   config = _config(**{'eval.select': select, 'eval.every': 1,
                       'eval.curve_attacks': ('clean',)})
@@ -199,7 +213,32 @@ def test_evaluation_alone_gives_the_same_numbers(whole):
 def test_evaluation_without_a_checkpoint(tmp_path):
   run = experiment.build(_config())
   with pytest.raises(ValueError, match='train first'):
-    train.evaluate_run(run, tmp_path)
+    checkpoint.claim(tmp_path, run.identity, start=False)
+  assert not list(tmp_path.iterdir())
+
+
+def test_evaluation_of_an_unfinished_run_does_not_finish_it(whole, tmp_path):
+  run, _ = _run(_config(), tmp_path, stop_after=2)
+  assert train.evaluate_run(run, tmp_path)['epoch'] == 2
+  assert train.finished_results(tmp_path) is None
+  _, results = _run(_config(), tmp_path)
+  assert train.finished_results(tmp_path) == results
+  _assert_same(results, whole[2])
+
+
+def test_workdir_without_a_checkpoint_takes_another_config(tmp_path):
+  # A corrected setting must not be refused for what never ran.
+  for seed in (1, 2):
+    checkpoint.claim(tmp_path, experiment.build(_config(seed=seed)).identity)
+  assert json.loads((tmp_path / 'config.json').read_text())['seed'] == 2
+
+
+def test_damaged_config_of_a_workdir_is_named(whole, tmp_path):
+  run, _, _ = whole
+  (tmp_path / 'checkpoints' / '1').mkdir(parents=True)
+  (tmp_path / 'config.json').write_text('')
+  with pytest.raises(ValueError, match='config.json'):
+    checkpoint.claim(tmp_path, run.identity)
 
 
 def test_workdir_of_another_config(whole):

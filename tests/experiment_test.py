@@ -1,0 +1,74 @@
+"""Every mistake in a config is one line with its name and value."""
+
+import jax
+import numpy as np
+import pytest
+
+from configs import cifar10
+from configs import cifar100
+from configs import digits
+from configs import tiny_imagenet
+from ferd_jax import experiment
+
+
+@pytest.fixture(scope='module')
+def odd_data(tmp_path_factory):
+  """Returns .npz files by the form of their images, and with one class."""
+  folder = tmp_path_factory.mktemp('odd')
+  for name, shape in (('five', (8, 8, 5)), ('wide', (8, 12, 3)),
+                      ('small', (4, 4, 3))):
+    np.savez(folder / f'{name}.npz', x=np.zeros((6, *shape), np.uint8),
+             y=np.arange(6) % 3)
+  np.savez(folder / 'single.npz', x=np.zeros((6, 8, 8, 1), np.uint8),
+           y=np.zeros(6, np.int64))
+  return folder
+
+
+@pytest.mark.parametrize('changes, words', [
+    ({'seed': 2 ** 32}, ['seed=4294967296']),
+    ({'synthesis.width': 7}, ['synthesis.width=7', '6 or 8']),
+    ({'synthesis.width': 0}, ['synthesis.width=0']),
+    ({'pool.dtype': 'float16'}, ["pool.dtype='float16'", 'uint8']),
+    ({'synthesis.w_bn': 0., 'synthesis.w_oh': 0., 'synthesis.w_adv': 0.,
+      'synthesis.w_uni': 0.}, ['w_bn']),
+    ({'eval.select': 'test_worst'}, ['eval.select', 'test_pgd20_worst']),
+    ({'eval.select': 'synthetic_pgd', 'eval.every': 0},
+     ['eval.every=0', 'synthetic_pgd']),
+    ({'student.mean': (0.5, 0.5, 0.5), 'student.std': (1., 1., 1.)},
+     ['student.mean', '1 values']),
+    ({'data.noise_examples': -1}, ['data.noise_examples=-1']),
+    ({'class_weights.range': (0.2,)}, ['range=(0.2,)']),
+    ({'data.name': 'five.npz'}, ['(8, 8, 5)', '1 or 3 channels']),
+    ({'data.name': 'wide.npz'}, ['(8, 12, 3)', 'square']),
+    ({'data.name': 'single.npz'}, ['num_classes=1']),
+    ({'data.name': 'small.npz'}, ["features.tap='layer3'", '(1, 1, 16)']),
+])
+def test_mistake_is_one_line(changes, words, odd_data):
+  config = digits.get_config('smoke')
+  if 'data.name' in changes:
+    changes = changes | {'data.name': str(odd_data / changes['data.name'])}
+  config.update_from_flattened_dict(changes)
+  with pytest.raises(ValueError) as error:
+    experiment.build(config)
+  message = str(error.value)
+  assert '\n' not in message
+  for word in words:
+    assert word in message
+
+
+@pytest.mark.parametrize('get_config', [
+    cifar10.get_config, cifar100.get_config, tiny_imagenet.get_config])
+@pytest.mark.parametrize('num_devices', [4, 8, 16])
+def test_paper_configs_divide_over_hosts(get_config, num_devices):
+  config = get_config()
+  for group in ('synthesis', 'distill', 'eval'):
+    assert config[group].batch_size % num_devices == 0
+
+
+def test_own_data_of_two_classes(odd_data):
+  np.savez(odd_data / 'two.npz', x=np.zeros((6, 16, 16, 3), np.uint8),
+           y=np.arange(6) % 2)
+  config = digits.get_config('smoke')
+  config.data.name, config.data.noise_examples = str(odd_data / 'two.npz'), 0
+  run = experiment.build(config, tuple(jax.devices()[:1]))
+  assert (run.num_classes, run.image_shape) == (2, (16, 16, 3))
