@@ -27,13 +27,14 @@ class Progress:
       workdir: where `metrics.jsonl` is appended to.
       total_steps: generator and student steps of the whole run.
       done_epochs: those saved by an earlier session of this run; later ones
-        in the metrics were lost with it and are removed.
+        in the metrics were lost with it and are removed at the next epoch.
       done_steps: the steps of those epochs.
     """
     self._active = jax.process_index() == 0
     self._path = epath.Path(workdir) / 'metrics.jsonl'
     if self._active:
-      lines = (self._path.read_text().splitlines() if done_epochs else [])
+      lines = (self._path.read_text().splitlines() if self._path.exists()
+               else [])
       self._lines = [line for line in lines
                      if json.loads(line)['epoch'] <= done_epochs]
     self._bar = tqdm.tqdm(

@@ -116,6 +116,15 @@ def test_every_step_stays_in_ball_and_bounds(start):
   assert np.abs(x_adv - x).max() > 0.9 * EPS
 
 
+def test_every_step_of_utae_stays_in_ball_and_bounds():
+  x = np.round(IMAGES)
+  for num_steps in range(1, 11):  # The same key: step for step the same path.
+    x_adv = run(attacks.UTAE(EPS, STEP, num_steps), keys(), x, TEACHER_LOGITS)
+    assert np.abs(x_adv - x).max() <= EPS + 1e-12
+    assert 0 <= x_adv.min() and x_adv.max() <= 1
+  assert np.abs(x_adv - x).max() > 0.9 * EPS
+
+
 @pytest.mark.parametrize(('attack', 'y'), [
     (attacks.PGD(0., STEP, 2), LABELS), (attacks.preset('fgsm', 0.), LABELS),
     (attacks.UTAE(0., STEP, 2), TEACHER_LOGITS)])

@@ -24,10 +24,13 @@ def test_epoch_line_and_metrics(tmp_path, capsys):
 def test_resuming_drops_epochs_that_were_not_saved(tmp_path):
   lines = [json.dumps({'epoch': epoch}) for epoch in (1, 2, 3)]
   (tmp_path / 'metrics.jsonl').write_text('\n'.join(lines) + '\n')
-  progress.Progress(tmp_path, total_steps=4, done_epochs=2,
-                    done_steps=2).close()
+  shown = progress.Progress(tmp_path, total_steps=8, done_epochs=1,
+                            done_steps=2)
+  shown.epoch(2, 4, {'again': 1.})
+  shown.close()
   kept = (tmp_path / 'metrics.jsonl').read_text().splitlines()
-  assert [json.loads(line)['epoch'] for line in kept] == [1, 2]
+  assert [json.loads(line) for line in kept] == [
+      {'epoch': 1}, {'epoch': 2, 'again': 1.}]
 
 
 def test_table_has_teacher_beside_student():

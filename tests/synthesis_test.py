@@ -409,6 +409,10 @@ def test_margins_per_class(run, networks):
       measured['margin_sums'],
       [margins[0] + margins[3], 0, margins[1] + margins[2]])
   np.testing.assert_array_equal(measured['counts'], [2, 0, 2])
+  # Of the teacher alone: there need not even be a student.
+  alone = synthesis.measure(dataclasses.replace(SETTINGS, student=None),
+                            examples, attacked, networks.teacher)
+  np.testing.assert_array_equal(alone['margin_sums'], measured['margin_sums'])
   kept = forward.logits(MODEL, networks.teacher, examples.best_images)
   np.testing.assert_allclose(
       measured['agreement'],
