@@ -49,6 +49,7 @@ CASES = {
     'wrn-sub-block': (
         'WideResNet', (10, 2, 4, 5, 3, True), 'wrn_10_2', {'width': 4}),
     'resnet18': ('ResNet', ((2, 2, 2, 2), 4, 5), 'resnet18', {'width': 4}),
+    'resnet34': ('ResNet', ((3, 4, 6, 3), 2, 5), 'resnet34', {'width': 2}),
     'cifar-akamaster': ('CifarResNet', (8, 4, 5, 'pad_both', 'akamaster'),
                         'cifar_resnet8', {'width': 4}),
     'cifar-stage': ('CifarResNet', (14, 4, 5, 'pad_after', 'stage'),
