@@ -33,3 +33,15 @@ def test_steps(tmp_path):
 def test_train_teacher_starts(tmp_path):
   pytest.importorskip('torch')
   assert 'fashion_mnist' in _run('train_teacher.py', '--help', cwd=tmp_path)
+
+
+def test_paper_length_stops_in_time_and_goes_on(tmp_path):
+  flags = ['--teacher=random', '--variants=paper_length,smoke',
+           f'--workdir={tmp_path}']
+  first = _run('paper_length.py', *flags, '--minutes=0.05',
+               '--config.seed=1', cwd=tmp_path)
+  assert 'Stopped after epoch 1' in first and '1 epochs' in first
+  second = _run('paper_length.py', *flags, '--minutes=20', '--config.seed=1',
+                cwd=tmp_path)
+  assert 'student nsd' in second and 'ms per student step' in second
+  assert first.splitlines()[0] in (tmp_path / 'log.txt').read_text()

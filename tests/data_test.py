@@ -28,15 +28,12 @@ _SHARED = _ROOT.parent / 'shared' / 'data'
 _RNG = np.random.default_rng(0)
 
 needs_cifar = pytest.mark.skipif(
-    not (_SHARED / 'tfds').exists(), reason='needs CIFAR as TFDS prepared it'
-)
+    not (_SHARED / 'tfds').exists(), reason='needs CIFAR as TFDS prepared it')
 needs_fashion_mnist = pytest.mark.skipif(
-    not (_SHARED / 'fashion-mnist').exists(), reason='needs the IDX files'
-)
+    not (_SHARED / 'fashion-mnist').exists(), reason='needs the IDX files')
 needs_tiny_imagenet = pytest.mark.skipif(
     not (_SHARED / 'tiny-imagenet-200-sample.zip').exists(),
-    reason='needs the sample archive',
-)
+    reason='needs the sample archive')
 
 
 @pytest.fixture(autouse=True)
@@ -101,20 +98,16 @@ def _assert_same_examples(examples, images, labels):
   expected = zip(images, labels, strict=True)
   assert examples.images.shape == images.shape
   assert sorted((x.tobytes(), int(y)) for x, y in found) == sorted(
-      (x.tobytes(), int(y)) for x, y in expected
-  )
+      (x.tobytes(), int(y)) for x, y in expected)
 
 
 @pytest.fixture
 def fashion_mnist(monkeypatch, tmp_path):
   """Places 6 training and 4 test images; returns them by split."""
   arrays = {
-      split: (
-          _RNG.integers(0, 256, (n, 28, 28), np.uint8),
-          _RNG.integers(0, 10, n, np.uint8),
-      )
-      for split, n in (('train', 6), ('test', 4))
-  }
+      split: (_RNG.integers(0, 256, (n, 28, 28), np.uint8),
+              _RNG.integers(0, 10, n, np.uint8))
+      for split, n in (('train', 6), ('test', 4))}
   contents = [_idx(a) for pair in arrays.values() for a in pair]
   sizes = {'train': 6, 'test': 4}
   _place(monkeypatch, tmp_path, builders.FashionMNIST, contents, sizes)
@@ -131,16 +124,13 @@ def test_unknown_name_lists_the_known():
     assert '\n' not in str(e.value)
 
 
-@pytest.mark.parametrize(
-    'name, num_classes, shape, last',
-    [
-        ('digits', 10, (8, 8, 1), '9'),
-        ('fashion_mnist', 10, (28, 28, 1), 'Ankle boot'),
-        ('cifar10', 10, (32, 32, 3), 'truck'),
-        ('cifar100', 100, (32, 32, 3), 'worm'),
-        ('tiny_imagenet', 200, (64, 64, 3), 'acorn'),
-    ],
-)
+@pytest.mark.parametrize('name, num_classes, shape, last', [
+    ('digits', 10, (8, 8, 1), '9'),
+    ('fashion_mnist', 10, (28, 28, 1), 'Ankle boot'),
+    ('cifar10', 10, (32, 32, 3), 'truck'),
+    ('cifar100', 100, (32, 32, 3), 'worm'),
+    ('tiny_imagenet', 200, (64, 64, 3), 'acorn'),
+])
 def test_info(name, num_classes, shape, last):
   info = data.info(name)
   assert name in data.NAMES
@@ -170,32 +160,27 @@ def test_digits():
   assert parts['test'].images[0, 0, 3, 0] == round(13 * 255 / 16)
 
 
-@pytest.mark.parametrize(
-    'split, count',
-    [
-        ('test[:10]', 10),
-        ('test[590:]', 9),
-        ('test[-5:]', 5),
-        ('test[:10%]', 60),
-        ('train[50%:]', 599),
-        ('train+test', 1797),
-        ('all', 1797),
-    ],
-)
+@pytest.mark.parametrize('split, count', [
+    ('test[:10]', 10),
+    ('test[590:]', 9),
+    ('test[-5:]', 5),
+    ('test[:10%]', 60),
+    ('train[50%:]', 599),
+    ('train+test', 1797),
+    ('all', 1797),
+])
 def test_slices(split, count):
   assert len(data.load('digits', split).labels) == count
 
 
 def test_slices_keep_the_order():
   whole = data.load('digits').images
-  np.testing.assert_array_equal(
-      data.load('digits', 'test[10:20]').images, whole[10:20]
-  )
+  np.testing.assert_array_equal(data.load('digits', 'test[10:20]').images,
+                                whole[10:20])
 
 
-@pytest.mark.parametrize(
-    'split', ['val', 'test[', 'test[5]', 'test[600:]', 'test[5:5]', 'all[:3]']
-)
+@pytest.mark.parametrize('split', [
+    'val', 'test[', 'test[5]', 'test[600:]', 'test[5:5]', 'all[:3]'])
 def test_wrong_split(split):
   with pytest.raises(ValueError, match='digits.*'):
     data.load('digits', split)
@@ -238,23 +223,20 @@ _X = np.zeros((2, 4, 4, 1), np.uint8)
 _Y = np.array([0, 1])
 
 
-@pytest.mark.parametrize(
-    'arrays, message',
-    [
-        ({'x': _X}, 'missing y'),
-        ({'images': _X, 'labels': _Y}, 'missing x and y.*images, labels'),
-        ({'x': _X.astype(np.float32), 'y': _Y}, 'x must be uint8.*float32'),
-        ({'x': _X[..., 0], 'y': _Y}, r'x must be uint8.*\[2, 4, 4\]'),
-        ({'x': _X, 'y': _Y.astype(np.float32)}, 'y must be integer.*float32'),
-        ({'x': _X, 'y': _Y[:, None]}, r'y must be integer.*\[2, 1\]'),
-        ({'x': _X, 'y': _Y[:1]}, '2 examples but y 1'),
-        ({'x': _X[:0], 'y': _Y[:0]}, 'x is empty'),
-        ({'x': _X, 'y': _Y - 1}, 'at least 0, the smallest is -1'),
-        ({'x': _X, 'y': np.array([0, None])}, 'allow_pickle'),
-        ({'x': _X, 'y': _Y, 'class_names': ['cat']}, 'at least 2 strings'),
-        ({'x': _X, 'y': _Y, 'class_names': [1, 2]}, 'at least 2 strings'),
-    ],
-)
+@pytest.mark.parametrize('arrays, message', [
+    ({'x': _X}, 'missing y'),
+    ({'images': _X, 'labels': _Y}, 'missing x and y.*images, labels'),
+    ({'x': _X.astype(np.float32), 'y': _Y}, 'x must be uint8.*float32'),
+    ({'x': _X[..., 0], 'y': _Y}, r'x must be uint8.*\[2, 4, 4\]'),
+    ({'x': _X, 'y': _Y.astype(np.float32)}, 'y must be integer.*float32'),
+    ({'x': _X, 'y': _Y[:, None]}, r'y must be integer.*\[2, 1\]'),
+    ({'x': _X, 'y': _Y[:1]}, '2 examples but y 1'),
+    ({'x': _X[:0], 'y': _Y[:0]}, 'x is empty'),
+    ({'x': _X, 'y': _Y - 1}, 'at least 0, the smallest is -1'),
+    ({'x': _X, 'y': np.array([0, None])}, 'allow_pickle'),
+    ({'x': _X, 'y': _Y, 'class_names': ['cat']}, 'at least 2 strings'),
+    ({'x': _X, 'y': _Y, 'class_names': [1, 2]}, 'at least 2 strings'),
+])
 def test_npz_errors(tmp_path, arrays, message):
   path = _npz(tmp_path / 'a.npz', **arrays)
   for function in (data.load, data.info):
@@ -286,9 +268,8 @@ def test_npz_missing(tmp_path):
 
 
 @needs_cifar
-@pytest.mark.parametrize(
-    'name, per_class', [('cifar10', 1000), ('cifar100', 100)]
-)
+@pytest.mark.parametrize('name, per_class',
+                         [('cifar10', 1000), ('cifar100', 100)])
 def test_cifar_as_prepared_by_tfds(name, per_class, opened):
   directory = str(_SHARED / 'tfds')
   examples = data.load(name, data_dir=directory, download=False)
@@ -296,9 +277,8 @@ def test_cifar_as_prepared_by_tfds(name, per_class, opened):
   assert examples.images.dtype == np.uint8
   assert examples.labels.dtype == np.int32
   num_classes = data.info(name).num_classes
-  np.testing.assert_array_equal(
-      np.bincount(examples.labels), np.full(num_classes, per_class)
-  )
+  np.testing.assert_array_equal(np.bincount(examples.labels),
+                                np.full(num_classes, per_class))
   part = data.load(name, 'test[100:103]', data_dir=directory)
   np.testing.assert_array_equal(part.images, examples.images[100:103])
   names = (_SHARED / 'tfds' / name / '3.0.2/label.labels.txt').read_text()
@@ -313,8 +293,7 @@ def test_cifar_as_prepared_by_tfds(name, per_class, opened):
 def test_import_and_reading_leave_tensorflow_alone(tmp_path):
   # Stands for an installed TensorFlow and tells whether anything imports it.
   (tmp_path / 'tensorflow.py').write_text(
-      'import pathlib\npathlib.Path(__file__).with_name("seen").touch()\n'
-  )
+      'import pathlib\npathlib.Path(__file__).with_name("seen").touch()\n')
   code = f"""
 import sys
 from ferd_jax import data
@@ -325,9 +304,8 @@ data.load('cifar10', 'test[:10]', data_dir={str(_SHARED / 'tfds')!r})
 assert 'tensorflow' not in sys.modules
 """
   env = os.environ | {'PYTHONPATH': f'{_ROOT}:{tmp_path}'}
-  run = subprocess.run(
-      [sys.executable, '-c', code], env=env, capture_output=True, text=True
-  )
+  run = subprocess.run([sys.executable, '-c', code], env=env,
+                       capture_output=True, text=True)
   assert run.returncode == 0, run.stderr
   # No warnings either.
   assert run.stdout + run.stderr == ''
@@ -377,12 +355,10 @@ def test_default_directory(fashion_mnist, tmp_path, monkeypatch):
 
 def test_prepared_directory_serves_tfds(fashion_mnist, tmp_path, capsys):
   import tensorflow_datasets as tfds
-
   examples = data.load('fashion_mnist', data_dir=str(tmp_path))
   assert not capsys.readouterr().out
-  source = tfds.data_source(
-      'fashion_mnist', split='test', data_dir=str(tmp_path), download=False
-  )
+  source = tfds.data_source('fashion_mnist', split='test',
+                            data_dir=str(tmp_path), download=False)
   images = np.stack([example['image'] for example in source])
   np.testing.assert_array_equal(images, examples.images)
   builder = tfds.builder('fashion_mnist', data_dir=str(tmp_path))
@@ -435,32 +411,26 @@ def test_cifar10(tmp_path, monkeypatch):
   names = [f'data_batch_{i}.bin' for i in range(1, 6)] + ['test_batch.bin']
   content = _tar({
       f'cifar-10-batches-bin/{name}': batch[2]
-      for name, batch in zip(names, batches, strict=True)
-  })
+      for name, batch in zip(names, batches, strict=True)})
   sizes = {'train': 10, 'test': 2}
   _place(monkeypatch, tmp_path, builders.Cifar10, [content], sizes)
   images, labels, _ = batches[-1]
-  _assert_same_examples(
-      data.load('cifar10', data_dir=str(tmp_path)), images, labels[:, 0]
-  )
+  _assert_same_examples(data.load('cifar10', data_dir=str(tmp_path)), images,
+                        labels[:, 0])
   _assert_same_examples(
       data.load('cifar10', 'train', data_dir=str(tmp_path)),
       np.concatenate([batch[0] for batch in batches[:-1]]),
-      np.concatenate([batch[1][:, 0] for batch in batches[:-1]]),
-  )
+      np.concatenate([batch[1][:, 0] for batch in batches[:-1]]))
 
 
 def test_cifar100_labels_are_fine(tmp_path, monkeypatch):
   images, labels, records = _cifar_records(5, 2, 20)
-  content = _tar({
-      'cifar-100-binary/train.bin': records,
-      'cifar-100-binary/test.bin': records,
-  })
+  content = _tar({'cifar-100-binary/train.bin': records,
+                  'cifar-100-binary/test.bin': records})
   sizes = {'train': 5, 'test': 5}
   _place(monkeypatch, tmp_path, builders.Cifar100, [content], sizes)
-  _assert_same_examples(
-      data.load('cifar100', data_dir=str(tmp_path)), images, labels[:, 1]
-  )
+  _assert_same_examples(data.load('cifar100', data_dir=str(tmp_path)), images,
+                        labels[:, 1])
 
 
 @needs_cifar
@@ -468,7 +438,6 @@ def test_cifar100_labels_are_fine(tmp_path, monkeypatch):
 def test_cifar_features_are_those_of_tfds(name):
   directory = _SHARED / 'tfds' / name / '3.0.2'
   import tensorflow_datasets as tfds
-
   expected = tfds.builder_from_directory(directory).info.features
   builder = {'cifar10': builders.Cifar10, 'cifar100': builders.Cifar100}[name]
   found = builder(files=[], data_dir='/nonexistent').info.features
@@ -498,15 +467,10 @@ def test_tiny_imagenet_makes_grey_images_rgb(tmp_path, monkeypatch):
     archive.writestr(f'{root}/test/images/test_0.JPEG', colour)
     archive.writestr(
         f'{root}/val/val_annotations.txt',
-        'val_0.JPEG\tn12267677\t0\t0\t9\t9\nval_1.JPEG\tn01443537\t0\t0\t9\t9\n',
-    )
-  _place(
-      monkeypatch,
-      tmp_path,
-      builders.TinyImagenet,
-      [buffer.getvalue()],
-      {'train': 1, 'test': 2},
-  )
+        'val_0.JPEG\tn12267677\t0\t0\t9\t9\n'
+        'val_1.JPEG\tn01443537\t0\t0\t9\t9\n')
+  _place(monkeypatch, tmp_path, builders.TinyImagenet, [buffer.getvalue()],
+         {'train': 1, 'test': 2})
   examples = data.load('tiny_imagenet', data_dir=str(tmp_path))
   pixels = np.stack([grey_pixels, colour_pixels])
   _assert_same_examples(examples, pixels, [199, 0])
@@ -558,8 +522,7 @@ def test_sample_of_tiny_imagenet(tmp_path, monkeypatch):
     wnids = archive.read('tiny-imagenet-200/wnids.txt').decode().split()
   names = dict(line.split('\t') for line in words)
   assert test.class_names == tuple(
-      names[wnid].split(',')[0] for wnid in sorted(wnids)
-  )
+      names[wnid].split(',')[0] for wnid in sorted(wnids))
 
 
 # Archives.
@@ -567,8 +530,7 @@ def test_sample_of_tiny_imagenet(tmp_path, monkeypatch):
 
 def _archive(content, filename='a.bin'):
   return _official(
-      content, archives.Archive(f'https://example.org/b/{filename}', 0, '')
-  )
+      content, archives.Archive(f'https://example.org/b/{filename}', 0, ''))
 
 
 def test_no_network_says_which_files_go_where(tmp_path, opened):
@@ -576,14 +538,9 @@ def test_no_network_says_which_files_go_where(tmp_path, opened):
     data.load('cifar10', data_dir=str(tmp_path))
   (archive,) = builders.Cifar10.ARCHIVES
   assert opened == [archive.url]
-  for part in (
-      'no route to host',
-      str(tmp_path / 'downloads' / 'cifar10'),
-      'cifar-10-binary.tar.gz',
-      '170,052,171 bytes',
-      archive.checksum,
-      archive.url,
-  ):
+  for part in ('no route to host', str(tmp_path / 'downloads' / 'cifar10'),
+               'cifar-10-binary.tar.gz', '170,052,171 bytes', archive.checksum,
+               archive.url):
     assert part in str(e.value)
   assert e.value.__cause__ is None and e.value.__suppress_context__
   assert not (tmp_path / 'cifar10').exists()
@@ -612,8 +569,7 @@ def test_download(tmp_path, monkeypatch, capsys):
   content = _RNG.bytes(3_000_000)
   archive = _archive(content)
   monkeypatch.setattr(
-      urllib.request, 'urlopen', lambda url, timeout: io.BytesIO(content)
-  )
+      urllib.request, 'urlopen', lambda url, timeout: io.BytesIO(content))
   directory = tmp_path / 'downloads'
   assert archives.fetch([archive], directory, True) == [directory / 'a.bin']
   assert (directory / 'a.bin').read_bytes() == content
@@ -624,8 +580,7 @@ def test_download(tmp_path, monkeypatch, capsys):
 def test_download_of_something_else(tmp_path, monkeypatch):
   archive = _archive(b'right')
   monkeypatch.setattr(
-      urllib.request, 'urlopen', lambda url, timeout: io.BytesIO(b'wrong!')
-  )
+      urllib.request, 'urlopen', lambda url, timeout: io.BytesIO(b'wrong!'))
   with pytest.raises(ValueError) as e:
     archives.fetch([archive], tmp_path, True)
   for part in (archive.url, archive.checksum, 'expected 5', 'found 6'):

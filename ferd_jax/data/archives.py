@@ -19,12 +19,11 @@ class Archive:
   """A file as its authors published it.
 
   Attributes:
-    url: Where it is; the last part is the file's name.
-    size: In bytes.
-    checksum: Hexadecimal digest.
-    algorithm: The digest's name in hashlib.
+    url: where it is; the last part is the file's name.
+    size: in bytes.
+    checksum: hexadecimal digest.
+    algorithm: the digest's name in hashlib.
   """
-
   url: str
   size: int
   checksum: str
@@ -35,25 +34,25 @@ class Archive:
     return self.url.rsplit('/', 1)[-1]
 
 
-def fetch(
-    archives: Sequence[Archive], directory: pathlib.Path, download: bool
-) -> list[pathlib.Path]:
+def fetch(archives: Sequence[Archive], directory: pathlib.Path,
+          download: bool) -> list[pathlib.Path]:
   """Makes sure that a directory holds archives, unharmed.
 
   Files that are there, by whatever way they came, are verified; the others are
   downloaded, under another name until they are complete and verified.
 
   Args:
-    archives: The wanted files.
-    directory: Where they are or shall be.
-    download: Whether the network may be used.
+    archives: the wanted files.
+    directory: where they are or shall be.
+    download: whether the network may be used.
 
   Returns:
     Their paths, in the same order.
 
   Raises:
-    FileNotFoundError: Some are missing and could not or must not be downloaded.
-    ValueError: A file differs from the official one.
+    FileNotFoundError: if some are missing and could not or must not be
+      downloaded.
+    ValueError: if a file differs from the official one.
   """
   paths = [directory / archive.filename for archive in archives]
   missing = []
@@ -65,8 +64,7 @@ def fetch(
   while missing:
     if not download:
       raise FileNotFoundError(
-          _instructions(missing, directory, 'downloading is switched off')
-      )
+          _instructions(missing, directory, 'downloading is switched off'))
     try:
       _download(missing[0], directory)
     except (OSError, http.client.HTTPException) as error:
@@ -74,21 +72,17 @@ def fetch(
       # Its causes are as many layers of the network as there are; the reason
       # says enough.
       raise FileNotFoundError(
-          _instructions(missing, directory, reason)
-      ) from None
+          _instructions(missing, directory, reason)) from None
     del missing[0]
   return paths
 
 
-def _instructions(
-    missing: Sequence[Archive], directory: pathlib.Path, reason: str
-) -> str:
+def _instructions(missing: Sequence[Archive], directory: pathlib.Path,
+                  reason: str) -> str:
   """Says which files a person has to put where."""
   files = '\n'.join(
       f'  {a.filename}  ({a.size:,} bytes, {a.algorithm} {a.checksum})\n'
-      f'    from {a.url}'
-      for a in missing
-  )
+      f'    from {a.url}' for a in missing)
   return f'Missing data ({reason}). Place in {directory}:\n{files}'
 
 
@@ -98,13 +92,10 @@ def _download(archive: Archive, directory: pathlib.Path) -> None:
   # The process's number keeps two downloads at once apart.
   partial = directory / f'{archive.filename}.{os.getpid()}.part'
   try:
-    with (
-        request.urlopen(archive.url, timeout=_TIMEOUT_SECONDS) as response,
-        open(partial, 'wb') as file,
-        tqdm.tqdm(
-            desc=archive.filename, total=archive.size, unit='B', unit_scale=True
-        ) as progress,
-    ):
+    with (request.urlopen(archive.url, timeout=_TIMEOUT_SECONDS) as response,
+          open(partial, 'wb') as file,
+          tqdm.tqdm(desc=archive.filename, total=archive.size, unit='B',
+                    unit_scale=True) as progress):
       while chunk := response.read(_CHUNK_BYTES):
         file.write(chunk)
         progress.update(len(chunk))
@@ -124,5 +115,4 @@ def _verify(path: pathlib.Path, archive: Archive, name: str) -> None:
         f'{name} is not the official {archive.filename}: expected '
         f'{archive.size:,} bytes with {archive.algorithm} {archive.checksum}, '
         f'found {size:,} bytes with {checksum}. Delete it if it is there and '
-        'get it again.'
-    )
+        'get it again.')

@@ -24,25 +24,22 @@ def digits(split: str) -> Examples:
     split: 'train', 'test' or a part of them in TFDS's syntax.
 
   Returns:
-    Images uint8 [N, 8, 8, 1] in scikit-learn's order.
+    Images uint8 `[N, 8, 8, 1]` in scikit-learn's order.
 
   Raises:
-    ValueError: There is no such split.
+    ValueError: if there is no such split.
   """
   from sklearn import datasets  # Takes about a second.
-
   source = datasets.load_digits()
   images = np.round(source.images * (255 / 16)).astype(np.uint8)[..., None]
   labels = source.target.astype(np.int32)
   is_test = np.arange(len(labels)) % _DIGITS_TEST_STRIDE == 0
   rows = {'train': np.flatnonzero(~is_test), 'test': np.flatnonzero(is_test)}
   ranges = splits.row_ranges(
-      split, {name: [len(r)] for name, r in rows.items()}, 'digits'
-  )
+      split, {name: [len(r)] for name, r in rows.items()}, 'digits')
   chosen = np.concatenate([rows[name][a:b] for name, a, b in ranges])
-  return Examples(
-      images[chosen], labels[chosen], tuple(map(str, source.target_names))
-  )
+  return Examples(images[chosen], labels[chosen],
+                  tuple(map(str, source.target_names)))
 
 
 def npz(path: str, split: str) -> Examples:
@@ -53,27 +50,25 @@ def npz(path: str, split: str) -> Examples:
   can. Slices select rows, in the order of the file.
 
   Args:
-    path: File with the arrays `x` uint8 [N, H, W, C] and `y` [N] of any integer
-      type. Optional `class_names` [K] of strings; without it there are
-      max(y) + 1 classes, named by their numbers.
+    path: file with the arrays `x`, uint8 `[N, H, W, C]`, and `y`, `[N]` of any
+      integer type. Optional `class_names`, `[K]` of strings; without it there
+      are max(y) + 1 classes, named by their numbers.
     split: 'train', 'test' or a slice of them in TFDS's syntax.
 
   Returns:
     The chosen rows.
 
   Raises:
-    FileNotFoundError: There is no such file.
-    ValueError: The file is not such a file, or there is no such split.
+    FileNotFoundError: if there is no such file.
+    ValueError: if the file is not such a file, or there is no such split.
   """
   images, labels, class_names = _read_npz(path)
   ranges = splits.row_ranges(
-      split, {'train': [len(labels)], 'test': [len(labels)]}, path
-  )
+      split, {'train': [len(labels)], 'test': [len(labels)]}, path)
   if len(ranges) != 1:
     # A sum such as 'train+test' would hold the same examples twice.
-    raise ValueError(
-        f'{path} is one set of examples: split must be one term, got {split!r}.'
-    )
+    raise ValueError(f'{path} is one set of examples: split must be one term, '
+                     f'got {split!r}.')
   (_, start, stop) = ranges[0]
   return Examples(images[start:stop], labels[start:stop], class_names)
 
@@ -97,8 +92,7 @@ def _read_npz(path: str) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
       if missing:
         raise ValueError(
             f'missing {" and ".join(sorted(missing))}; needs x and y, '
-            f'has {", ".join(sorted(file.files)) or "nothing"}'
-        )
+            f'has {", ".join(sorted(file.files)) or "nothing"}')
       x, y = file['x'], file['y']
       names = file['class_names'] if 'class_names' in file.files else None
     _check_arrays(x, y)
@@ -108,8 +102,7 @@ def _read_npz(path: str) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
     elif names.ndim != 1 or names.dtype.kind != 'U' or len(names) < num_classes:
       raise ValueError(
           f'class_names must be at least {num_classes} strings (the largest '
-          f'label is {num_classes - 1}), is {names.dtype} {list(names.shape)}'
-      )
+          f'label is {num_classes - 1}), is {names.dtype} {list(names.shape)}')
   except (ValueError, zipfile.BadZipFile) as error:
     raise ValueError(f'{path} is not a usable dataset: {error}.') from None
   return x, y.astype(np.int32), tuple(map(str, names))

@@ -24,8 +24,7 @@ from ferd_jax.data import splits
 
 _CIFAR_URL = 'https://www.cs.toronto.edu/~kriz'
 _FASHION_MNIST_URL = (
-    'http://fashion-mnist.s3-website.eu-central-1.amazonaws.com'
-)
+    'http://fashion-mnist.s3-website.eu-central-1.amazonaws.com')
 
 
 class _LocalInfo(tfds.core.DatasetInfo):
@@ -42,10 +41,9 @@ class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   its own builders already are.
 
   Attributes:
-    ARCHIVES: The official files.
-    SIZES: Number of examples of each split.
+    ARCHIVES: the official files.
+    SIZES: number of examples of each split.
   """
-
   VERSION: tfds.core.Version
   ARCHIVES: tuple[archives.Archive, ...]
   SIZES: Mapping[str, int]
@@ -54,8 +52,8 @@ class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """Constructs a builder.
 
     Args:
-      files: Where the archives are, in the order of `ARCHIVES`.
-      **kwargs: See `tfds.core.DatasetBuilder`.
+      files: where the archives are, in the order of `ARCHIVES`.
+      **kwargs: see `tfds.core.DatasetBuilder`.
     """
     self._files = files
     super().__init__(**kwargs)
@@ -67,8 +65,7 @@ class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     return _LocalInfo(
         builder=self,
         features=tfds.features.FeaturesDict(self._features()),
-        supervised_keys=('image', 'label'),
-    )
+        supervised_keys=('image', 'label'))
 
   def _split_generators(self, dl_manager: tfds.download.DownloadManager):
     del dl_manager  # It can only download with TFDS's own errors.
@@ -81,110 +78,80 @@ class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
       yield example
       count += 1
     if count != self.SIZES[split]:
-      raise ValueError(
-          f'{self.name}: expected {self.SIZES[split]} {split} examples, found '
-          f'{count}.'
-      )
+      raise ValueError(f'{self.name}: expected {self.SIZES[split]} {split} '
+                       f'examples, found {count}.')
 
 
 class Cifar10(_Builder, skip_registration=True):
   """CIFAR-10 (https://www.cs.toronto.edu/~kriz/cifar.html)."""
-
   VERSION = tfds.core.Version('3.0.2')
   ARCHIVES = (
       archives.Archive(
-          f'{_CIFAR_URL}/cifar-10-binary.tar.gz',
-          170052171,
-          'c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd',
-      ),
-  )
+          f'{_CIFAR_URL}/cifar-10-binary.tar.gz', 170052171,
+          'c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd'),)
   SIZES = {'train': 50000, 'test': 10000}
 
   _LABELS = {'label': class_names.CIFAR10}
   _BATCHES = {
-      'train': tuple(
-          f'cifar-10-batches-bin/data_batch_{i}.bin' for i in range(1, 6)
-      ),
-      'test': ('cifar-10-batches-bin/test_batch.bin',),
-  }
+      'train': tuple(f'cifar-10-batches-bin/data_batch_{i}.bin'
+                     for i in range(1, 6)),
+      'test': ('cifar-10-batches-bin/test_batch.bin',)}
 
   def _features(self) -> dict[str, tfds.features.FeatureConnector]:
     return {
         'id': tfds.features.Text(),
         'image': tfds.features.Image(shape=(32, 32, 3)),
-        **{
-            key: tfds.features.ClassLabel(names=names)
-            for key, names in self._LABELS.items()
-        },
-    }
+        **{key: tfds.features.ClassLabel(names=names)
+           for key, names in self._LABELS.items()}}
 
   def _generate_examples(self, split: str) -> Iterator[tuple[int, dict]]:
     images, labels = formats.read_cifar(
-        self._files[0], self._BATCHES[split], len(self._LABELS)
-    )
+        self._files[0], self._BATCHES[split], len(self._LABELS))
     for i, (image, values) in enumerate(zip(images, labels, strict=True)):
       yield i, {
           'id': f'{split}_{i:05d}',
           'image': formats.encode_png(image),
-          **dict(zip(self._LABELS, map(int, values), strict=True)),
-      }
+          **dict(zip(self._LABELS, map(int, values), strict=True))}
 
 
 class Cifar100(Cifar10, skip_registration=True):
   """CIFAR-100; `label` is the fine one."""
-
   ARCHIVES = (
       archives.Archive(
-          f'{_CIFAR_URL}/cifar-100-binary.tar.gz',
-          168513733,
-          '58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec',
-      ),
-  )
+          f'{_CIFAR_URL}/cifar-100-binary.tar.gz', 168513733,
+          '58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec'),)
 
   # In the order of the bytes of a record.
   _LABELS = {
       'coarse_label': class_names.CIFAR100_COARSE,
-      'label': class_names.CIFAR100,
-  }
+      'label': class_names.CIFAR100}
   _BATCHES = {
       'train': ('cifar-100-binary/train.bin',),
-      'test': ('cifar-100-binary/test.bin',),
-  }
+      'test': ('cifar-100-binary/test.bin',)}
 
 
 class FashionMNIST(_Builder, skip_registration=True):
   """Fashion-MNIST (https://github.com/zalandoresearch/fashion-mnist)."""
-
   VERSION = tfds.core.Version('3.0.1')
   ARCHIVES = (
       archives.Archive(
-          f'{_FASHION_MNIST_URL}/train-images-idx3-ubyte.gz',
-          26421880,
-          '3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84',
-      ),
+          f'{_FASHION_MNIST_URL}/train-images-idx3-ubyte.gz', 26421880,
+          '3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84'),
       archives.Archive(
-          f'{_FASHION_MNIST_URL}/train-labels-idx1-ubyte.gz',
-          29515,
-          'a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845',
-      ),
+          f'{_FASHION_MNIST_URL}/train-labels-idx1-ubyte.gz', 29515,
+          'a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845'),
       archives.Archive(
-          f'{_FASHION_MNIST_URL}/t10k-images-idx3-ubyte.gz',
-          4422102,
-          '346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073',
-      ),
+          f'{_FASHION_MNIST_URL}/t10k-images-idx3-ubyte.gz', 4422102,
+          '346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073'),
       archives.Archive(
-          f'{_FASHION_MNIST_URL}/t10k-labels-idx1-ubyte.gz',
-          5148,
-          '67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5',
-      ),
-  )
+          f'{_FASHION_MNIST_URL}/t10k-labels-idx1-ubyte.gz', 5148,
+          '67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5'))
   SIZES = {'train': 60000, 'test': 10000}
 
   def _features(self) -> dict[str, tfds.features.FeatureConnector]:
     return {
         'image': tfds.features.Image(shape=(28, 28, 1)),
-        'label': tfds.features.ClassLabel(names=class_names.FASHION_MNIST),
-    }
+        'label': tfds.features.ClassLabel(names=class_names.FASHION_MNIST)}
 
   def _generate_examples(self, split: str) -> Iterator[tuple[int, dict]]:
     files = self._files[:2] if split == 'train' else self._files[2:]
@@ -192,22 +159,16 @@ class FashionMNIST(_Builder, skip_registration=True):
     for i, (image, label) in enumerate(zip(images, labels, strict=True)):
       yield i, {
           'image': formats.encode_png(image[..., None]),
-          'label': int(label),
-      }
+          'label': int(label)}
 
 
 class TinyImagenet(_Builder, skip_registration=True):
   """Tiny-ImageNet-200 of Stanford's CS231n; TFDS has none."""
-
   VERSION = tfds.core.Version('1.0.0')
   ARCHIVES = (
       archives.Archive(
-          'http://cs231n.stanford.edu/tiny-imagenet-200.zip',
-          248100043,
-          '90528d7ca1a48142e341f4ef8d21d0de',
-          'md5',
-      ),
-  )
+          'http://cs231n.stanford.edu/tiny-imagenet-200.zip', 248100043,
+          '90528d7ca1a48142e341f4ef8d21d0de', 'md5'),)
   SIZES = {'train': 100000, 'test': 10000}
 
   def _features(self) -> dict[str, tfds.features.FeatureConnector]:
@@ -215,9 +176,7 @@ class TinyImagenet(_Builder, skip_registration=True):
         'id': tfds.features.Text(),
         'image': tfds.features.Image(shape=(64, 64, 3)),
         'label': tfds.features.ClassLabel(
-            names=class_names.TINY_IMAGENET.values()
-        ),
-    }
+            names=class_names.TINY_IMAGENET.values())}
 
   def _generate_examples(self, split: str) -> Iterator[tuple[str, dict]]:
     labels = {wnid: i for i, wnid in enumerate(class_names.TINY_IMAGENET)}
@@ -227,36 +186,32 @@ class TinyImagenet(_Builder, skip_registration=True):
         yield key, {
             'id': key,
             'image': formats.rgb(archive.read(name)),
-            'label': labels[wnid],
-        }
+            'label': labels[wnid]}
 
 
-_BUILDERS = {
-    builder.name: builder
-    for builder in (Cifar10, Cifar100, FashionMNIST, TinyImagenet)
-}
+_BUILDERS = {builder.name: builder
+             for builder in (Cifar10, Cifar100, FashionMNIST, TinyImagenet)}
 
 
-def read(
-    name: str, split: str, data_dir: pathlib.Path, download: bool
-) -> tuple[np.ndarray, np.ndarray]:
+def read(name: str, split: str, data_dir: pathlib.Path,
+         download: bool) -> tuple[np.ndarray, np.ndarray]:
   """Reads a dataset, which it prepares first if need be.
 
   Args:
-    name: The dataset.
-    split: What to read, in TFDS's syntax.
+    name: the dataset.
+    split: what to read, in TFDS's syntax.
     data_dir: TFDS's directory. The dataset is or will be in
       <name>/<version> in it, the archives in downloads/<name>.
-    download: Whether missing archives may be downloaded.
+    download: whether missing archives may be downloaded.
 
   Returns:
-    Images uint8 [N, H, W, C] and labels int32 [N], in TFDS's (shuffled, always
-    the same) order.
+    Images uint8 `[N, H, W, C]` and labels int32 `[N]`, in TFDS's (shuffled,
+    always the same) order.
 
   Raises:
-    FileNotFoundError: Archives are missing; says which.
-    ValueError: An archive differs from the official one, the directory is not
-      usable or there is no such split.
+    FileNotFoundError: if archives are missing; says which.
+    ValueError: if an archive differs from the official one, the directory is
+      not usable or there is no such split.
   """
   directory = data_dir / name / str(_BUILDERS[name].VERSION)
   with _quiet():
@@ -265,26 +220,21 @@ def read(
     elif not (directory / 'dataset_info.json').exists():
       raise ValueError(
           f'{directory} is not a prepared dataset: it has no '
-          'dataset_info.json. Delete it to have it prepared.'
-      )
+          'dataset_info.json. Delete it to have it prepared.')
     builder = tfds.builder_from_directory(directory)
     ranges = splits.row_ranges(
-        split,
-        {k: v.shard_lengths for k, v in builder.info.splits.items()},
-        str(directory),
-    )
+        split, {k: v.shard_lengths for k, v in builder.info.splits.items()},
+        str(directory))
     formats_here = builder.info.available_file_formats()
     if tfds.core.FileFormat.ARRAY_RECORD not in formats_here:
       found = ', '.join(f.value for f in formats_here) or 'no data files'
       raise ValueError(
           f'{directory} holds {found} but array_record is needed. Give '
-          'another data_dir to have the dataset prepared there.'
-      )
+          'another data_dir to have the dataset prepared there.')
     examples = []
     for term, start, stop in ranges:
       source = builder.as_data_source(
-          term, file_format=tfds.core.FileFormat.ARRAY_RECORD
-      )
+          term, file_format=tfds.core.FileFormat.ARRAY_RECORD)
       examples += source.__getitems__(range(start, stop))
   images = np.stack([example['image'] for example in examples])
   labels = np.array([example['label'] for example in examples], np.int32)
@@ -294,17 +244,14 @@ def read(
 def _prepare(name: str, data_dir: pathlib.Path, download: bool) -> None:
   """Writes <data_dir>/<name>/<version>, complete or not at all."""
   cls = _BUILDERS[name]
-  files = archives.fetch(
-      cls.ARCHIVES, data_dir / 'downloads' / name, download
-  )
+  files = archives.fetch(cls.ARCHIVES, data_dir / 'downloads' / name, download)
   # TFDS prints an announcement of unknown sizes; its progress bars are on
   # stderr and stay.
   with contextlib.redirect_stdout(io.StringIO()):
     # Writes into a temporary directory, which is renamed at the end.
     cls(files=files, data_dir=data_dir).download_and_prepare(
         download_config=tfds.download.DownloadConfig(try_download_gcs=False),
-        file_format=tfds.core.FileFormat.ARRAY_RECORD,
-    )
+        file_format=tfds.core.FileFormat.ARRAY_RECORD)
 
 
 @contextlib.contextmanager

@@ -2,8 +2,7 @@
 
 CIFAR10 = (
     'airplane', 'automobile', 'bird', 'cat', 'deer', 'dog', 'frog', 'horse',
-    'ship', 'truck',
-)
+    'ship', 'truck')
 
 CIFAR100 = (
     'apple', 'aquarium_fish', 'baby', 'bear', 'beaver', 'bed', 'bee', 'beetle',
@@ -19,8 +18,7 @@ CIFAR100 = (
     'seal', 'shark', 'shrew', 'skunk', 'skyscraper', 'snail', 'snake', 'spider',
     'squirrel', 'streetcar', 'sunflower', 'sweet_pepper', 'table', 'tank',
     'telephone', 'television', 'tiger', 'tractor', 'train', 'trout', 'tulip',
-    'turtle', 'wardrobe', 'whale', 'willow_tree', 'wolf', 'woman', 'worm',
-)
+    'turtle', 'wardrobe', 'whale', 'willow_tree', 'wolf', 'woman', 'worm')
 
 # The 20 coarse classes, which only the prepared files hold.
 CIFAR100_COARSE = (
@@ -30,13 +28,11 @@ CIFAR100_COARSE = (
     'large_man-made_outdoor_things', 'large_natural_outdoor_scenes',
     'large_omnivores_and_herbivores', 'medium_mammals',
     'non-insect_invertebrates', 'people', 'reptiles', 'small_mammals', 'trees',
-    'vehicles_1', 'vehicles_2',
-)
+    'vehicles_1', 'vehicles_2')
 
 FASHION_MNIST = (
     'T-shirt/top', 'Trouser', 'Pullover', 'Dress', 'Coat', 'Sandal', 'Shirt',
-    'Sneaker', 'Bag', 'Ankle boot',
-)
+    'Sneaker', 'Bag', 'Ankle boot')
 
 # WordNet id: first of its names. Labels follow the sorted ids, as
 # torchvision.datasets.ImageFolder numbers them and so most published models.

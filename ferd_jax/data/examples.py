@@ -10,11 +10,10 @@ class DatasetInfo:
   """What a model has to know about a dataset.
 
   Attributes:
-    num_classes: Number of classes.
-    image_shape: Height, width and channels.
-    class_names: One name a class, in the order of the labels.
+    num_classes: number of classes.
+    image_shape: height, width and channels.
+    class_names: one name a class, in the order of the labels.
   """
-
   num_classes: int
   image_shape: tuple[int, int, int]
   class_names: tuple[str, ...]
@@ -26,11 +25,10 @@ class Examples:
   """Labelled images in memory.
 
   Attributes:
-    images: uint8 [N, H, W, C], 0 black to 255 white.
-    labels: int32 [N], each in [0, len(class_names)).
-    class_names: One name a class, in the order of the labels.
+    images: uint8 `[N, H, W, C]`, 0 black to 255 white.
+    labels: int32 `[N]`, each in [0, len(class_names)).
+    class_names: one name a class, in the order of the labels.
   """
-
   images: np.ndarray
   labels: np.ndarray
   class_names: tuple[str, ...]

@@ -19,13 +19,13 @@ def read_idx(path: pathlib.Path) -> np.ndarray:
   """Reads a gzipped IDX file of bytes (http://yann.lecun.com/exdb/mnist).
 
   Args:
-    path: The .gz file.
+    path: the .gz file.
 
   Returns:
     uint8, of the shape that the file's header gives.
 
   Raises:
-    ValueError: The file holds something else.
+    ValueError: if the file holds something else.
   """
   with gzip.open(path) as file:
     content = file.read()
@@ -36,42 +36,39 @@ def read_idx(path: pathlib.Path) -> np.ndarray:
   return np.frombuffer(content, np.uint8, offset=4 + 4 * rank).reshape(shape)
 
 
-def read_cifar(
-    path: pathlib.Path, members: Iterable[str], num_labels: int
-) -> tuple[np.ndarray, np.ndarray]:
+def read_cifar(path: pathlib.Path, members: Iterable[str],
+               num_labels: int) -> tuple[np.ndarray, np.ndarray]:
   """Reads batches of CIFAR's binary version.
 
   A record is `num_labels` bytes of labels and 3,072 bytes of a channels-first
   image (https://www.cs.toronto.edu/~kriz/cifar.html).
 
   Args:
-    path: The .tar.gz file.
-    members: Names of the batches in it.
+    path: the .tar.gz file.
+    members: names of the batches in it.
     num_labels: 1 for CIFAR-10, 2 (coarse, fine) for CIFAR-100.
 
   Returns:
-    Images uint8 [N, 32, 32, 3] and labels uint8 [N, num_labels].
+    Images uint8 `[N, 32, 32, 3]` and labels uint8 `[N, num_labels]`.
 
   Raises:
-    KeyError: The archive lacks a batch.
-    ValueError: A batch is not a whole number of records.
+    KeyError: if the archive lacks a batch.
+    ValueError: if a batch is not a whole number of records.
   """
   with tarfile.open(path) as tar:
     content = b''.join(tar.extractfile(name).read() for name in members)
   records = np.frombuffer(content, np.uint8).reshape(
-      -1, num_labels + np.prod(_CIFAR_SHAPE)
-  )
+      -1, num_labels + np.prod(_CIFAR_SHAPE))
   images = records[:, num_labels:].reshape(-1, *_CIFAR_SHAPE)
   return images.transpose(0, 2, 3, 1), records[:, :num_labels]
 
 
 def list_tiny_imagenet(
-    archive: zipfile.ZipFile,
-) -> dict[str, list[tuple[str, str]]]:
+    archive: zipfile.ZipFile) -> dict[str, list[tuple[str, str]]]:
   """Lists the labelled images of tiny-imagenet-200.zip.
 
   Args:
-    archive: The open file. Its unlabelled test images are of no use here, so
+    archive: the open file. Its unlabelled test images are of no use here, so
       its validation images are the test split.
 
   Returns:
@@ -79,11 +76,8 @@ def list_tiny_imagenet(
   """
   root = 'tiny-imagenet-200'
   # tiny-imagenet-200/train/<WordNet id>/images/<WordNet id>_<number>.JPEG
-  train = [
-      (name, name.split('/')[2])
-      for name in archive.namelist()
-      if name.startswith(f'{root}/train/') and name.endswith('.JPEG')
-  ]
+  train = [(name, name.split('/')[2]) for name in archive.namelist()
+           if name.startswith(f'{root}/train/') and name.endswith('.JPEG')]
   # Lines are: file name, WordNet id, bounding box; separated by tabs.
   lines = archive.read(f'{root}/val/val_annotations.txt').decode().splitlines()
   fields = (line.split('\t') for line in lines)
@@ -92,7 +86,7 @@ def list_tiny_imagenet(
 
 
 def encode_png(image: np.ndarray) -> bytes:
-  """Encodes uint8 [H, W, 1 or 3] without loss."""
+  """Encodes uint8 `[H, W, 1 or 3]` without loss."""
   return _png(Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image))
 
 

@@ -9,9 +9,8 @@ from ferd_jax.data.examples import DatasetInfo
 from ferd_jax.data.examples import Examples
 
 
-def _info(
-    image_shape: tuple[int, int, int], names: tuple[str, ...]
-) -> DatasetInfo:
+def _info(image_shape: tuple[int, int, int],
+          names: tuple[str, ...]) -> DatasetInfo:
   return DatasetInfo(len(names), image_shape, names)
 
 
@@ -20,9 +19,8 @@ _INFOS = {
     'fashion_mnist': _info((28, 28, 1), class_names.FASHION_MNIST),
     'cifar10': _info((32, 32, 3), class_names.CIFAR10),
     'cifar100': _info((32, 32, 3), class_names.CIFAR100),
-    'tiny_imagenet': _info(
-        (64, 64, 3), tuple(class_names.TINY_IMAGENET.values())
-    ),
+    'tiny_imagenet': _info((64, 64, 3),
+                           tuple(class_names.TINY_IMAGENET.values())),
 }
 
 NAMES = tuple(_INFOS)
@@ -32,32 +30,26 @@ def info(name: str) -> DatasetInfo:
   """Describes a dataset; reads nothing unless it is a file.
 
   Args:
-    name: One of `NAMES` or the path of an .npz file.
+    name: one of `NAMES` or the path of an .npz file.
 
   Returns:
     Its classes and the shape of its images.
 
   Raises:
-    FileNotFoundError: There is no such .npz file.
-    ValueError: The name is unknown or the .npz file not usable.
+    FileNotFoundError: if there is no such .npz file.
+    ValueError: if the name is unknown or the .npz file not usable.
   """
   if name.endswith('.npz'):
     return arrays.npz_info(name)
   if name not in _INFOS:
     raise ValueError(
         f'Unknown dataset {name!r}; choose from {", ".join(NAMES)} or give the '
-        'path of an .npz file.'
-    )
+        'path of an .npz file.')
   return _INFOS[name]
 
 
-def load(
-    name: str,
-    split: str = 'test',
-    *,
-    data_dir: str | None = None,
-    download: bool = True,
-) -> Examples:
+def load(name: str, split: str = 'test', *, data_dir: str | None = None,
+         download: bool = True) -> Examples:
   """Loads labelled images into memory.
 
   The first use of 'cifar10', 'cifar100', 'fashion_mnist' or 'tiny_imagenet'
@@ -67,20 +59,21 @@ def load(
   TFDS itself prepared as array_record are read as they are.
 
   Args:
-    name: One of `NAMES` or the path of an .npz file (see `arrays.npz`).
+    name: one of `NAMES` or the path of an .npz file (see `arrays.npz`).
     split: 'train', 'test' or a part or sum of them in TFDS's syntax, such as
       'test[:1000]' or 'train[:10%]'. Tiny-ImageNet's 'test' is its official
       validation set.
     data_dir: TFDS's directory; by default $TFDS_DATA_DIR or else
       ~/tensorflow_datasets. 'digits' and files need none.
-    download: Whether the network may be used.
+    download: whether the network may be used.
 
   Returns:
     The examples; those from TFDS in its order, which is a fixed shuffle.
 
   Raises:
-    FileNotFoundError: A file is missing; says which, and where to put it.
-    ValueError: The name or split is unknown, or a file is not as it should be.
+    FileNotFoundError: if a file is missing; says which, and where to put it.
+    ValueError: if the name or split is unknown, or a file is not as it should
+      be.
   """
   if name.endswith('.npz'):
     return arrays.npz(name, split)
@@ -89,8 +82,7 @@ def load(
     return arrays.digits(split)
   # TFDS takes a second to import, which the sources above can do without.
   from ferd_jax.data import builders
-
   directory = pathlib.Path(
-      data_dir or os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets'
-  ).expanduser()
+      data_dir or os.environ.get('TFDS_DATA_DIR')
+      or '~/tensorflow_datasets').expanduser()
   return Examples(*builders.read(name, split, directory, download), names)

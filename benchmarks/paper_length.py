@@ -1,0 +1,90 @@
+"""A published teacher at the paper's full length, unattended.
+
+220 epochs of 200 generator and 400 student steps at batch 256, from the
+adversarially trained ResNet-20 of configs/cifar10_resnet20.py:
+
+  python benchmarks/paper_length.py --teacher=CIFAR10-resnet20-adv.pth \
+    --minutes=600 --workdir=runs/paper_length [flags of main.py]
+
+It starts main.py, with what is left of the time as its `max_minutes`, again
+after a crash (three times at most without a new epoch), and stops when the run
+is finished or the time is over. The same command goes on. What main.py prints
+is also appended to `log.txt` in the work directory; at the end come
+milliseconds per step and the hardware.
+"""
+
+import argparse
+import json
+import pathlib
+import statistics
+import subprocess
+import sys
+import time
+
+_MAIN = pathlib.Path(__file__).parents[1] / 'main.py'
+_CONFIG = _MAIN.parent / 'configs' / 'cifar10_resnet20.py'
+
+
+def metrics_of(workdir: pathlib.Path) -> list[dict]:
+  """Returns the metrics of the epochs done so far."""
+  path = workdir / 'metrics.jsonl'
+  lines = path.read_text().splitlines() if path.exists() else []
+  return [json.loads(line) for line in lines]
+
+
+def run_main(flags: list[str], workdir: pathlib.Path) -> int:
+  """Runs main.py to its end, shows and logs its output; returns its status."""
+  workdir.mkdir(parents=True, exist_ok=True)
+  with (workdir / 'log.txt').open('a') as log:
+    with subprocess.Popen([sys.executable, str(_MAIN), *flags], text=True,
+                          stdout=subprocess.PIPE,
+                          stderr=subprocess.STDOUT) as process:
+      for line in process.stdout:
+        print(line, end='', flush=True)
+        log.write(line)
+        log.flush()
+  return process.returncode
+
+
+def summary(workdir: pathlib.Path) -> str:
+  """Returns a line on speed: medians over epochs, the first left out."""
+  epochs = metrics_of(workdir)[1:]
+  parts = []
+  for phase in ('generator', 'student'):
+    times = [epoch[f'{phase}/ms_per_step'] for epoch in epochs
+             if f'{phase}/ms_per_step' in epoch]
+    if times:
+      parts.append(f'{statistics.median(times):.1f} ms per {phase} step')
+  hours = sum(epoch['seconds'] for epoch in epochs) / 3600
+  results = workdir / 'results.json'
+  if results.exists():
+    parts.append(', '.join(json.loads(results.read_text())['devices']))
+  return f'{len(epochs) + 1} epochs, {hours:.2f} hours; ' + '; '.join(parts)
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(
+      description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+  parser.add_argument('--teacher', required=True, help='CIFAR10-resnet20-adv')
+  parser.add_argument('--minutes', type=float, required=True)
+  parser.add_argument('--workdir', type=pathlib.Path,
+                      default=pathlib.Path('runs/cifar10_resnet20_paper'))
+  parser.add_argument('--variants', default='paper_length')
+  args, flags = parser.parse_known_args()
+  deadline = time.monotonic() + 60 * args.minutes
+  failures = 0
+  while (left := (deadline - time.monotonic()) / 60) > 0 and failures < 3:
+    before = len(metrics_of(args.workdir))
+    status = run_main([
+        f'--config={_CONFIG}:{args.variants}', f'--workdir={args.workdir}',
+        f'--config.teacher.path={args.teacher}',
+        f'--config.max_minutes={left}', *flags], args.workdir)
+    if status == 0:
+      break
+    failures = 0 if len(metrics_of(args.workdir)) > before else failures + 1
+  print(summary(args.workdir))
+  sys.exit(status if failures else 0)
+
+
+if __name__ == '__main__':
+  main()
