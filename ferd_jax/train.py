@@ -382,7 +382,11 @@ def _kept(epoch: int) -> str:
 
 def _finite(tree: Any) -> Any:
   """Returns a tree of JSON values with None for numbers that are not finite."""
-  return jax.tree.map(lambda x: x if math.isfinite(x) else None, tree)
+  if isinstance(tree, dict):  # Unlike jax.tree.map this keeps the order.
+    return {name: _finite(value) for name, value in tree.items()}
+  if isinstance(tree, list):
+    return [_finite(value) for value in tree]
+  return tree if math.isfinite(tree) else None
 
 
 def _learning_curve(run: experiment.Experiment) -> Callable[..., dict]:

@@ -115,6 +115,7 @@ def test_results(whole):
     assert set(model) == {'clean'}
     assert 0 <= model['clean']['average'] <= 1
     assert len(model['clean']['per_class']) == 10
+  assert list(results['models']) == ['teacher', 'student']
 
 
 def test_second_epoch_compiles_nothing(tmp_path):
