@@ -10,8 +10,8 @@ _PACKAGE = pathlib.Path(__file__).parents[1] / 'ferd_jax'
 # A module may import those of lower levels. A package has one level.
 _LEVELS = [
     {'validate', 'collectives', 'loops', 'metrics', 'assets', 'report',
-     'samples', 'progress'},
-    {'losses', 'augment', 'data', 'pool', 'parallel'},
+     'samples', 'atomic'},
+    {'losses', 'augment', 'data', 'pool', 'parallel', 'progress'},
     {'models', 'attacks', 'class_weights', 'forward', 'outer_losses'},
     {'features', 'inner_attacks', 'state', 'torch_io', 'stepwise'},
     {'synthesis', 'distill', 'evaluate', 'checkpoint'},
@@ -56,7 +56,7 @@ def test_imports_go_downwards(path):
 
 @pytest.mark.parametrize('library, owners', [
     ('tensorflow_datasets', {'data'}), ('torch', {'torch_io'}),
-    ('orbax', {'checkpoint'}), ('tqdm', {'progress', 'data'}),
+    ('orbax', {'checkpoint'}), ('tqdm', {'progress', 'evaluate', 'data'}),
     ('PIL', {'samples', 'data'}), ('ml_collections', {'experiment'}),
     ('tensorflow', set())])
 def test_heavy_libraries_have_one_place(library, owners):

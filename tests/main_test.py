@@ -131,8 +131,8 @@ def test_batch_not_divisible_by_devices(tmp_path):
       text=True, check=False)
   assert done.returncode != 0
   assert done.stderr.splitlines() == [
-      'error: Expected synthesis.batch_size=128 divisible by 3 devices; '
-      'use 126 or 129.']
+      'error: Expected synthesis.batch_size=256 divisible by 3 devices; '
+      'use 255 or 258.']
 
 
 def test_main_is_short():

@@ -26,6 +26,9 @@ def _both_phases(mode, num_devices, dtype, num_steps):
   """Returns all that an epoch of both phases computes, on the host."""
   config = digits.get_config('smoke')
   config.parallel = mode
+  # The paper's. Adam divides a gradient by its size: where that is rounding,
+  # the first step is too, times the learning rate.
+  config.synthesis.generator_lr = 2e-3
   run = experiment.build(config, tuple(jax.devices()[:num_devices]))
   steps, place = train.compile_steps(run), run.parallel.replicate
   state = place(_cast(train.init_state(run), dtype))

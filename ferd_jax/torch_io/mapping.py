@@ -276,8 +276,8 @@ def _check_keys(model, wanted, found):
     hint = _architecture_hint(wanted, found)
   else:
     hint = _classes_hint(wanted, found, misshaped)
-  raise ValueError(f'The weights do not fit {type(model).__name__}; '
-                   f'{"; ".join(parts)}.{hint}')
+  raise ValueError(f'The weights do not fit {type(model).__name__}.{hint} '
+                   f'Keys {"; ".join(parts)}.')
 
 
 def _architecture_hint(wanted, found):
