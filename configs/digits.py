@@ -28,10 +28,9 @@ def get_config(variant: str = '') -> config_dict.ConfigDict:
   config.augment.pad = 1
   config.augment.flip = False  # a mirrored digit is none
   variants.fit_to_small_teacher(config)
-  config.synthesis.steps = 200
+  config.synthesis.steps = 150
   config.synthesis.batch_size = 256
   config.synthesis.width = 32
-  config.synthesis.w_bn = 10.
   config.distill.steps = 200
   config.distill.batch_size = 128
   config.distill.attack_steps = 5
