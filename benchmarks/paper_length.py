@@ -47,19 +47,19 @@ def run_main(flags: list[str], workdir: pathlib.Path) -> int:
 
 
 def summary(workdir: pathlib.Path) -> str:
-  """Returns a line on speed: medians over epochs, the first left out."""
-  epochs = metrics_of(workdir)[1:]
-  parts = []
+  """Returns a line on speed: medians over epochs but the first, compiling."""
+  epochs = metrics_of(workdir)
+  hours = sum(epoch['seconds'] for epoch in epochs) / 3600
+  parts = [f'{len(epochs)} epochs, {hours:.2f} hours']
   for phase in ('generator', 'student'):
     times = [epoch[f'{phase}/ms_per_step'] for epoch in epochs
-             if f'{phase}/ms_per_step' in epoch]
+             if f'{phase}/ms_per_step' in epoch][1:]
     if times:
       parts.append(f'{statistics.median(times):.1f} ms per {phase} step')
-  hours = sum(epoch['seconds'] for epoch in epochs) / 3600
   results = workdir / 'results.json'
   if results.exists():
     parts.append(', '.join(json.loads(results.read_text())['devices']))
-  return f'{len(epochs) + 1} epochs, {hours:.2f} hours; ' + '; '.join(parts)
+  return '; '.join(parts)
 
 
 def main() -> None:
@@ -72,7 +72,7 @@ def main() -> None:
   parser.add_argument('--variants', default='paper_length')
   args, flags = parser.parse_known_args()
   deadline = time.monotonic() + 60 * args.minutes
-  failures = 0
+  failures = status = 0
   while (left := (deadline - time.monotonic()) / 60) > 0 and failures < 3:
     before = len(metrics_of(args.workdir))
     status = run_main([

@@ -28,6 +28,7 @@ def _paper_length(config: config_dict.ConfigDict) -> None:
   config.synthesis.width = full.synthesis.width
   config.synthesis.generator_lr = full.synthesis.generator_lr
   config.distill.attack_steps = full.distill.attack_steps
+  config.eval = full.eval
   config.data.split = 'test'
 
 
@@ -43,14 +44,10 @@ def get_config(variant: str = '') -> config_dict.ConfigDict:
   config.teacher.arch = config.student.arch = 'cifar_resnet20'
   config.teacher.shortcut = 'pad_after'
   config.student.width = 8
-  variants.fit_to_small_teacher(config)
+  variants.balance_small_teacher(config)
+  variants.fit_to_cpu(config)
   config.synthesis.steps = 40
-  config.synthesis.batch_size = 128
-  config.synthesis.width = 32
   config.distill.steps = 60
-  config.distill.batch_size = 128
-  config.distill.attack_steps = 5
-  config.eval.batch_size = 100  # fits a CPU's cache
   config.eval.every = 4
   config.eval.curve_examples = 500
   config.log.samples_every = 4

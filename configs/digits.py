@@ -27,16 +27,13 @@ def get_config(variant: str = '') -> config_dict.ConfigDict:
   config.student.width = 8
   config.augment.pad = 1
   config.augment.flip = False  # a mirrored digit is none
-  variants.fit_to_small_teacher(config)
+  variants.balance_small_teacher(config)
+  variants.fit_to_cpu(config)
   config.synthesis.steps = 150
   config.synthesis.batch_size = 256
-  config.synthesis.width = 32
   config.distill.steps = 200
-  config.distill.batch_size = 128
-  config.distill.attack_steps = 5
   # RSLAD's weights, not the paper's: in 1,000 steps they reach more robustness.
   config.distill.w_clean, config.distill.w_adv = 1 / 6, 5 / 6
-  config.eval.batch_size = 100  # fits a CPU's cache
   config.eval.every = 2
   config.eval.curve_examples = 0
   config.log.samples_every = 2

@@ -117,7 +117,8 @@ def claim(workdir: epath.PathLike, config: Mapping[str, Any], *,
   workdir = epath.Path(workdir)
   path = workdir / 'config.json'
   new = json.loads(json.dumps(config))
-  begun = any((workdir / 'checkpoints').glob('[0-9]*'))
+  begun = any(path.name.isdigit()  # Unfinished ones have a suffix.
+              for path in (workdir / 'checkpoints').glob('[0-9]*'))
   if not (begun or start):
     raise ValueError(f'Expected a checkpoint in workdir={str(workdir)!r}; '
                      'train first.')

@@ -24,13 +24,13 @@ from ferd_jax import models
 from ferd_jax import outer_losses
 from ferd_jax import parallel as parallels
 from ferd_jax import pool
+from ferd_jax import state as states
 from ferd_jax import synthesis
 from ferd_jax import torch_io
 from ferd_jax import validate
 
 SYNTHETIC_PGD = 'synthetic_pgd'  # a choice of epoch that needs no data
 RANDOM = 'random'
-_RANDOM_TEACHER = 2 ** 31  # no epoch has this number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -242,7 +242,7 @@ def _teacher_variables(config, teacher, image_shape):
     raise ValueError('Expected teacher.path to name a file; set '
                      '--config.teacher.path=FILE.')
   if path == RANDOM:
-    key = jax.random.fold_in(jax.random.key(config.seed), _RANDOM_TEACHER)
+    key = states.key_once(jax.random.key(config.seed), states.Once.TEACHER)
     return models.init_variables(teacher, key, image_shape)
   return torch_io.load_variables(pathlib.Path(path).expanduser(), teacher,
                                  image_shape, config.teacher.select)

@@ -6,12 +6,25 @@ device holds and what belongs to single examples are separate fields, because
 the first is replicated and the second sharded.
 """
 
+import enum
 from typing import Any
 
 import flax.struct
 import jax
 
 from ferd_jax import class_weights
+
+
+class Once(enum.IntEnum):
+  """What is random, but not part of an epoch."""
+  STUDENT = 0
+  EVALUATION = 1
+  TEACHER = 2
+
+
+def key_once(root: jax.Array, purpose: Once) -> jax.Array:
+  """Returns the key of a purpose; those of epochs, from 1, are apart."""
+  return jax.random.fold_in(jax.random.fold_in(root, 0), purpose)
 
 
 class FerdState(flax.struct.PyTreeNode):

@@ -83,7 +83,8 @@ def init_state(run: experiment.Experiment) -> states.FerdState:
   def init(key, *, axis_name=None):
     del axis_name  # Every device computes the same.
     student = models.init_variables(
-        run.distillation.student, _key_before_epochs(key, 0), run.image_shape)
+        run.distillation.student, states.key_once(key, states.Once.STUDENT),
+        run.image_shape)
     return states.FerdState(
         student=student,
         opt_state=run.distillation.optimizer.init(student['params']),
@@ -278,7 +279,7 @@ def evaluate_run(run: experiment.Experiment, workdir: epath.PathLike) -> dict:
       raise ValueError(f'Expected a checkpoint in workdir={str(workdir)!r}; '
                        'train first.')
     state = checkpoints.restore(init_state(run), epoch)
-  key = _key_before_epochs(_host_key(state), 1)
+  key = states.key_once(_host_key(state), states.Once.EVALUATION)
   teacher = run.parallel.replicate(run.teacher_variables)
   images, labels = run.examples.images, run.examples.labels
   names = tuple(config.eval.attacks)
@@ -448,11 +449,6 @@ def _keys(run: experiment.Experiment, key: jax.Array,
   """Returns the keys of a phase's steps, on every device."""
   keys = jax.vmap(jax.random.fold_in, (None, 0))(key, np.arange(number))
   return [run.parallel.replicate(keys[i]) for i in range(number)]
-
-
-def _key_before_epochs(key: jax.Array, purpose: int) -> jax.Array:
-  """Returns the key for what happens once: epochs count from 1."""
-  return jax.random.fold_in(jax.random.fold_in(key, 0), purpose)
 
 
 def _host_key(state: states.FerdState) -> jax.Array:
