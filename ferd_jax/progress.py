@@ -52,7 +52,9 @@ class Progress:
     self._done += 1
     if not self._bar.disable:
       self._bar.set_description(phase, refresh=False)
-      self._bar.set_postfix({k: f'{v:.3g}' for k, v in values.items()},
+      # The loss first: narrow terminals cut the rest.
+      shown = sorted(values, key=lambda name: name != 'loss')
+      self._bar.set_postfix({name: f'{values[name]:.3g}' for name in shown},
                             refresh=False)
       self._bar.update()
 

@@ -359,10 +359,11 @@ def _announce(run: experiment.Experiment, workdir: epath.Path,
   else:
     # What no key of a file reveals, such as a wrong normalisation, shows here.
     number = run.config.eval.curve_examples or None
-    report = run.teacher_evaluator(
-        teacher, run.examples.images[:number], run.examples.labels[:number],
-        key, (evaluate.CLEAN,))
-    text += f'; teacher clean {report[evaluate.CLEAN]["average"]:.1%}'
+    images, labels = run.examples.images[:number], run.examples.labels[:number]
+    report = run.teacher_evaluator(teacher, images, labels, key,
+                                   (evaluate.CLEAN,))
+    text += (f'; teacher clean {report[evaluate.CLEAN]["average"]:.1%} of '
+             f'{len(labels)} images')
   if jax.process_index() == 0:
     print(text, file=sys.stderr)
 

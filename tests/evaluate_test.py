@@ -1,5 +1,7 @@
 """Evaluation on fixed-shape batches, and attacks stepped from Python."""
 
+import pathlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,14 +9,18 @@ import pytest
 
 from ferd_jax import attacks
 from ferd_jax import collectives
+from ferd_jax import data
 from ferd_jax import evaluate
 from ferd_jax import forward
 from ferd_jax import loops
 from ferd_jax import models
 from ferd_jax import parallel
 from ferd_jax import stepwise
+from ferd_jax import torch_io
 
 _EPS = 0.1
+# A published teacher and CIFAR-10, neither of which is part of the repository.
+_REAL = pathlib.Path(__file__).parents[2] / 'shared' / 'data'
 
 
 @pytest.fixture(scope='module')
@@ -112,3 +118,63 @@ def test_stepped_attack_equals_the_whole_one(net, examples, monkeypatch):
   rolled = stepwise.compile_attack(attack, model, _mapping())(*arguments)
   assert np.abs(stepped - images).max() > 0
   np.testing.assert_allclose(stepped, rolled, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_accuracy_of_a_published_teacher_equals_that_in_pytorch():
+  """Clean and PGD-20, 10,000 images: half an hour on two cores."""
+  torch = pytest.importorskip('torch')
+  import torch_twins  # needs torch
+
+  path = _REAL / 'teachers' / 'CIFAR10-resnet20-adv.pth'
+  if not path.exists():
+    pytest.skip(f'{path.name} is not here')
+  eps, size = 4 / 255, 250
+  examples = data.load('cifar10', 'test', data_dir=_REAL / 'tfds')
+  key = jax.random.key(0)
+
+  model = models.build('cifar_resnet20', 10, shortcut='pad_after')
+  variables = torch_io.load_variables(path, model, (32, 32, 3))
+  mapping = _mapping()
+  evaluator = evaluate.evaluator(model, ('clean', 'pgd20'), eps, 10, size,
+                                 mapping)
+  found = evaluator(variables, examples.images, examples.labels, key)
+
+  net = torch_twins.CifarResNet(20, 16, 10, 'pad_after', 'stage').eval()
+  stored = torch.load(path, map_location='cpu', weights_only=True)['state_dict']
+  net.load_state_dict({name.removeprefix('module.'): value
+                       for name, value in stored.items()}, strict=False)
+  net.requires_grad_(False)
+  start = jax.jit(lambda images, indices: attacks.preset(
+      'pgd20', eps).initialise(collectives.example_keys(key, indices), images))
+  correct = {'clean': [], 'pgd20': []}
+
+  def to_torch(array):
+    return torch.from_numpy(np.array(array)).permute(0, 3, 1, 2).contiguous()
+  for first in range(0, len(examples.labels), size):
+    batch = slice(first, first + size)
+    images = examples.images[batch].astype(np.float32) / 255
+    labels = torch.from_numpy(examples.labels[batch].astype(np.int64))
+    clean = to_torch(images)
+    attacked = to_torch(start(images, np.arange(first, first + len(images))))
+    correct['clean'].append(net(clean).argmax(-1) == labels)
+    for _ in range(20):
+      attacked.requires_grad_(True)
+      loss = torch.nn.functional.cross_entropy(net(attacked), labels,
+                                               reduction='sum')
+      gradient, = torch.autograd.grad(loss, attacked)
+      attacked = attacked.detach() + eps / 4 * gradient.sign()
+      attacked = torch.clamp(torch.clamp(attacked, clean - eps, clean + eps),
+                             0, 1)
+    correct['pgd20'].append(net(attacked).argmax(-1) == labels)
+
+  for attack, tolerance in (('clean', 0.), ('pgd20', 0.002)):
+    hits = torch.cat(correct[attack]).numpy()
+    expected = [hits[examples.labels == c].mean() for c in range(10)]
+    print(attack, found[attack]['average'], hits.mean(),
+          found[attack]['per_class'], expected)
+    # sign() amplifies rounding: single images may differ under attack.
+    assert found[attack]['average'] == pytest.approx(hits.mean(),
+                                                     abs=tolerance / 2 + 1e-9)
+    np.testing.assert_allclose(found[attack]['per_class'], expected,
+                               atol=tolerance + 1e-9)

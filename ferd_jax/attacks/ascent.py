@@ -6,6 +6,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from ferd_jax import collectives
+
 
 def project(x_adv: jax.Array, x: jax.Array, eps: float,
             bounds: tuple[float, float]) -> jax.Array:
@@ -43,5 +45,4 @@ def noise_keys(key: jax.Array, batch_size: int) -> jax.Array:
   """
   if key.ndim:
     return key
-  fold_in = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
-  return fold_in(key, jnp.arange(batch_size))
+  return collectives.example_keys(key, jnp.arange(batch_size))
