@@ -14,41 +14,19 @@ milliseconds per step and the hardware.
 """
 
 import argparse
-import json
 import pathlib
 import statistics
-import subprocess
 import sys
 import time
 
-_MAIN = pathlib.Path(__file__).parents[1] / 'main.py'
-_CONFIG = _MAIN.parent / 'configs' / 'cifar10_resnet20.py'
+import main_runs
 
-
-def metrics_of(workdir: pathlib.Path) -> list[dict]:
-  """Returns the metrics of the epochs done so far."""
-  path = workdir / 'metrics.jsonl'
-  lines = path.read_text().splitlines() if path.exists() else []
-  return [json.loads(line) for line in lines]
-
-
-def run_main(flags: list[str], workdir: pathlib.Path) -> int:
-  """Runs main.py to its end, shows and logs its output; returns its status."""
-  workdir.mkdir(parents=True, exist_ok=True)
-  with (workdir / 'log.txt').open('a') as log:
-    with subprocess.Popen([sys.executable, str(_MAIN), *flags], text=True,
-                          stdout=subprocess.PIPE,
-                          stderr=subprocess.STDOUT) as process:
-      for line in process.stdout:
-        print(line, end='', flush=True)
-        log.write(line)
-        log.flush()
-  return process.returncode
+_CONFIG = main_runs.ROOT / 'configs' / 'cifar10_resnet20.py'
 
 
 def summary(workdir: pathlib.Path) -> str:
   """Returns a line on speed: medians over epochs but the first, compiling."""
-  epochs = metrics_of(workdir)
+  epochs = main_runs.metrics(workdir)
   hours = sum(epoch['seconds'] for epoch in epochs) / 3600
   parts = [f'{len(epochs)} epochs, {hours:.2f} hours']
   for phase in ('generator', 'student'):
@@ -56,9 +34,8 @@ def summary(workdir: pathlib.Path) -> str:
              if f'{phase}/ms_per_step' in epoch][1:]
     if times:
       parts.append(f'{statistics.median(times):.1f} ms per {phase} step')
-  results = workdir / 'results.json'
-  if results.exists():
-    parts.append(', '.join(json.loads(results.read_text())['devices']))
+  if results := main_runs.results(workdir):
+    parts.append(', '.join(results['devices']))
   return '; '.join(parts)
 
 
@@ -74,14 +51,15 @@ def main() -> None:
   deadline = time.monotonic() + 60 * args.minutes
   failures = status = 0
   while (left := (deadline - time.monotonic()) / 60) > 0 and failures < 3:
-    before = len(metrics_of(args.workdir))
-    status = run_main([
-        f'--config={_CONFIG}:{args.variants}', f'--workdir={args.workdir}',
+    before = len(main_runs.metrics(args.workdir))
+    status = main_runs.run([
+        f'--config={_CONFIG}:{args.variants}',
         f'--config.teacher.path={args.teacher}',
         f'--config.max_minutes={left}', *flags], args.workdir)
     if status == 0:
       break
-    failures = 0 if len(metrics_of(args.workdir)) > before else failures + 1
+    after = len(main_runs.metrics(args.workdir))
+    failures = 0 if after > before else failures + 1
   print(summary(args.workdir))
   sys.exit(status if failures else 0)
 
