@@ -6,7 +6,7 @@
 The teacher is the adversarially trained ResNet-20 of GitHub
 fanghenshaometeor/vanilla-adversarial-training, save/CIFAR10-resnet20-adv.pth,
 meant for eps 4/255. The student is a ResNet-20 of half its width. As it is, a
-run takes half an hour on two cores and evaluates on 1,000 test images.
+run takes 20 minutes on two cores and evaluates on 1,000 test images.
 Variants: `paper_length` (the paper's schedule, all test images), `released`,
 `smoke`.
 """
