@@ -40,13 +40,14 @@ def directory(workdir: pathlib.Path, variant: str, seed: int) -> pathlib.Path:
 
 def table(workdir: pathlib.Path, seeds: list[int]) -> str:
   """Returns the table of what is finished."""
-  rows = []
+  rows, header = [], []
   for variant in VARIANTS:
     found = [main_runs.results(directory(workdir, variant, seed))
              for seed in seeds]
     students = [result['models']['student'] for result in found if result]
     if not students:
       continue
+    header = ['variant', 'seeds']
     cells = [variant, str(len(students))]
     for attack in students[0]:
       for column, form in _COLUMNS:
@@ -55,13 +56,10 @@ def table(workdir: pathlib.Path, seeds: list[int]) -> str:
         if len(values) > 1:
           cell += ' ± ' + format(statistics.stdev(values), form)
         cells.append(cell)
-    header = ['variant', 'seeds', *(f'{attack} {column}'
-                                    for attack in students[0]
-                                    for column, _ in _COLUMNS)]
-    if not rows:
-      rows += [header, ['---'] * len(header)]
+        header.append(f'{attack} {column}')
     rows.append(cells)
-  return '\n'.join('| ' + ' | '.join(row) + ' |' for row in rows)
+  lines = [header, ['---'] * len(header), *rows]
+  return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines)
 
 
 def main() -> None:

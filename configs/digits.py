@@ -31,7 +31,11 @@ def get_config(variant: str = '') -> config_dict.ConfigDict:
   variants.fit_to_cpu(config)
   config.synthesis.steps = 150
   config.synthesis.batch_size = 256
+  config.synthesis.generator_lr = 5e-3
+  config.synthesis.latent_lr = 0.015
+  config.synthesis.w_adv = 1.
   config.distill.steps = 200
+  config.distill.batch_size = 128
   # RSLAD's weights, not the paper's: in 1,000 steps they reach more robustness.
   config.distill.w_clean, config.distill.w_adv = 1 / 6, 5 / 6
   config.eval.every = 2

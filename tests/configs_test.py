@@ -155,6 +155,8 @@ def test_paper_length_restores_the_papers_schedule():
   check(config, PAPER | {
       'eps': 4 / 255, 'step_size': 1 / 255, 'distill.learning_rate': 0.1,
       'synthesis.batch_size': 256, 'distill.batch_size': 256,
+      'synthesis.generator_lr': 2e-3, 'synthesis.latent_lr': 0.015,
+      'synthesis.w_adv': 1.0, 'distill.attack_steps': 10,
       # The balance of the losses is the small teacher's.
       'synthesis.w_oh': 10.0, 'synthesis.w_uni': 0.1, 'class_weights.tau': 4.0,
       'features.steps': 10, 'features.learning_rate': 0.5,

@@ -127,7 +127,7 @@ def test_accuracy_of_a_published_teacher_equals_that_in_pytorch():
   import torch_twins  # needs torch
 
   path = _REAL / 'teachers' / 'CIFAR10-resnet20-adv.pth'
-  if not path.exists():
+  if not path.exists():  # It has no licence to be copied here.
     pytest.skip(f'{path.name} is not here')
   eps, size = 4 / 255, 250
   examples = data.load('cifar10', 'test', data_dir=_REAL / 'tfds')
@@ -141,9 +141,7 @@ def test_accuracy_of_a_published_teacher_equals_that_in_pytorch():
   found = evaluator(variables, examples.images, examples.labels, key)
 
   net = torch_twins.CifarResNet(20, 16, 10, 'pad_after', 'stage').eval()
-  stored = torch.load(path, map_location='cpu', weights_only=True)['state_dict']
-  net.load_state_dict({name.removeprefix('module.'): value
-                       for name, value in stored.items()}, strict=False)
+  torch_twins.load_published(net, path)
   net.requires_grad_(False)
   start = jax.jit(lambda images, indices: attacks.preset(
       'pgd20', eps).initialise(collectives.example_keys(key, indices), images))

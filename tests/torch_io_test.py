@@ -515,11 +515,6 @@ def test_published_checkpoint(torch, twins, name, arguments, options):
   variables = torch_io.load_variables(path, model, (32, 32, 3))
   net = twins.CifarResNet(20, 16, 10, *arguments).eval()
   net.mean_std = IMAGENET if 'mean' in options else None
-  stored = torch.load(path, map_location='cpu', weights_only=True)['state_dict']
-  # Files from before torch 0.4.1 have no counters.
-  keys = net.load_state_dict({key.removeprefix('module.'): value
-                              for key, value in stored.items()}, strict=False)
-  assert not keys.unexpected_keys
-  assert all(key.endswith('tracked') for key in keys.missing_keys)
+  twins.load_published(net, path)
   assert_same_stages(torch, net, model, variables, images((4, 32, 32, 3)),
                      1e-5)

@@ -21,6 +21,18 @@ def pooled(x):
   return x.mean((2, 3))
 
 
+def load_published(net, path):
+  """Loads a published state dict strictly but for counters.
+
+  Files from before torch 0.4.1 have none of these.
+  """
+  stored = torch.load(path, map_location='cpu', weights_only=True)['state_dict']
+  keys = net.load_state_dict({key.removeprefix('module.'): value
+                              for key, value in stored.items()}, strict=False)
+  assert not keys.unexpected_keys
+  assert all(key.endswith('tracked') for key in keys.missing_keys)
+
+
 class Twin(nn.Module):
   """Logits, and images normalised first if `mean` and `std` are set."""
   mean_std = None
