@@ -376,10 +376,189 @@ def test_starts_of_presets():
     (lambda: attacks.PGD(EPS, STEP, 0), 'num_steps=0'),
     (lambda: attacks.PGD(EPS, STEP, 1, start='best'), "start='best'"),
     (lambda: attacks.UTAE(EPS, STEP, 1, gamma=-0.1), 'gamma=-0.1'),
-    (lambda: attacks.UTAE(EPS, STEP, 0), 'num_steps=0')])
+    (lambda: attacks.UTAE(EPS, STEP, 0), 'num_steps=0'),
+    (lambda: attacks.PGD(EPS, STEP, 1, bounds=(1., 0.)),
+     r'bounds=\(1.0, 0.0\)'),
+    (lambda: attacks.UTAE(EPS, STEP, 1, bounds=[0.]), r'bounds=\[0.0\]')])
 def test_invalid_settings(make, message):
   with pytest.raises(ValueError, match=message):
     make()
+
+
+@pytest.mark.parametrize('kind', [attacks.PGD, attacks.UTAE])
+@pytest.mark.parametrize('wrap', [list, np.array])
+def test_bounds_of_any_sequence_are_a_tuple(kind, wrap):
+  attack = kind(EPS, STEP, 1, bounds=wrap([0., 0.5]))
+  assert attack == kind(EPS, STEP, 1, bounds=(0., 0.5))
+  hash(attack)
+  y = ATTACKS['pgd' if kind is attacks.PGD else 'utae'][1]
+  assert run(attack, keys(), IMAGES, y).max() == 0.5
+
+
+@pytest.mark.parametrize(('kind', 'y'), [(attacks.PGD, LABELS),
+                                         (attacks.UTAE, TEACHER_LOGITS)])
+def test_settings_of_any_scalar_type_are_floats(kind, y):
+  # A NumPy or JAX float64 would promote float32 images where x64 is on.
+  plain = kind(EPS, STEP, 2)
+  x = IMAGES.astype(np.float32)
+  y = y.astype(np.int32 if y.ndim == 1 else np.float32)
+  for scalar in (np.float64, jnp.float64):
+    attack = kind(scalar(EPS), scalar(STEP), 2)
+    assert attack == plain and hash(attack) == hash(plain)
+    got = run(attack, keys(), x, y)
+    assert got.dtype == np.float32
+    np.testing.assert_array_equal(got, run(plain, keys(), x, y))
+
+
+@every_attack
+@pytest.mark.filterwarnings('error')
+def test_float64_images_where_x64_is_off(attack, y):
+  attack = dataclasses.replace(attack, num_steps=1)
+  matrix = draw(6, 3, seed=2).astype(np.float32)
+  def net(x):
+    return x.reshape(len(x), -1) @ matrix
+  with jax.enable_x64(False):
+    got = attack(net, keys(), IMAGES, y)
+    assert got.dtype == jnp.float32
+    np.testing.assert_array_equal(
+        got, attack(net, keys(), jnp.float32(IMAGES), y))
+
+
+def refused(attack, key, x, y):
+  """Returns the message of the ValueError that tracing `attack` raises."""
+  with pytest.raises(ValueError) as error:
+    jax.eval_shape(lambda key, x, y: attack(NET, key, x, y), key, x, y)
+  assert '\n' not in str(error.value)
+  return str(error.value)
+
+
+@every_attack
+@pytest.mark.parametrize('unroll', [False, True])
+@pytest.mark.parametrize('size', [1, 3])
+def test_targets_of_another_batch_size(attack, y, unroll, size):
+  attack = dataclasses.replace(attack, unroll=unroll)
+  name = 'teacher_logits' if isinstance(attack, attacks.UTAE) else 'y'
+  y = y[:size]
+  assert refused(attack, keys(), IMAGES, y) == (
+      f'Expected {name} of shape {y.shape} to have the batch size of x of '
+      f'shape {SHAPE}.')
+
+
+def test_targets_without_a_batch_axis():
+  message = refused(attacks.PGD(EPS, STEP, 1), keys(), IMAGES, LABELS[0])
+  assert 'y of shape ()' in message
+
+
+def test_a_step_refuses_what_the_attack_refuses():
+  attack = attacks.PGD(EPS, STEP, 1)
+  with pytest.raises(ValueError, match=r'y of shape \(1,\)'):
+    attack.step(NET, IMAGES, IMAGES, LABELS[:1])
+  with pytest.raises(ValueError, match=r'x_adv of shape \(1, 3, 2, 1\)'):
+    attack.step(NET, IMAGES[:1], IMAGES, LABELS)
+
+
+def test_targets_may_be_a_tree():
+  def loss(logits, y):
+    labels, scales = y
+    return scales * losses.cross_entropy(logits, labels)
+  attack = attacks.PGD(EPS, STEP, 2, loss=loss)
+  y = (jnp.asarray(LABELS), jnp.ones(4))
+  np.testing.assert_array_equal(
+      attack(NET, keys(), IMAGES, y),
+      attacks.PGD(EPS, STEP, 2)(NET, keys(), IMAGES, LABELS))
+  assert 'y of shape (1,)' in refused(attack, keys(), IMAGES,
+                                      (LABELS, np.ones(1)))
+
+
+def test_teacher_logits_of_another_number_of_classes():
+  # One class would broadcast.
+  for num_classes in (1, 2):
+    message = refused(attacks.UTAE(EPS, STEP, 1), keys(), IMAGES,
+                      TEACHER_LOGITS[:, :num_classes])
+    assert f'teacher_logits of shape (4, {num_classes})' in message
+    assert '(4, 3)' in message
+
+
+@every_attack
+def test_images_that_are_no_floating_point_batch(attack, y):
+  for x in (np.zeros(SHAPE, np.uint8), np.zeros(SHAPE, int),
+            np.zeros(SHAPE, bool), np.float64(0)):
+    assert refused(attack, keys(), x, y) == (
+        'Expected x to be floating-point images [B, ...], got '
+        f'{x.dtype} {x.shape}.')
+
+
+@every_attack
+def test_keys_that_are_neither_one_nor_one_per_image(attack, y):
+  for key in (keys(3), keys(1), keys().reshape(2, 2), np.zeros(2),
+              *(np.zeros(shape, np.uint32)
+                for shape in [(), (3,), (3, 2), (4, 3), (2, 2, 2)])):
+    assert refused(attack, key, IMAGES, y) == (
+        'Expected key to be one PRNG key or 4 keys, one per image, got '
+        f'{key.dtype} {key.shape}.')
+
+
+@pytest.mark.parametrize('key', [None, 0, 'key', [0, 0]])
+def test_keys_that_are_no_arrays(key):
+  with pytest.raises(ValueError, match='Expected key to be one PRNG key'):
+    attacks.preset('fgsm', EPS)(NET, key, IMAGES, LABELS)
+
+
+@pytest.mark.parametrize(('attack', 'y'), [
+    (attacks.PGD(EPS, STEP / 2, 2), LABELS),
+    (attacks.UTAE(EPS, STEP, 2), TEACHER_LOGITS)])
+def test_legacy_keys_are_the_typed_ones(attack, y):
+  legacy = jax.random.PRNGKey(3)
+  one = run(attack, jax.random.key(3), IMAGES, y)
+  np.testing.assert_array_equal(run(attack, legacy, IMAGES, y), one)
+  np.testing.assert_array_equal(run(attack, np.asarray(legacy), IMAGES, y),
+                                one)
+  many = jax.random.split(legacy, 4)
+  np.testing.assert_array_equal(run(attack, many, IMAGES, y),
+                                run(attack, keys(seed=3), IMAGES, y))
+  # [2] uint32 is one key, also where B = 2.
+  np.testing.assert_allclose(run(attack, legacy, IMAGES[:2], y[:2]), one[:2],
+                             atol=1e-12)
+
+
+@pytest.mark.parametrize('make', [jax.random.key, jax.random.PRNGKey])
+@pytest.mark.parametrize('per_example', [False, True])
+def test_vmap_over_batches(make, per_example):
+  attack = attacks.PGD(EPS, STEP / 2, 2)
+  key = jax.random.split(make(0), (2, 2) if per_example else 2)
+  x, y = IMAGES.reshape(2, 2, *SHAPE[1:]), LABELS.reshape(2, 2)
+  got = jax.vmap(lambda key, x, y: attack(NET, key, x, y))(key, x, y)
+  for i in range(2):
+    np.testing.assert_allclose(got[i], run(attack, key[i], x[i], y[i]),
+                               atol=1e-12)
+
+
+@pytest.mark.parametrize('label', [3, 7, -4])
+def test_label_out_of_range_leaves_cross_entropy_at_the_start(label):
+  attack = attacks.PGD(EPS, STEP, 2)
+  start = attack.initialise(keys(), IMAGES)
+  got = run(attack, keys(), IMAGES, np.where([1, 0, 0, 0], label, LABELS))
+  np.testing.assert_array_equal(got[0], start[0])
+  np.testing.assert_array_equal(got[1:],
+                                run(attack, keys(), IMAGES, LABELS)[1:])
+
+
+def test_negative_labels_count_from_the_end():
+  attack = attacks.PGD(EPS, STEP, 2)
+  np.testing.assert_array_equal(
+      run(attack, keys(), IMAGES, LABELS - 3),
+      run(attack, keys(), IMAGES, LABELS))
+
+
+@pytest.mark.parametrize('label', [3, -1])
+def test_label_out_of_range_makes_cw_ascend_the_highest_logit(label):
+  attack = attacks.PGD(EPS, STEP, 2, losses.carlini_wagner)
+  highest = dataclasses.replace(attack, loss=lambda z, _: jnp.max(z, -1))
+  got = run(attack, keys(), IMAGES, np.where([1, 0, 0, 0], label, LABELS))
+  np.testing.assert_array_equal(got[0],
+                                run(highest, keys(), IMAGES, LABELS)[0])
+  np.testing.assert_array_equal(got[1:],
+                                run(attack, keys(), IMAGES, LABELS)[1:])
 
 
 def test_import_needs_jax_only():

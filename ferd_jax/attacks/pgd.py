@@ -22,9 +22,9 @@ class PGD:
   Frozen and hashable, so it may be a static argument of `jit`.
 
   Attributes:
-    eps: radius of the L-infinity ball, in the unit of the images.
-    step_size: in the unit of the images.
-    num_steps: how many; the last iterate is returned.
+    eps: radius of the L-infinity ball, at least 0, in the unit of the images.
+    step_size: at least 0, in the unit of the images.
+    num_steps: how many, at least 1; the last iterate is returned.
     loss: (logits `[B, K]`, y) -> `[B]`, ascended.
     start: 'uniform' in the ball, 'normal' with standard deviation 0.001, or
       'zero' (the image itself). FGSM is one step of size eps from 'zero'.
@@ -32,6 +32,9 @@ class PGD:
       gradient; sources differ.
     bounds: lowest and highest pixel value.
     unroll: None unrolls the loop on CPU only.
+
+  Raises:
+    ValueError: for a setting out of range.
 
   References: Madry et al. 2018, arXiv:1706.06083, Sec. 2.
   """
@@ -48,6 +51,7 @@ class PGD:
     validate.non_negative(eps=self.eps, step_size=self.step_size)
     validate.positive(num_steps=self.num_steps)
     validate.one_of(STARTS, start=self.start)
+    ascent.freeze(self, 'eps', 'step_size')
 
   def __call__(self, logits_fn: Callable[[jax.Array], jax.Array],
                key: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
@@ -55,21 +59,40 @@ class PGD:
 
     Args:
       logits_fn: images `[B, H, W, C]` -> logits `[B, K]`.
-      key: one typed PRNG key, or `[B]` keys, one per example.
-      x: images `[B, H, W, C]` within `bounds`.
-      y: what `loss` takes, by default int labels `[B]`.
+      key: one PRNG key, or `[B]` keys, one per example; typed or legacy.
+      x: floating-point images `[B, H, W, C]` within `bounds`.
+      y: what `loss` takes, by default int labels `[B]` in 0..K-1; every array
+        in it has a batch axis. Labels out of range cannot be found while
+        tracing. At one the cross-entropy is NaN without a gradient, so that
+        image stays at its start, projected; but -K..-1 count from the end, as
+        in NumPy. The Carlini-Wagner loss ascends the highest logit. Other
+        images are not affected.
 
     Returns:
       `[B, H, W, C]` within eps of `x` and inside `bounds`, gradient stopped.
+
+    Raises:
+      ValueError: while tracing, if x is not floating-point, or `y` or `key`
+        do not fit its batch size.
     """
-    keys = ascent.noise_keys(key, x.shape[0])
+    x = ascent.checked_images(x, y=y)
     adversarial = loops.repeat(
         self.num_steps, lambda _, x_adv: self.step(logits_fn, x_adv, x, y),
-        lax.stop_gradient(self.initialise(keys, x)), unroll=self.unroll)
+        lax.stop_gradient(self.initialise(key, x)), unroll=self.unroll)
     return lax.stop_gradient(adversarial)
 
-  def initialise(self, keys: jax.Array, x: jax.Array) -> jax.Array:
-    """Returns the start `[B, H, W, C]`, from one key per example."""
+  def initialise(self, key: jax.Array, x: jax.Array) -> jax.Array:
+    """Returns the start `[B, H, W, C]`.
+
+    Args:
+      key: as for the call.
+      x: as for the call.
+
+    Raises:
+      ValueError: as for the call.
+    """
+    x = ascent.checked_images(x)
+    keys = ascent.noise_keys(key, x.shape[0])
     if self.start == 'zero':
       return x
     def noise(key):
@@ -81,7 +104,18 @@ class PGD:
 
   def step(self, logits_fn: Callable[[jax.Array], jax.Array],
            x_adv: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
-    """Returns the next iterate `[B, H, W, C]`, projected."""
+    """Returns the next iterate `[B, H, W, C]`, projected.
+
+    Args:
+      logits_fn: as for the call.
+      x_adv: `[B, H, W, C]`, the start or the last iterate.
+      x: as for the call.
+      y: as for the call.
+
+    Raises:
+      ValueError: as for the call, or if x_adv has another batch size.
+    """
+    x = ascent.checked_images(x, x_adv=x_adv, y=y)
     return ascent.sign_step(
         lambda images: self.loss(logits_fn(images), y), x_adv, x, eps=self.eps,
         step_size=self.step_size, bounds=self.bounds)

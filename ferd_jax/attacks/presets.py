@@ -24,6 +24,10 @@ def preset(name: str, eps: float) -> pgd.PGD:
     clipped to the bounds (GitHub NISP-official/Fair-ARD eval.py). It is PGD on
     the Carlini-Wagner loss, not their optimisation over the distance.
 
+  Args:
+    name: one of `PRESETS`.
+    eps: radius, at least 0, in the unit of the images, which lie in [0, 1].
+
   Raises:
     ValueError: for an unknown name or a negative eps.
   """

@@ -11,6 +11,7 @@ import dataclasses
 
 import jax
 from jax import lax
+import numpy as np
 
 from ferd_jax import loops
 from ferd_jax import losses
@@ -27,13 +28,18 @@ class UTAE:
   attack, bit for bit.
 
   Attributes:
-    eps: radius of the L-infinity ball, in the unit of the images.
-    step_size: in the unit of the images.
-    num_steps: how many.
-    gamma: weight of the uniform-target term; the paper finds 0.1-0.5 best.
-    noise: standard deviation of the Gaussian start, which is not clipped.
+    eps: radius of the L-infinity ball, at least 0, in the unit of the images.
+    step_size: at least 0, in the unit of the images.
+    num_steps: how many, at least 1; the last iterate is returned.
+    gamma: weight of the uniform-target term, at least 0; the paper finds
+      0.1-0.5 best.
+    noise: standard deviation of the Gaussian start, which is not clipped, at
+      least 0.
     bounds: lowest and highest pixel value.
     unroll: None unrolls the loop on CPU only.
+
+  Raises:
+    ValueError: for a setting out of range.
 
   References: FERD, arXiv:2509.20793; for gamma = 0 RSLAD, arXiv:2108.07969,
     and GitHub mayaobuduyao/FERD query_sample.py (where gamma is 0).
@@ -50,6 +56,7 @@ class UTAE:
     validate.non_negative(eps=self.eps, step_size=self.step_size,
                           gamma=self.gamma, noise=self.noise)
     validate.positive(num_steps=self.num_steps)
+    ascent.freeze(self, 'eps', 'step_size', 'gamma', 'noise')
 
   def objective(self, logits: jax.Array,
                 teacher_logits: jax.Array) -> jax.Array:
@@ -60,7 +67,14 @@ class UTAE:
     Args:
       logits: `[B, K]` of the attacked model on the attacked images.
       teacher_logits: `[B, K]` of the teacher on the clean images.
+
+    Raises:
+      ValueError: if the shapes differ; one class would broadcast.
     """
+    if np.shape(teacher_logits) != np.shape(logits):
+      raise ValueError(
+          f'Expected teacher_logits of shape {np.shape(teacher_logits)} to '
+          f'have the shape of the logits, {np.shape(logits)}.')
     gap = losses.kl_divergence(teacher_logits, logits)
     if self.gamma == 0:
       return gap
@@ -73,13 +87,18 @@ class UTAE:
 
     Args:
       logits_fn: the attacked model, images `[B, H, W, C]` -> logits `[B, K]`.
-      key: one typed PRNG key, or `[B]` keys, one per example.
-      x: images `[B, H, W, C]` within `bounds`.
+      key: one PRNG key, or `[B]` keys, one per example; typed or legacy.
+      x: floating-point images `[B, H, W, C]` within `bounds`.
       teacher_logits: `[B, K]`, of the teacher on `x`.
 
     Returns:
       `[B, H, W, C]` within eps of `x` and inside `bounds`, gradient stopped.
+
+    Raises:
+      ValueError: while tracing, if x is not floating-point, or teacher_logits
+        or `key` do not fit its batch size or the K of `logits_fn`.
     """
+    x = ascent.checked_images(x, teacher_logits=teacher_logits)
     keys = ascent.noise_keys(key, x.shape[0])
     noise = jax.vmap(lambda k: jax.random.normal(k, x.shape[1:], x.dtype))
     def step(_, x_adv):
