@@ -233,6 +233,12 @@ _Y = np.array([0, 1])
     ({'x': _X, 'y': _Y[:1]}, '2 examples but y 1'),
     ({'x': _X[:0], 'y': _Y[:0]}, 'x is empty'),
     ({'x': _X, 'y': _Y - 1}, 'at least 0, the smallest is -1'),
+    ({'x': _X, 'y': _Y * 2**20}, 'below 1048576, the largest is 1048576'),
+    ({'x': _X, 'y': _Y * 2**31}, 'below 1048576, the largest is 2147483648'),
+    # One class more than that is 0 in 64 bits.
+    ({'x': _X, 'y': np.full(2, 2**64 - 1, np.uint64)},
+     'below 1048576, the largest is 18446744073709551615'),
+    ({'x': _X, 'y': _Y.astype('m8[s]')}, 'y must be integer.*timedelta'),
     ({'x': _X, 'y': np.array([0, None])}, 'allow_pickle'),
     ({'x': _X, 'y': _Y, 'class_names': ['cat']}, 'at least 2 strings'),
     ({'x': _X, 'y': _Y, 'class_names': [1, 2]}, 'at least 2 strings'),
@@ -250,6 +256,53 @@ def test_npz_of_other_bytes(tmp_path, content):
   path.write_bytes(content)
   with pytest.raises(ValueError, match='a.npz is not a usable dataset'):
     data.load(str(path))
+
+
+def test_npz_whose_members_are_no_arrays(tmp_path):
+  path = tmp_path / 'a.npz'
+  for member in ('x', 'x.npy'):
+    with zipfile.ZipFile(path, 'w') as archive:
+      archive.writestr(member, 'text')
+      archive.writestr('y', 'text')
+    with pytest.raises(ValueError, match=f'a.npz is not.*: {member} cannot be'):
+      data.load(str(path))
+
+
+def test_npz_whose_header_hides_examples(tmp_path):
+  # Only the checksum of the whole member tells.
+  path = tmp_path / 'a.npz'
+  np.savez(path, x=_X, y=_Y)
+  content = path.read_bytes()
+  assert content.count(b'(2, 4, 4, 1)') == 1
+  path.write_bytes(content.replace(b'(2, 4, 4, 1)', b'(2, 4, 3, 1)'))
+  with pytest.raises(ValueError, match='a.npz is not.*x.npy cannot be.*CRC'):
+    data.load(str(path))
+
+
+@pytest.mark.parametrize('save', [np.savez, np.savez_compressed])
+def test_damaged_npz(tmp_path, save):
+  rng = np.random.default_rng(0)
+  x = rng.integers(0, 256, (7, 5, 4, 3), np.uint8)
+  y = np.arange(7)
+  path = tmp_path / 'a.npz'
+  save(path, x=x, y=y, class_names=list('abcdefg'))
+  intact = path.read_bytes()
+  refused = 0
+  for _ in range(100):
+    content = bytearray(intact)
+    for position in rng.integers(len(intact), size=2):
+      content[position] = rng.integers(256)
+    path.write_bytes(content)
+    try:
+      examples = data.load(str(path))
+    except ValueError as error:
+      assert str(error).startswith(f'{path} is not a usable dataset: ')
+      assert str(error).isprintable()
+      refused += 1
+    else:
+      np.testing.assert_array_equal(examples.images, x)
+      np.testing.assert_array_equal(examples.labels, y)
+  assert refused > 50
 
 
 def test_npz_holding_one_plain_array(tmp_path):
@@ -331,6 +384,50 @@ def test_directory_in_another_format(fashion_mnist, tmp_path):
   for path in directory.glob('*tfrecord*'):
     path.unlink()
   with pytest.raises(ValueError, match='array_record is needed'):
+    data.load('fashion_mnist', data_dir=str(tmp_path))
+
+
+@pytest.mark.parametrize('name, keep', [
+    ('dataset_info.json', 0.5),
+    ('dataset_info.json', None),
+    ('features.json', 0.5),
+    ('features.json', None),
+    ('fashion_mnist-test.array_record-00000-of-00001', 0),
+    ('fashion_mnist-test.array_record-00000-of-00001', 0.5),
+    ('fashion_mnist-test.array_record-00000-of-00001', 0.99),
+])
+def test_damaged_directory(fashion_mnist, tmp_path, name, keep):
+  data.load('fashion_mnist', data_dir=str(tmp_path))
+  directory = tmp_path / 'fashion_mnist' / '3.0.1'
+  content = (directory / name).read_bytes()
+  damaged = b'{}' if keep is None else content[:int(keep * len(content))]
+  (directory / name).write_bytes(damaged)
+  with pytest.raises(ValueError) as e:
+    data.load('fashion_mnist', data_dir=str(tmp_path))
+  message = str(e.value)
+  assert message.startswith(f'{directory} cannot be read')
+  assert message.endswith('Delete it to have it prepared again.')
+  assert '\n' not in message
+
+
+def test_directory_of_another_dataset(fashion_mnist, tmp_path):
+  data.load('fashion_mnist', data_dir=str(tmp_path))
+  directory = tmp_path / 'fashion_mnist' / '3.0.1'
+  path = directory / 'features.json'
+  path.write_text(path.read_text().replace('"label"', '"digit"'))
+  with pytest.raises(ValueError, match='3.0.1 cannot be read.*label'):
+    data.load('fashion_mnist', data_dir=str(tmp_path))
+
+
+def test_directory_that_may_not_be_read(fashion_mnist, tmp_path, monkeypatch):
+  data.load('fashion_mnist', data_dir=str(tmp_path))
+
+  def refuse(*args, **kwargs):
+    raise PermissionError(13, 'Permission denied', 'features.json')
+
+  monkeypatch.setattr(builders.tfds, 'builder_from_directory', refuse)
+  # Nothing is wrong with it, so nobody should delete it.
+  with pytest.raises(PermissionError, match='features.json'):
     data.load('fashion_mnist', data_dir=str(tmp_path))
 
 

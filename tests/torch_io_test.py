@@ -348,6 +348,53 @@ def test_values_that_are_not_finite_are_named(value):
   assert '\n' not in str(error.value)
 
 
+@pytest.mark.filterwarnings('error')
+def test_values_too_large_for_float32_are_named():
+  state_dict = weights()
+  state_dict['bn1.weight'] = np.full(2, 1e39)
+  with pytest.raises(ValueError, match='not finite: bn1.weight'):
+    convert(state_dict)
+  state_dict['bn1.weight'] = np.full(2, 1e38)
+  convert(state_dict)
+
+
+def test_negative_variances_are_named():
+  state_dict = weights()
+  state_dict['bn1.running_var'][1] = -0.25
+  state_dict['bn1.running_mean'][1] = -0.25
+  with pytest.raises(ValueError, match='at least 0; negative: '
+                                       r'bn1.running_var \(-0.25\)\.$'):
+    convert(state_dict)
+  state_dict['bn1.running_var'][1] = 0
+  convert(state_dict)
+
+
+@pytest.mark.parametrize(('dtype', 'name'), [
+    (np.complex64, 'complex64'), (str, '<U'), (bytes, r'\|S'),
+    (object, 'object')])
+@pytest.mark.filterwarnings('error')
+def test_values_that_are_no_real_numbers_are_named(dtype, name):
+  state_dict = weights()
+  for key in ('bn1.weight', 'linear.bias'):
+    state_dict[key] = state_dict[key].astype(dtype)
+  with pytest.raises(ValueError, match=fr'real numbers; .*: bn1.weight \({name}'
+                     r'.*\), linear.bias \('):
+    convert(state_dict)
+  # Buffers of a normalising layer, whose names are not the model's.
+  with pytest.raises(ValueError, match=rf'real numbers; .*: mu \({name}'):
+    convert(weights() | {'mu': np.zeros(3).astype(dtype)})
+
+
+@pytest.mark.parametrize('dtype', [
+    jnp.bfloat16, np.float16, np.float64, np.int8, np.int64, np.uint8])
+def test_real_numbers_of_all_types(dtype):
+  state_dict = {key: np.ones(value.shape, dtype)
+                for key, value in weights().items()}
+  for leaf in jax.tree.leaves(convert(state_dict)):
+    assert leaf.dtype == np.float32
+    np.testing.assert_array_equal(leaf, 1)
+
+
 @pytest.mark.parametrize('prefix', ['module.', 'model.', 'module.model.', '0.',
                                     'module.0.', '1.', 'module.1.'])
 def test_prefixes(prefix):

@@ -19,6 +19,7 @@ import tensorflow_datasets as tfds
 
 from ferd_jax.data import archives
 from ferd_jax.data import class_names
+from ferd_jax.data import damage
 from ferd_jax.data import formats
 from ferd_jax.data import splits
 
@@ -221,24 +222,45 @@ def read(name: str, split: str, data_dir: pathlib.Path,
       raise ValueError(
           f'{directory} is not a prepared dataset: it has no '
           'dataset_info.json. Delete it to have it prepared.')
-    builder = tfds.builder_from_directory(directory)
-    ranges = splits.row_ranges(
-        split, {k: v.shard_lengths for k, v in builder.info.splits.items()},
-        str(directory))
-    formats_here = builder.info.available_file_formats()
+    with _naming(directory):
+      builder = tfds.builder_from_directory(directory)
+      shard_lengths = {
+          k: v.shard_lengths for k, v in builder.info.splits.items()}
+      formats_here = builder.info.available_file_formats()
+    ranges = splits.row_ranges(split, shard_lengths, str(directory))
     if tfds.core.FileFormat.ARRAY_RECORD not in formats_here:
       found = ', '.join(f.value for f in formats_here) or 'no data files'
       raise ValueError(
           f'{directory} holds {found} but array_record is needed. Give '
           'another data_dir to have the dataset prepared there.')
-    examples = []
-    for term, start, stop in ranges:
-      source = builder.as_data_source(
-          term, file_format=tfds.core.FileFormat.ARRAY_RECORD)
-      examples += source.__getitems__(range(start, stop))
-  images = np.stack([example['image'] for example in examples])
-  labels = np.array([example['label'] for example in examples], np.int32)
+    with _naming(directory):
+      examples = []
+      for term, start, stop in ranges:
+        source = builder.as_data_source(
+            term, file_format=tfds.core.FileFormat.ARRAY_RECORD)
+        examples += source.__getitems__(range(start, stop))
+      images = np.stack([example['image'] for example in examples])
+      labels = np.array([example['label'] for example in examples], np.int32)
   return images, labels
+
+
+@contextlib.contextmanager
+def _naming(directory: pathlib.Path) -> Iterator[None]:
+  """Makes one error of all that damaged files in a directory can raise.
+
+  TFDS parses with json, protobuf, Riegeli and Pillow, none of which says in
+  which data set it failed.
+  """
+  try:
+    yield
+  except (MemoryError, PermissionError):
+    # Nothing is wrong with the files.
+    raise
+  except Exception as error:
+    raise ValueError(
+        f'{directory} cannot be read as a prepared dataset: '
+        f'{damage.reason(error)}. Delete it to have it prepared again.'
+    ) from error
 
 
 def _prepare(name: str, data_dir: pathlib.Path, download: bool) -> None:

@@ -114,7 +114,8 @@ def variables_from_state_dict(model: nn.Module,
 
   Raises:
     ValueError: if tensors are missing, unexpected, misshaped (all in one
-      message), not finite, or contradict the model's normalisation.
+      message), no real numbers, not finite or variances below 0 (all keys of
+      one kind in one message), or contradict the model's normalisation.
   """
   found = {key: value for key, value in state_dict.items()
            if not key.endswith('num_batches_tracked')
@@ -129,14 +130,23 @@ def variables_from_state_dict(model: nn.Module,
             for key, path in paths.items()}
   _check_keys(model, wanted, found)
 
-  bad = [key for key in wanted if not np.all(np.isfinite(found[key]))]
+  _check_real({key: found[key] for key in paths})
+  # What is too large for float32 becomes infinite, which the check reports.
+  with np.errstate(over='ignore'):
+    values = {key: np.asarray(found[key], np.float32) for key in paths}
+  bad = [key for key, value in values.items() if not np.isfinite(value).all()]
   if bad:
-    raise ValueError(f'Expected finite weights; not finite: {", ".join(bad)}.')
+    raise ValueError('Expected weights that are finite as float32; not finite: '
+                     f'{", ".join(bad)}.')
+  # The root of a negative variance would only be NaN later on.
+  negative = [f'{key} ({values[key].min():g})' for key, path in paths.items()
+              if path[-1] == 'var' and values[key].min() < 0]
+  if negative:
+    raise ValueError('Expected variances of at least 0; negative: '
+                     f'{", ".join(negative)}.')
 
-  flat = {}
-  for key, path in paths.items():
-    value = _to_flax(np.asarray(found[key], np.float32))
-    flat[path] = jnp.asarray(value)
+  flat = {path: jnp.asarray(_to_flax(values[key]))
+          for key, path in paths.items()}
   return traverse_util.unflatten_dict(flat)
 
 
@@ -233,7 +243,8 @@ def _check_normalisation(model, state_dict):
   """Returns the entries that are no normaliser's buffers, checked to agree.
 
   Raises:
-    ValueError: if a buffer differs from the model's mean or std.
+    ValueError: if a buffer differs from the model's mean or std, or holds no
+      real numbers.
   """
   rest = {}
   for key, value in state_dict.items():
@@ -241,6 +252,7 @@ def _check_normalisation(model, state_dict):
     if name is None:
       rest[key] = value
       continue
+    _check_real({key: value})
     field = getattr(model, name, None)
     expected = {'mean': 0.0, 'std': 1.0}[name] if field is None else field
     stored = np.asarray(value, np.float64).reshape(-1)
@@ -253,6 +265,19 @@ def _check_normalisation(model, state_dict):
       raise ValueError(f'Expected {name}={field} of the model to equal {key} '
                        f'in the weights, ({values}).')
   return rest
+
+
+def _check_real(state_dict):
+  """Raises one ValueError with all arrays that are no real numbers.
+
+  Conversion would drop imaginary parts, and fail at strings without the key.
+  """
+  # This knows bfloat16 and float8 as well, unlike the letters of dtype.kind.
+  bad = [f'{key} ({value.dtype})' for key, value in state_dict.items()
+         if not np.can_cast(value.dtype, np.float32, 'same_kind')]
+  if bad:
+    raise ValueError('Expected weights that are real numbers; of another '
+                     f'type: {", ".join(bad)}.')
 
 
 def _check_keys(model, wanted, found):
