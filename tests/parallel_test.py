@@ -1,5 +1,6 @@
 """The numbers do not depend on how many devices compute them, or how."""
 
+import as_if_trained
 import chex
 import jax
 import jax.numpy as jnp
@@ -29,10 +30,15 @@ def _both_phases(mode, num_devices, dtype, num_steps):
   # The paper's. Adam divides a gradient by its size: where that is rounding,
   # the first step is too, times the learning rate.
   config.synthesis.generator_lr = 2e-3
+  # Noise large enough for some of the channels to be robust.
+  config.features.mask, config.features.learning_rate = 'global', 6.
+  config.augment.flip = True
   run = experiment.build(config, tuple(jax.devices()[:num_devices]))
   steps, place = train.compile_steps(run), run.parallel.replicate
   state = place(_cast(train.init_state(run), dtype))
-  teacher = place(_cast(run.teacher_variables, dtype))
+  # Latents of a freshly initialised net hardly vary.
+  teacher = place(_cast(as_if_trained.random_variables(
+      run.synthesis.teacher, run.image_shape, seed=1), dtype))
   keys = [place(key) for key in jax.random.split(jax.random.key(5), 20)]
 
   indices = run.parallel.shard(np.arange(run.synthesis.batch_size))
@@ -102,6 +108,9 @@ def test_reference_moves(reference_float64):
   assert not np.allclose(state.class_state.prior, 0.1)
   losses = [float(m['loss']) for m in reference_float64['metrics']]
   assert len(set(losses)) == len(losses)
+  masks = [float(m['non_robust']) for m in reference_float64['metrics']
+           if 'non_robust' in m]
+  assert len(masks) == 3 and all(0 < density < 1 for density in masks)
 
 
 @pytest.mark.parametrize('mode', ['jit', 'pmap', 'shard_map'])
