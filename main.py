@@ -38,8 +38,8 @@ def _parse(argv: list[str]) -> list[str]:
       raise ValueError('Expected --config=FILE, e.g. configs/digits.py.')
     _ = _CONFIG.value.name  # A config that failed to load fails when read.
     return positional
-  except (flags.Error, AttributeError, KeyError, OSError, TypeError,
-          ValueError) as error:
+  except (flags.Error, AttributeError, ImportError, KeyError, OSError,
+          SyntaxError, TypeError, ValueError) as error:
     # A config file's own error comes as the last line of its traceback.
     reason = str(error).strip().splitlines()[-1].strip()
     sys.exit(f'error: {reason.removeprefix("ValueError: ")}')
@@ -58,15 +58,15 @@ def main(argv: list[str]) -> None:
     checkpoint.claim(workdir, run.identity, start=_MODE.value == 'train')
   except (ValueError, OSError) as error:
     sys.exit(f'error: {" ".join(str(error).split())}')
-  if _MODE.value == 'evaluate':
-    results = train.evaluate_run(run, workdir)
-  elif results := train.finished_results(workdir):
-    print(f'{workdir} is finished; --mode=evaluate evaluates it again.')
-  else:
-    try:
+  try:
+    if _MODE.value == 'evaluate':
+      results = train.evaluate_run(run, workdir)
+    elif results := train.finished_results(workdir):
+      print(f'{workdir} is finished; --mode=evaluate evaluates it again.')
+    else:
       results = train.train(run, workdir)
-    except (FloatingPointError, KeyboardInterrupt) as error:
-      sys.exit(f'stopped: {error or "interrupted; run again to go on."}')
+  except (FloatingPointError, KeyboardInterrupt, OSError) as error:
+    sys.exit(f'stopped: {error or "interrupted; run again to go on."}')
   if results and jax.process_index() == 0:
     print(report.table(results))
 

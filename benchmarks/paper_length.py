@@ -8,9 +8,9 @@ adversarially trained ResNet-20 of configs/cifar10_resnet20.py:
 
 It starts main.py, with what is left of the time as its `max_minutes`, again
 after a crash (three times at most without a new epoch), and stops when the run
-is finished or the time is over. The same command goes on. What main.py prints
-is also appended to `log.txt` in the work directory; at the end come
-milliseconds per step and the hardware.
+is finished or the time is over; the evaluation of a finished run comes on top.
+The same command goes on. What main.py prints is also appended to `log.txt` in
+the work directory; at the end come milliseconds per step and the hardware.
 """
 
 import argparse

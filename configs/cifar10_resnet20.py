@@ -7,8 +7,9 @@ The teacher is the adversarially trained ResNet-20 of GitHub
 fanghenshaometeor/vanilla-adversarial-training, save/CIFAR10-resnet20-adv.pth,
 meant for eps 4/255. The student is a ResNet-20 of half its width. As it is, a
 run takes 20 minutes on two cores and evaluates on 1,000 test images.
-Variants: `paper_length` (the paper's schedule, all test images), `released`,
-`smoke`.
+Variants: `paper_length` (the paper's epochs, steps, batches, generator and
+L_adv, a student as wide as the teacher and all test images; the balance of the
+other losses stays the small teacher's), `released`, `smoke`.
 """
 
 from ml_collections import config_dict
@@ -39,7 +40,6 @@ def get_config(variant: str = '') -> config_dict.ConfigDict:
   config.num_epochs = 8
   config.warmup_epochs = 1
   config.eps = 4 / 255
-  config.step_size = 1 / 255
   config.data.split = 'test[:1000]'
   config.teacher.arch = config.student.arch = 'cifar_resnet20'
   config.teacher.shortcut = 'pad_after'

@@ -29,7 +29,8 @@ def get_config() -> config_dict.ConfigDict:
   config.num_epochs = 220  # paper
   config.warmup_epochs = 20  # paper: the student is not trained in these
   config.eps = 8 / 255  # L-infinity radius of every attack, paper
-  config.step_size = 2 / 255  # of the attacks while training, paper
+  # Of the attacks while training; None: eps / 4, the paper's 2/255.
+  config.step_size = config_dict.placeholder(float)
   config.parallel = 'auto'  # auto, jit, pmap or shard_map
   config.max_minutes = 0.  # start no epoch that would end later; 0: no limit
 

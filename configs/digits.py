@@ -20,7 +20,6 @@ def get_config(variant: str = '') -> config_dict.ConfigDict:
   config.num_epochs = 6
   config.warmup_epochs = 1
   config.eps = 0.1
-  config.step_size = 0.025  # eps / 4, as 2/255 is of 8/255
   config.data.name = 'digits'
   config.teacher.arch = config.student.arch = 'cifar_resnet8'
   config.teacher.path = assets.path('digits_resnet8_adv.safetensors')

@@ -21,7 +21,6 @@ def get_config(variant: str = '') -> config_dict.ConfigDict:
   config.num_epochs = 12
   config.warmup_epochs = 1
   config.eps = 0.1
-  config.step_size = 0.025
   config.data.name = 'fashion_mnist'
   config.teacher.arch = config.student.arch = 'cifar_resnet8'
   config.teacher.path = assets.path('fashion_mnist_resnet8_adv.safetensors')

@@ -12,7 +12,7 @@ def balance_small_teacher(config: config_dict.ConfigDict) -> None:
   """Balances the generator's losses for ResNets of 8 to 20 layers.
 
   With the paper's weights, made for WRN-34-10, L_bn outweighs L_oh so much
-  that the teacher agrees with the sampled label on 12 to 30% of the images,
+  that the teacher agrees with the sampled label on 11 to 33% of the images,
   and reweighting steers nothing; and the mask finds no robust channel in the
   few of a small net, so that L_uni, five times L_oh, works against it.
   docs/method.md has the measurements.

@@ -1,6 +1,7 @@
 """The work directory: its config, checkpoints and pool.
 
   config.json          what the run is; another config is refused
+  results.json         teacher and student at the end of the run
   checkpoints/<epoch>  the state, by Orbax: the latest epochs and the best one
   pool/epoch_*.npz     the synthetic images, one file an epoch
 """
@@ -22,6 +23,10 @@ LAST = 'last'
 # What may differ when a run goes on: it changes no number of the training.
 _FREE = ('data.dir', 'eval.attacks', 'eval.batch_size', 'eval.nsd_ddof', 'log',
          'max_minutes', 'parallel', 'teacher.path', 'teacher.select')
+# What may differ, besides, when a saved student is only evaluated.
+_FREE_TO_EVALUATE = ('data', 'eval.curve_attacks', 'eval.curve_examples',
+                     'eval.every')
+RESULTS = 'results.json'
 
 
 class Checkpoints:
@@ -102,27 +107,29 @@ def claim(workdir: epath.PathLike, config: Mapping[str, Any], *,
           start: bool = True) -> None:
   """Writes the config into a new work directory, or compares it with the old.
 
-  A directory is new until its first checkpoint.
+  A directory is new until its first checkpoint or results.
 
   Args:
     workdir: of the run; made if absent.
     config: nested dict of JSON values, all that defines the run.
-    start: whether the directory may be new.
+    start: whether to train. Otherwise there must be a checkpoint, and the data
+      may be other than those of the run's own evaluation.
 
   Raises:
     ValueError: if the directory belongs to another config. The message lists
-      every key that differs, with both values. Also if it is new and must not
-      be, or its config cannot be read.
+      every key that differs, with both values. Also if there must be a
+      checkpoint and is none, or the config cannot be read or written.
   """
   workdir = epath.Path(workdir)
   path = workdir / 'config.json'
   new = json.loads(json.dumps(config))
-  begun = any(path.name.isdigit()  # Unfinished ones have a suffix.
+  saved = any(path.name.isdigit()  # Unfinished ones have a suffix.
               for path in (workdir / 'checkpoints').glob('[0-9]*'))
-  if not (begun or start):
+  if not (saved or start):
     raise ValueError(f'Expected a checkpoint in workdir={str(workdir)!r}; '
                      'train first.')
-  if begun:
+  free = _FREE if start else _FREE + _FREE_TO_EVALUATE
+  if saved or (workdir / RESULTS).exists():
     try:
       old = json.loads(path.read_text())
     except (OSError, ValueError) as error:
@@ -130,14 +137,18 @@ def claim(workdir: epath.PathLike, config: Mapping[str, Any], *,
     changes = [
         f'{key} is {new_value!r}, was {old_value!r}'
         for key, new_value, old_value in _differences(new, old)
-        if not any(key == free or key.startswith(f'{free}.')
-                   for free in _FREE)]
+        if not any(key == name or key.startswith(f'{name}.')
+                   for name in free)]
     if changes:
       raise ValueError(
           f'Expected workdir={str(workdir)!r} to be of this config: '
           f'{"; ".join(changes)}. Use another --workdir or the old config.')
   elif jax.process_index() == 0:
-    atomic.write_text(path, json.dumps(new, indent=2) + '\n')
+    try:
+      atomic.write_text(path, json.dumps(new, indent=2) + '\n')
+    except OSError as error:
+      raise ValueError(
+          f'Cannot write into workdir={str(workdir)!r}: {error}') from error
 
 
 def _differences(new, old, prefix=''):

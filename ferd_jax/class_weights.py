@@ -43,9 +43,10 @@ class Rule:
     validate.positive(tau=self.tau)
     if len(self.range) != 2:
       raise ValueError(f'Expected range={self.range!r} to be (low, high).')
-    low, high = self.range
-    if not 0 < low <= high:
-      raise ValueError(f'Expected range={self.range!r} with 0 < low <= high.')
+    for bound in self.range:
+      validate.positive(range=bound)
+    if self.range[0] > self.range[1]:
+      raise ValueError(f'Expected range={self.range!r} with low <= high.')
 
 
 class ClassWeights(flax.struct.PyTreeNode):
@@ -63,9 +64,10 @@ class ClassWeights(flax.struct.PyTreeNode):
 
 def init(num_classes: int) -> ClassWeights:
   """Returns uniform probabilities and nothing measured."""
-  return ClassWeights(probs=jnp.full([num_classes], 1 / num_classes),
-                      fragility=jnp.zeros([num_classes]),
-                      measured=jnp.zeros([num_classes], bool))
+  return ClassWeights(
+      probs=jnp.full([num_classes], 1 / num_classes, jnp.float32),
+      fragility=jnp.zeros([num_classes], jnp.float32),
+      measured=jnp.zeros([num_classes], bool))
 
 
 def probabilities(fragility: jax.Array, rule: Rule) -> jax.Array:

@@ -99,7 +99,8 @@ class Evaluator:
     labels = np.asarray(labels, np.int32)
     counts = np.bincount(labels, minlength=self.num_classes)
     key = self.parallel.replicate(key)
-    correct = {name: [] for name in names or self.attacks}
+    correct = {name: []
+               for name in (self.attacks if names is None else names)}
     with tqdm.tqdm(
         desc='evaluation', total=len(labels) * len(correct), unit='image',
         leave=False, disable=None if jax.process_index() == 0 else True

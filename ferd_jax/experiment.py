@@ -99,8 +99,8 @@ def build(config: config_dict.ConfigDict,
   info = data.info(config.data.name)
   height, _, channels = info.image_shape
   _check_data(config, info)
-  teacher = _network(config.teacher, info.num_classes)
-  student = _network(config.student, info.num_classes)
+  teacher, student = (_network(config, name, info.num_classes)
+                      for name in ('teacher', 'student'))
   tap = config.features.tap or teacher.default_tap
   validate.one_of(teacher.stages[:-1], **{'features.tap': tap})
   _check_tap(teacher, tap, info.image_shape)
@@ -108,40 +108,46 @@ def build(config: config_dict.ConfigDict,
   examples = _examples(config, info)
 
   augmentation = dict(pad=config.augment.pad, flip=config.augment.flip)
+  step_size = _step_size(config)
+  bottleneck = _bottleneck(config.features, teacher, tap)
   options = config.synthesis
-  generator_phase = synthesis.Synthesis(
-      generator=models.Generator(side=height, channels=channels,
-                                 width=options.width),
-      teacher=teacher, student=student, tap=tap,
-      batch_size=options.batch_size, nz=options.nz,
-      generator_lr=options.generator_lr, latent_lr=options.latent_lr,
-      w_bn=options.w_bn, w_oh=options.w_oh, w_adv=options.w_adv,
-      w_uni=options.w_uni, keep=options.keep,
-      bottleneck=_bottleneck(config.features, teacher, tap),
-      margin_batch=config.class_weights.batch, **augmentation)
+  with validate.named('synthesis'):
+    generator_phase = synthesis.Synthesis(
+        generator=models.Generator(side=height, channels=channels,
+                                   width=options.width),
+        teacher=teacher, student=student, tap=tap,
+        batch_size=options.batch_size, nz=options.nz,
+        generator_lr=options.generator_lr, latent_lr=options.latent_lr,
+        w_bn=options.w_bn, w_oh=options.w_oh, w_adv=options.w_adv,
+        w_uni=options.w_uni, keep=options.keep, bottleneck=bottleneck,
+        margin_batch=config.class_weights.batch, **augmentation)
   options = config.distill
-  student_phase = distill.Distillation(
-      teacher=teacher, student=student,
-      inner=inner_attacks.UniformTarget(
-          attacks.UTAE(config.eps, config.step_size, options.attack_steps,
-                       gamma=options.utae_gamma),
-          source=options.utae_source),
-      outer=outer_losses.DecoupledKL(
-          w_clean=options.w_clean, w_adv=options.w_adv,
-          prior=options.ikl_prior, norm=options.ikl_norm,
-          power=options.ikl_power),
-      batch_size=options.batch_size, learning_rate=options.learning_rate,
-      num_epochs=config.num_epochs, momentum=options.momentum,
-      weight_decay=options.weight_decay, **augmentation)
+  with validate.named('distill', num_steps='attack_steps', gamma='utae_gamma',
+                      source='utae_source', prior='ikl_prior', norm='ikl_norm',
+                      power='ikl_power'):
+    student_phase = distill.Distillation(
+        teacher=teacher, student=student,
+        inner=inner_attacks.UniformTarget(
+            attacks.UTAE(config.eps, step_size, options.attack_steps,
+                         gamma=options.utae_gamma),
+            source=options.utae_source),
+        outer=outer_losses.DecoupledKL(
+            w_clean=options.w_clean, w_adv=options.w_adv,
+            prior=options.ikl_prior, norm=options.ikl_norm,
+            power=options.ikl_power),
+        batch_size=options.batch_size, learning_rate=options.learning_rate,
+        num_epochs=config.num_epochs, momentum=options.momentum,
+        weight_decay=options.weight_decay, **augmentation)
   options = config.class_weights
+  with validate.named('class_weights', num_steps='attack_steps'):
+    margin_attack = attacks.PGD(config.eps, step_size, options.attack_steps)
+    rule = class_weights.Rule(options.rule, options.tau, tuple(options.range),
+                              options.absent)
   return Experiment(
       config=config, parallel=parallel, num_classes=info.num_classes,
       image_shape=info.image_shape, examples=examples,
       teacher_variables=variables, synthesis=generator_phase,
-      margin_attack=attacks.PGD(config.eps, config.step_size,
-                                options.attack_steps),
-      class_rule=class_weights.Rule(options.rule, options.tau,
-                                    tuple(options.range), options.absent),
+      margin_attack=margin_attack, class_rule=rule,
       distillation=student_phase,
       identity=config.to_dict() | {'teacher_digest': _digest(variables)})
 
@@ -150,7 +156,8 @@ def _check(config, num_devices):
   """Raises ValueError for the first setting out of range."""
   validate.in_range(0, 2 ** 32 - 1, seed=config.seed)
   validate.in_range(0, 1, eps=config.eps)
-  validate.positive(num_epochs=config.num_epochs, step_size=config.step_size)
+  validate.in_range(0, 1, step_size=_step_size(config))
+  validate.positive(num_epochs=config.num_epochs)
   validate.non_negative(warmup_epochs=config.warmup_epochs,
                         max_minutes=config.max_minutes)
   if config.warmup_epochs >= config.num_epochs:
@@ -168,8 +175,14 @@ def _check(config, num_devices):
                      **{'synthesis.width': config.synthesis.width})
   validate.one_of(pool.DTYPES, **{'pool.dtype': config.pool.dtype})
   for name in ('attacks', 'curve_attacks'):
+    if not config.eval[name]:
+      raise ValueError(f'Expected eval.{name}=() to name an attack.')
     for attack in config.eval[name]:
       validate.one_of(evaluate.ATTACKS, **{f'eval.{name}': attack})
+  validate.one_of(synthesis.MARGIN_BATCHES,
+                  **{'class_weights.batch': config.class_weights.batch})
+  if not (config.distill.w_clean or config.distill.w_adv):
+    raise ValueError('Expected one of distill.w_clean, distill.w_adv above 0.')
   validate.one_of((0, 1), **{'eval.nsd_ddof': config.eval.nsd_ddof})
   validate.non_negative(**{
       'eval.every': config.eval.every,
@@ -197,6 +210,7 @@ def _check_data(config, info):
     raise ValueError(f'Expected num_classes={info.num_classes} of data.name='
                      f'{config.data.name!r} >= 2.')
   validate.non_negative(**{'data.noise_examples': config.data.noise_examples})
+  validate.in_range(0, height - 1, **{'augment.pad': config.augment.pad})
   for name in ('teacher', 'student'):
     for statistic in ('mean', 'std'):
       values = config[name][statistic]
@@ -220,20 +234,27 @@ def _check_tap(teacher, tap, image_shape):
         f'{teacher.stages}.')
 
 
-def _network(network, num_classes):
-  options = {name: value for name, value in network.items()
-             if name not in ('arch', 'path', 'select') and value is not None}
-  return models.build(network.arch, num_classes, **options)
+def _step_size(config):
+  return config.eps / 4 if config.step_size is None else config.step_size
+
+
+def _network(config, name, num_classes):
+  network = config[name]
+  options = {key: value for key, value in network.items()
+             if key not in ('arch', 'path', 'select') and value is not None}
+  with validate.named(name):
+    return models.build(network.arch, num_classes, **options)
 
 
 def _bottleneck(options, teacher, tap):
   # On CPU a loop around convolutions must be unrolled; after the last stage
   # before the head there are none.
   linear_tail = tap == teacher.stages[-2]
-  return features.Bottleneck(
-      steps=options.steps, learning_rate=options.learning_rate,
-      beta=options.beta, kl=options.kl, mask=options.mask,
-      unroll=False if linear_tail else None)
+  with validate.named('features'):
+    return features.Bottleneck(
+        steps=options.steps, learning_rate=options.learning_rate,
+        beta=options.beta, kl=options.kl, mask=options.mask,
+        unroll=False if linear_tail else None)
 
 
 def _teacher_variables(config, teacher, image_shape):
@@ -244,8 +265,11 @@ def _teacher_variables(config, teacher, image_shape):
   if path == RANDOM:
     key = states.key_once(jax.random.key(config.seed), states.Once.TEACHER)
     return models.init_variables(teacher, key, image_shape)
-  return torch_io.load_variables(pathlib.Path(path).expanduser(), teacher,
-                                 image_shape, config.teacher.select)
+  try:
+    return torch_io.load_variables(pathlib.Path(path).expanduser(), teacher,
+                                   image_shape, config.teacher.select)
+  except OSError as error:
+    raise type(error)(f'teacher.path: {error}') from error
 
 
 def _examples(config, info):

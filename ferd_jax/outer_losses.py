@@ -66,8 +66,8 @@ class DecoupledKL:
   def init(self, num_classes: int) -> ClassPrior:
     """Returns a uniform prior and empty sums."""
     shape = [num_classes, num_classes]
-    return ClassPrior(prior=jnp.full(shape, 1 / num_classes),
-                      sums=jnp.zeros(shape))
+    return ClassPrior(prior=jnp.full(shape, 1 / num_classes, jnp.float32),
+                      sums=jnp.zeros(shape, jnp.float32))
 
   def __call__(self, class_state: ClassPrior, teacher_logits: jax.Array,
                logits: jax.Array, adv_logits: jax.Array, labels: jax.Array, *,

@@ -137,6 +137,15 @@ class Parallel:
         lambda x: jax.make_array_from_callback(
             x.shape, sharding, lambda index: x[index]), tree)
 
+  def agreed(self, decision: bool) -> bool:
+    """Returns the first process's decision, on every process.
+
+    What clocks decide must not differ: the others would wait for ever.
+    """
+    if jax.process_count() == 1:
+      return decision
+    return bool(multihost_utils.broadcast_one_to_all(np.asarray(decision)))
+
   def gather(self, tree: Any) -> Any:
     """Returns sharded arrays as host arrays `[B, ...]`, on every process."""
     if jax.process_count() > 1:

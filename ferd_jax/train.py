@@ -33,8 +33,11 @@ from ferd_jax import samples
 from ferd_jax import state as states
 from ferd_jax import stepwise
 from ferd_jax import synthesis
+from ferd_jax.checkpoint import RESULTS
 from ferd_jax.checkpoint import Checkpoints
+from ferd_jax.learning_curve import LearningCurve
 
+EVALUATION = 'evaluation.json'  # of a saved student, at any time
 REPLICATED, SHARDED = parallels.REPLICATED, parallels.SHARDED
 
 
@@ -215,14 +218,14 @@ def train(run: experiment.Experiment, workdir: epath.PathLike, *,
   size = config.synthesis.batch_size
   pool = pools.Pool.empty(config.num_epochs * size, run.image_shape,
                           config.pool.dtype)
-  curve = _learning_curve(run)
+  curve = LearningCurve(run)
   with Checkpoints(workdir, config.eval.select) as checkpoints:
     first_epoch = checkpoints.latest_epoch
     if first_epoch:
       state = checkpoints.restore(state, first_epoch)
       checkpoints.restore_pool(pool, first_epoch)
     root_key = _host_key(state)
-    _announce(run, workdir, first_epoch, teacher, root_key)
+    _announce(run, workdir, first_epoch, teacher, curve, root_key)
     progress = progresses.Progress(
         workdir, _steps_until(run, config.num_epochs), first_epoch,
         _steps_until(run, first_epoch))
@@ -243,14 +246,15 @@ def train(run: experiment.Experiment, workdir: epath.PathLike, *,
 
       metrics |= _class_metrics(state)
       if _due(epoch, config.eval.every, last=config.num_epochs):
-        metrics |= curve(state, teacher, pool, curve_key)
+        metrics |= curve.point(state, teacher, pool, curve_key)
       metrics['seconds'] = time.monotonic() - epoch_started
       progress.epoch(epoch, config.num_epochs, metrics)
       checkpoints.save(epoch, state, pool, size, metrics)
       if _due(epoch, config.log.samples_every, last=config.num_epochs):
         _save_samples(workdir, run, epoch, images, labels)
-      elapsed = (time.monotonic() - started + metrics['seconds']) / 60
-      if 0 < config.max_minutes < elapsed and epoch < config.num_epochs:
+      next_end = (2 * time.monotonic() - epoch_started - started) / 60
+      late = 0 < config.max_minutes < next_end
+      if run.parallel.agreed(late) and epoch < config.num_epochs:
         progress.line(f'Stopped after epoch {epoch}: another may end after '
                       f'max_minutes={config.max_minutes:g}. The same command '
                       'goes on.')
@@ -259,15 +263,17 @@ def train(run: experiment.Experiment, workdir: epath.PathLike, *,
     progress.close()
   if last_epoch < config.num_epochs:
     return None
-  return evaluate_run(run, workdir)
+  return evaluate_run(run, workdir, file_name=RESULTS)
 
 
-def evaluate_run(run: experiment.Experiment, workdir: epath.PathLike) -> dict:
+def evaluate_run(run: experiment.Experiment, workdir: epath.PathLike, *,
+                 file_name: str = EVALUATION) -> dict:
   """Evaluates teacher and student and returns and writes the results.
 
   Args:
     run: the experiment.
     workdir: with a checkpoint; the epoch is chosen by `config.eval.select`.
+    file_name: of the results, JSON in the work directory.
 
   Raises:
     ValueError: if there is no checkpoint.
@@ -288,7 +294,7 @@ def evaluate_run(run: experiment.Experiment, workdir: epath.PathLike) -> dict:
           f'images: {", ".join(names)}.', file=sys.stderr)
   results = {
       'config': config.name, 'seed': config.seed, 'eps': config.eps,
-      'dataset': config.data.name, 'split': config.data.split,
+      **_data_source(config.data),
       'num_examples': len(run.examples.labels), 'epoch': epoch,
       'trained_epochs': last_epoch, 'num_epochs': config.num_epochs,
       'select': config.eval.select,
@@ -301,20 +307,15 @@ def evaluate_run(run: experiment.Experiment, workdir: epath.PathLike) -> dict:
           'student': run.student_evaluator(state.student, images, labels, key,
                                            names)})}
   if jax.process_index() == 0:
-    atomic.write_text(workdir / 'results.json',
+    atomic.write_text(workdir / file_name,
                       json.dumps(results, indent=2, allow_nan=False) + '\n')
   return results
 
 
 def finished_results(workdir: epath.PathLike) -> dict | None:
   """Returns the results that a finished run left, None if it is not."""
-  path = epath.Path(workdir) / 'results.json'
-  if not path.exists():
-    return None
-  results = json.loads(path.read_text())
-  # An unfinished run may have been evaluated, too.
-  finished = results['trained_epochs'] == results['num_epochs']
-  return results if finished else None
+  path = epath.Path(workdir) / RESULTS
+  return json.loads(path.read_text()) if path.exists() else None
 
 
 def _follow(phase: str, epoch: int, metrics: Iterable[dict],
@@ -349,7 +350,8 @@ def _follow(phase: str, epoch: int, metrics: Iterable[dict],
 
 
 def _announce(run: experiment.Experiment, workdir: epath.Path,
-              first_epoch: int, teacher: Any, key: jax.Array) -> None:
+              first_epoch: int, teacher: Any, curve: LearningCurve,
+              key: jax.Array) -> None:
   """Prints where the run is and, at its start, how good the teacher is."""
   devices = run.parallel.devices
   text = (f'{run.config.name} in {workdir}, {len(devices)} x '
@@ -358,12 +360,10 @@ def _announce(run: experiment.Experiment, workdir: epath.Path,
     text += f': going on after epoch {first_epoch}/{run.config.num_epochs}'
   else:
     # What no key of a file reveals, such as a wrong normalisation, shows here.
-    number = run.config.eval.curve_examples or None
-    images, labels = run.examples.images[:number], run.examples.labels[:number]
-    report = run.teacher_evaluator(teacher, images, labels, key,
+    report = run.teacher_evaluator(teacher, curve.images, curve.labels, key,
                                    (evaluate.CLEAN,))
     text += (f'; teacher clean {report[evaluate.CLEAN]["average"]:.1%} of '
-             f'{len(labels)} images')
+             f'{len(curve.labels)} images')
   if jax.process_index() == 0:
     print(text, file=sys.stderr)
 
@@ -391,35 +391,6 @@ def _finite(tree: Any) -> Any:
   return tree if math.isfinite(tree) else None
 
 
-def _learning_curve(run: experiment.Experiment) -> Callable[..., dict]:
-  """Returns the function that measures a point of the learning curve."""
-  config = run.config.eval
-  names = tuple(config.curve_attacks)
-  number = config.curve_examples or len(run.examples.labels)
-  images, labels = run.examples.images[:number], run.examples.labels[:number]
-  teacher_predictions = None
-  if config.select == experiment.SYNTHETIC_PGD:
-    teacher_predictions = evaluate.predictor(
-        run.synthesis.teacher, config.batch_size, run.parallel)
-
-  def measure(state, teacher, pool, key):
-    point = {}
-    report = run.student_evaluator(state.student, images, labels, key, names)
-    for attack, summary in report.items():
-      point[f'test_{attack}'] = summary['average']
-      point[f'test_{attack}_worst'] = summary['worst']
-    if teacher_predictions:
-      # Robust agreement with the teacher on the newest synthetic images.
-      newest = np.arange(max(0, pool.count - 1000), pool.count)
-      synthetic, _ = pool.take(newest)
-      predicted = teacher_predictions(teacher, synthetic)
-      report = run.student_evaluator(state.student, synthetic, predicted, key,
-                                     ('pgd20',))
-      point[experiment.SYNTHETIC_PGD] = report['pgd20']['average']
-    return point
-  return measure
-
-
 def _class_metrics(state: states.FerdState) -> dict:
   """Returns the class weights for the log."""
   weights = jax.tree.map(np.asarray, state.class_weights)
@@ -436,6 +407,13 @@ def _save_samples(workdir, run, epoch, images, labels):
     samples.save_grid(
         workdir / 'samples' / f'epoch_{epoch:05d}.png',
         samples.sample_grid(images, labels, run.num_classes))
+
+
+def _data_source(data: Any) -> dict[str, str]:
+  """Returns where the images of an evaluation come from."""
+  if data.noise_examples:
+    return {'dataset': f'noise of the form of {data.name}', 'split': 'all'}
+  return {'dataset': data.name, 'split': data.split}
 
 
 def _train_seconds(workdir: epath.Path, epoch: int) -> float:

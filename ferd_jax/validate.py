@@ -5,28 +5,61 @@ Each takes keyword arguments, so that the name in the message is the caller's:
 """
 
 from collections.abc import Collection
+from collections.abc import Iterator
+import contextlib
 import math
+import re
 from typing import Any
+
+
+@contextlib.contextmanager
+def named(group: str, **names: str) -> Iterator[None]:
+  """Turns the names in messages raised inside into those of the config.
+
+  Args:
+    group: of the config, put before the names.
+    **names: the config's name of a setting whose own name differs.
+
+  Raises:
+    ValueError: `Expected distill.attack_steps=0 > 0.` for one raised inside
+      as `Expected num_steps=0 > 0.`
+  """
+  try:
+    yield
+  except ValueError as error:
+    match = re.match(r'Expected (\w+)=', str(error))
+    if match is None:
+      raise
+    name = names.get(match[1], match[1])
+    raise ValueError(
+        f'Expected {group}.{name}={str(error)[match.end():]}') from error
+
+
+def finite(**values: float) -> None:
+  """Raises ValueError unless every value is a finite number."""
+  for name, value in values.items():
+    if not _is_finite(value):
+      raise ValueError(f'Expected {name}={value!r} to be a finite number.')
 
 
 def positive(**values: float) -> None:
   """Raises ValueError unless every value is a finite number above zero."""
   for name, value in values.items():
-    if not (math.isfinite(value) and value > 0):
+    if not (_is_finite(value) and value > 0):
       raise ValueError(f'Expected {name}={value!r} > 0.')
 
 
 def non_negative(**values: float) -> None:
   """Raises ValueError unless every value is finite and at least zero."""
   for name, value in values.items():
-    if not (math.isfinite(value) and value >= 0):
+    if not (_is_finite(value) and value >= 0):
       raise ValueError(f'Expected {name}={value!r} >= 0.')
 
 
 def in_range(low: float, high: float, **values: float) -> None:
   """Raises ValueError unless every value lies in [low, high]."""
   for name, value in values.items():
-    if not low <= value <= high:
+    if not (_is_finite(value) and low <= value <= high):
       raise ValueError(f'Expected {name}={value!r} in [{low}, {high}].')
 
 
@@ -52,3 +85,8 @@ def divisible(by: int, of: str, **values: int) -> None:
       near = f'{below} or {below + by}' if below else f'{by}'
       raise ValueError(
           f'Expected {name}={value} divisible by {by} {of}; use {near}.')
+
+
+def _is_finite(value):
+  # Numbers of NumPy and JAX have the method, strings and tuples do not.
+  return hasattr(value, '__float__') and math.isfinite(value)

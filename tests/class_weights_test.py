@@ -152,7 +152,7 @@ def test_absent_zero():
 @pytest.mark.parametrize(('options', 'message'), [
     ({'rule': 'max'}, "rule='max'"), ({'absent': 'skip'}, "absent='skip'"),
     ({'tau': 0.}, 'tau=0.0'), ({'range': (0.2, 0.05)}, r'range=\(0.2, 0.05\)'),
-    ({'range': (0., 1.)}, r'range=\(0.0, 1.0\)')])
+    ({'range': (0., 1.)}, 'range=0.0')])
 def test_invalid_rules(options, message):
   with pytest.raises(ValueError, match=message):
     class_weights.Rule(**options)

@@ -37,7 +37,28 @@ def odd_data(tmp_path_factory):
     ({'student.mean': (0.5, 0.5, 0.5), 'student.std': (1., 1., 1.)},
      ['student.mean', '1 values']),
     ({'data.noise_examples': -1}, ['data.noise_examples=-1']),
-    ({'class_weights.range': (0.2,)}, ['range=(0.2,)']),
+    ({'class_weights.range': (0.2,)}, ['class_weights.range=(0.2,)']),
+    ({'class_weights.range': (0.05, float('inf'))},
+     ['class_weights.range=inf']),
+    ({'class_weights.range': ('a', 'b')}, ["class_weights.range='a'"]),
+    ({'class_weights.attack_steps': 0}, ['class_weights.attack_steps=0']),
+    ({'class_weights.batch': 'first'}, ["class_weights.batch='first'"]),
+    ({'distill.attack_steps': 0}, ['distill.attack_steps=0']),
+    ({'distill.ikl_prior': 'x'}, ["distill.ikl_prior='x'", 'class_mean']),
+    ({'distill.ikl_power': -1.}, ['distill.ikl_power=-1.0']),
+    ({'distill.w_clean': 0., 'distill.w_adv': 0.},
+     ['distill.w_clean', 'distill.w_adv']),
+    ({'features.steps': 0}, ['features.steps=0']),
+    ({'features.learning_rate': 0.}, ['features.learning_rate=0.0']),
+    ({'student.arch': 'resnet19'}, ["student.arch='resnet19'"]),
+    ({'student.width': 0}, ['student.width=0']),
+    ({'teacher.mean': ('a',), 'teacher.std': ('b',)}, ["teacher.std='b'"]),
+    ({'teacher.path': '/'}, ['teacher.path', '/']),
+    ({'step_size': 5.}, ['step_size=5.0', '[0, 1]']),
+    ({'eps': float('nan')}, ['eps=nan']),
+    ({'augment.pad': 8}, ['augment.pad=8', '[0, 7]']),
+    ({'eval.attacks': ()}, ['eval.attacks=()']),
+    ({'eval.curve_attacks': ()}, ['eval.curve_attacks=()']),
     ({'data.name': 'five.npz'}, ['(8, 8, 5)', '1 or 3 channels']),
     ({'data.name': 'wide.npz'}, ['(8, 12, 3)', 'square']),
     ({'data.name': 'single.npz'}, ['num_classes=1']),
@@ -48,12 +69,22 @@ def test_mistake_is_one_line(changes, words, odd_data):
   if 'data.name' in changes:
     changes = changes | {'data.name': str(odd_data / changes['data.name'])}
   config.update_from_flattened_dict(changes)
-  with pytest.raises(ValueError) as error:
+  with pytest.raises((ValueError, OSError)) as error:
     experiment.build(config)
   message = str(error.value)
   assert '\n' not in message
   for word in words:
     assert word in message
+
+
+@pytest.mark.parametrize('step_size, expected', [
+    (None, 0.02), (0.05, 0.05)])
+def test_step_size_is_a_quarter_of_the_radius_unless_set(step_size, expected):
+  config = digits.get_config('smoke')
+  config.eps, config.step_size = 0.08, step_size
+  run = experiment.build(config, tuple(jax.devices()[:1]))
+  assert run.margin_attack.step_size == expected
+  assert run.distillation.inner.attack.step_size == expected
 
 
 @pytest.mark.parametrize('get_config', [

@@ -56,6 +56,8 @@ def test_default_workdir_is_named_after_the_config(tmp_path):
                     "--config.eval.attacks=('clean',)", cwd=tmp_path)
   assert evaluated.returncode == 0, evaluated.stderr
   assert 'clean' in evaluated.stdout and 'fgsm' not in evaluated.stdout
+  again = _main(_config('digits.py:smoke'), cwd=tmp_path)
+  assert again.stdout.splitlines()[1:] == done.stdout.splitlines()
 
 
 @pytest.fixture(scope='module')
@@ -67,6 +69,8 @@ def files(tmp_path_factory):
   tensors = safetensors_numpy.load_file(asset)
   tensors['linear.bias'] = tensors['linear.bias'] * np.float32(np.nan)
   safetensors_numpy.save_file(tensors, folder / 'nan.safetensors')
+  np.savez(folder / 'seven.npz', x=np.zeros((7, 8, 8, 1), np.uint8),
+           y=np.arange(7))
   return folder
 
 
@@ -79,14 +83,16 @@ def files(tmp_path_factory):
      ['linear.bias', 'finite']),
     (['--config.teacher.path='], ['teacher.path']),
     (['--config.teacher.arch=wrn_10_1'], ['WideResNet', 'missing']),
-    (['--config.teacher.arch=resnet19'], ["arch='resnet19'"]),
-    (['--config.data.name=cifar100', '--config.teacher.width=16',
-      '--config.data.noise_examples=4'], ['100', '10']),
+    (['--config.teacher.arch=resnet19'], ["teacher.arch='resnet19'"]),
+    (['--config.data.name={files}/seven.npz'],
+     ['10 classes', 'num_classes=7']),
+    (['--config.teacher.path={files}'], ['teacher.path', '{files}']),
     (['--config.features.tap=layer7'], ['layer7', 'layer3']),
     (['--config.eps=8.0'], ['eps=8.0', '[0, 1]']),
     (['--config.eps=-0.1'], ['eps=-0.1']),
-    (['--config.distill.utae_gamma=-1.0'], ['gamma=-1.0']),
-    (['--config.class_weights.rule=soft'], ["rule='soft'", 'minmax']),
+    (['--config.distill.utae_gamma=-1.0'], ['distill.utae_gamma=-1.0']),
+    (['--config.class_weights.rule=soft'],
+     ["class_weights.rule='soft'", 'minmax']),
     (['--config.warmup_epochs=99'], ['warmup_epochs=99']),
     (['--config.data.name=cifar1'], ['cifar1', 'cifar10']),
     (['--config.data.name=cifar10', '--config.data.dir={files}',
@@ -95,11 +101,13 @@ def files(tmp_path_factory):
     (['--config.parallel=vmap'], ["parallel='vmap'"]),
     (['--config.seed=x'], ['seed']),
     (['stray'], ['stray']),
+    (['--workdir={files}/broken.pth/run'], ['workdir', 'broken.pth']),
 ])
 def test_bad_input_is_one_clear_line(flags, words, files, tmp_path):
   flags = [flag.replace('{files}', str(files)) for flag in flags]
   if '--config.data.name=cifar10' in flags:
     pytest.importorskip('tensorflow_datasets')
+  words = [word.replace('{files}', str(files)) for word in words]
   done = _main(_config('digits.py'), f'--workdir={tmp_path}', *flags)
   assert done.returncode != 0
   assert 'Traceback' not in done.stderr
@@ -114,6 +122,7 @@ def test_bad_input_is_one_clear_line(flags, words, files, tmp_path):
 
 @pytest.mark.parametrize('flags, word', [
     ([], '--config'), (['--config=absent.py'], 'absent.py'),
+    ([f'--config={_ROOT / "README.md"}'], 'README.md, line'),
     ([_config('digits.py:smok')], "'smok'")])
 def test_bad_config_is_one_clear_line(flags, word, tmp_path):
   done = _main(*flags, f'--workdir={tmp_path}')

@@ -1,6 +1,7 @@
 """Whole runs of tiny nets: resume, compilations, failures, results."""
 
 import json
+import shutil
 
 import chex
 import jax
@@ -258,3 +259,36 @@ def test_workdir_takes_other_evaluation_settings(whole):
   other = experiment.build(_config(**{'eval.batch_size': 8,
                                       'max_minutes': 3.}))
   checkpoint.claim(workdir, other.identity)
+
+
+def test_saved_student_is_evaluated_on_other_data(whole, tmp_path):
+  _, workdir, results = whole
+  copy = tmp_path / 'copy'
+  shutil.copytree(workdir, copy)
+  path = tmp_path / 'own.npz'
+  np.savez(path, x=np.zeros((6, 8, 8, 1), np.uint8), y=np.arange(6) + 4)
+  run = experiment.build(_config(**{
+      'data.name': str(path), 'data.noise_examples': 0}))
+  with pytest.raises(ValueError, match='data.name is '):
+    checkpoint.claim(copy, run.identity)  # to go on with the training
+  checkpoint.claim(copy, run.identity, start=False)
+  assert train.evaluate_run(run, copy)['num_examples'] == 6
+  # The results of the run itself stay.
+  assert train.finished_results(copy) == results
+
+
+def test_results_of_another_run_are_not_taken_for_this_ones(whole, tmp_path):
+  run, workdir, _ = whole
+  # As after deleting the checkpoints to start again.
+  shutil.copy(workdir / 'results.json', tmp_path)
+  with pytest.raises(ValueError, match='config.json'):
+    checkpoint.claim(tmp_path, run.identity)
+  shutil.copy(workdir / 'config.json', tmp_path)
+  checkpoint.claim(tmp_path, run.identity)
+  other = experiment.build(_config(seed=3))
+  with pytest.raises(ValueError, match='seed is 3, was 0'):
+    checkpoint.claim(tmp_path, other.identity)
+
+
+def test_noise_does_not_pass_for_a_data_set(whole):
+  assert whole[2]['dataset'] == 'noise of the form of digits'

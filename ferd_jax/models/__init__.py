@@ -7,7 +7,6 @@
 from collections.abc import Callable
 from collections.abc import Sequence
 import dataclasses
-import math
 import re
 from typing import Any
 
@@ -167,5 +166,4 @@ def _check(family, options):
     for value in std:
       validate.positive(std=value)
     for value in mean:
-      if not math.isfinite(value):
-        raise ValueError(f'Expected mean={mean!r} to be finite.')
+      validate.finite(mean=value)

@@ -16,6 +16,7 @@ _LEVELS = [
     {'features', 'inner_attacks', 'state', 'torch_io', 'stepwise'},
     {'synthesis', 'distill', 'evaluate', 'checkpoint'},
     {'experiment'},
+    {'learning_curve'},
     {'train'},
 ]
 _LEVEL = {name: level for level, names in enumerate(_LEVELS) for name in names}
