@@ -38,11 +38,10 @@ def _parse(argv: list[str]) -> list[str]:
       raise ValueError('Expected --config=FILE, e.g. configs/digits.py.')
     _ = _CONFIG.value.name  # A config that failed to load fails when read.
     return positional
-  except (flags.Error, AttributeError, ImportError, KeyError, OSError,
-          SyntaxError, TypeError, ValueError) as error:
-    # A config file's own error comes as the last line of its traceback.
-    reason = str(error).strip().splitlines()[-1].strip()
-    sys.exit(f'error: {reason.removeprefix("ValueError: ")}')
+  except Exception as error:  # A config file is code: anything can happen.
+    # Its own error comes as the last line of its traceback.
+    reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
+    sys.exit(f'error: {reason.strip().removeprefix("ValueError: ")}')
 
 
 def main(argv: list[str]) -> None:
@@ -53,20 +52,24 @@ def main(argv: list[str]) -> None:
     jax.distributed.initialize()
   config = _CONFIG.value
   workdir = _WORKDIR.value or f'runs/{config.name}'
+  training = _MODE.value == 'train'
   try:
     run = experiment.build(config)
-    checkpoint.claim(workdir, run.identity, start=_MODE.value == 'train')
+    checkpoint.claim(workdir, run.identity, start=training)
+    results = train.finished_results(workdir) if training else None
   except (ValueError, OSError) as error:
     sys.exit(f'error: {" ".join(str(error).split())}')
   try:
-    if _MODE.value == 'evaluate':
+    if not training:
       results = train.evaluate_run(run, workdir)
-    elif results := train.finished_results(workdir):
-      print(f'{workdir} is finished; --mode=evaluate evaluates it again.')
+    elif run.parallel.agreed(results is not None):
+      print(f'{workdir} is finished. --mode=evaluate evaluates it again; '
+            'without the directory the run starts anew.')
     else:
       results = train.train(run, workdir)
   except (FloatingPointError, KeyboardInterrupt, OSError) as error:
-    sys.exit(f'stopped: {error or "interrupted; run again to go on."}')
+    reason = ' '.join(str(error).split())
+    sys.exit(f'stopped: {reason or "interrupted; run again to go on."}')
   if results and jax.process_index() == 0:
     print(report.table(results))
 

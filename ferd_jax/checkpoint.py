@@ -2,6 +2,9 @@
 
   config.json          what the run is; another config is refused
   results.json         teacher and student at the end of the run
+  evaluation.json      the same of `--mode=evaluate`
+  metrics.jsonl        a line per epoch
+  samples/             pictures of synthetic images
   checkpoints/<epoch>  the state, by Orbax: the latest epochs and the best one
   pool/epoch_*.npz     the synthetic images, one file an epoch
 """

@@ -92,7 +92,7 @@ def build(config: config_dict.ConfigDict,
   Raises:
     ValueError: for a setting out of range, a teacher whose file does not fit
       its architecture, or a data set that is not there.
-    FileNotFoundError: if the teacher's file is absent.
+    OSError: if the teacher's file is absent or cannot be read.
   """
   parallel = parallels.create(config.parallel, devices)
   _check(config, parallel.num_devices)
@@ -149,14 +149,17 @@ def build(config: config_dict.ConfigDict,
       teacher_variables=variables, synthesis=generator_phase,
       margin_attack=margin_attack, class_rule=rule,
       distillation=student_phase,
-      identity=config.to_dict() | {'teacher_digest': _digest(variables)})
+      identity=config.to_dict() | {'step_size': step_size,
+                                   'teacher_digest': _digest(variables)})
 
 
 def _check(config, num_devices):
   """Raises ValueError for the first setting out of range."""
   validate.in_range(0, 2 ** 32 - 1, seed=config.seed)
   validate.in_range(0, 1, eps=config.eps)
-  validate.in_range(0, 1, step_size=_step_size(config))
+  if config.step_size is not None:
+    validate.positive(step_size=config.step_size)
+    validate.in_range(0, 1, step_size=config.step_size)
   validate.positive(num_epochs=config.num_epochs)
   validate.non_negative(warmup_epochs=config.warmup_epochs,
                         max_minutes=config.max_minutes)

@@ -10,8 +10,8 @@ def table(results: Mapping) -> str:
 
   Args:
     results: as written to `results.json`: `config`, `eps`, `seed`, `dataset`,
-      `split`, `num_examples`, `epoch` and `models`, a dict by model ('teacher',
-      'student') of dicts by attack of `metrics.summarise`.
+      `split` (None for noise), `num_examples`, `epoch` and `models`, a dict by
+      model ('teacher', 'student') of dicts by attack of `metrics.summarise`.
   """
   models = results['models']
   header = ['attack', *(f'{model} {column}' for model in models
@@ -24,7 +24,8 @@ def table(results: Mapping) -> str:
   widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
   lines = [_line(header, widths), _line(['-' * w for w in widths], widths),
            *(_line(row, widths) for row in rows)]
-  title = (f'{results["config"]}: {results["dataset"]} {results["split"]}, '
+  split = f' {results["split"]}' if results['split'] else ''
+  title = (f'{results["config"]}: {results["dataset"]}{split}, '
            f'{results["num_examples"]} images, Linf eps {results["eps"]:.5f}, '
            f'epoch {results["epoch"]}, seed {results["seed"]}')
   return '\n'.join([title, '', *lines])

@@ -313,9 +313,21 @@ def evaluate_run(run: experiment.Experiment, workdir: epath.PathLike, *,
 
 
 def finished_results(workdir: epath.PathLike) -> dict | None:
-  """Returns the results that a finished run left, None if it is not."""
+  """Returns the results that a finished run left, None if it is not.
+
+  Args:
+    workdir: of the run.
+
+  Raises:
+    ValueError: if they are there and cannot be read.
+  """
   path = epath.Path(workdir) / RESULTS
-  return json.loads(path.read_text()) if path.exists() else None
+  if not path.exists():
+    return None
+  try:
+    return json.loads(path.read_text())
+  except ValueError as error:
+    raise ValueError(f'Cannot read {path}: {error}') from error
 
 
 def _follow(phase: str, epoch: int, metrics: Iterable[dict],
@@ -409,10 +421,10 @@ def _save_samples(workdir, run, epoch, images, labels):
         samples.sample_grid(images, labels, run.num_classes))
 
 
-def _data_source(data: Any) -> dict[str, str]:
+def _data_source(data: Any) -> dict[str, str | None]:
   """Returns where the images of an evaluation come from."""
   if data.noise_examples:
-    return {'dataset': f'noise of the form of {data.name}', 'split': 'all'}
+    return {'dataset': f'noise shaped like {data.name}', 'split': None}
   return {'dataset': data.name, 'split': data.split}
 
 

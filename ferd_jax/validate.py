@@ -22,14 +22,14 @@ def named(group: str, **names: str) -> Iterator[None]:
 
   Raises:
     ValueError: `Expected distill.attack_steps=0 > 0.` for one raised inside
-      as `Expected num_steps=0 > 0.`
+      as `Expected num_steps=0 > 0.` Other messages get the group in front.
   """
   try:
     yield
   except ValueError as error:
     match = re.match(r'Expected (\w+)=', str(error))
     if match is None:
-      raise
+      raise ValueError(f'{group}: {error}') from error
     name = names.get(match[1], match[1])
     raise ValueError(
         f'Expected {group}.{name}={str(error)[match.end():]}') from error
@@ -88,5 +88,9 @@ def divisible(by: int, of: str, **values: int) -> None:
 
 
 def _is_finite(value):
-  # Numbers of NumPy and JAX have the method, strings and tuples do not.
-  return hasattr(value, '__float__') and math.isfinite(value)
+  if isinstance(value, str):
+    return False
+  try:
+    return math.isfinite(value)
+  except (OverflowError, TypeError):  # too large for a float, or no number
+    return False

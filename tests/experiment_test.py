@@ -55,6 +55,9 @@ def odd_data(tmp_path_factory):
     ({'teacher.mean': ('a',), 'teacher.std': ('b',)}, ["teacher.std='b'"]),
     ({'teacher.path': '/'}, ['teacher.path', '/']),
     ({'step_size': 5.}, ['step_size=5.0', '[0, 1]']),
+    ({'step_size': 0.}, ['step_size=0.0']),
+    ({'seed': 10 ** 400}, ['seed=1000']),
+    ({'teacher.shortcut_input': 'x'}, ['teacher: ', 'shortcut_input']),
     ({'eps': float('nan')}, ['eps=nan']),
     ({'augment.pad': 8}, ['augment.pad=8', '[0, 7]']),
     ({'eval.attacks': ()}, ['eval.attacks=()']),
@@ -78,13 +81,14 @@ def test_mistake_is_one_line(changes, words, odd_data):
 
 
 @pytest.mark.parametrize('step_size, expected', [
-    (None, 0.02), (0.05, 0.05)])
+    (None, 0.02), (0.02, 0.02), (0.05, 0.05)])
 def test_step_size_is_a_quarter_of_the_radius_unless_set(step_size, expected):
   config = digits.get_config('smoke')
   config.eps, config.step_size = 0.08, step_size
   run = experiment.build(config, tuple(jax.devices()[:1]))
   assert run.margin_attack.step_size == expected
   assert run.distillation.inner.attack.step_size == expected
+  assert run.identity['step_size'] == expected
 
 
 @pytest.mark.parametrize('get_config', [

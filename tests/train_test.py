@@ -272,6 +272,9 @@ def test_saved_student_is_evaluated_on_other_data(whole, tmp_path):
   with pytest.raises(ValueError, match='data.name is '):
     checkpoint.claim(copy, run.identity)  # to go on with the training
   checkpoint.claim(copy, run.identity, start=False)
+  other = experiment.build(_config(seed=3))
+  with pytest.raises(ValueError, match='seed is 3'):  # another student
+    checkpoint.claim(copy, other.identity, start=False)
   assert train.evaluate_run(run, copy)['num_examples'] == 6
   # The results of the run itself stay.
   assert train.finished_results(copy) == results
@@ -291,4 +294,4 @@ def test_results_of_another_run_are_not_taken_for_this_ones(whole, tmp_path):
 
 
 def test_noise_does_not_pass_for_a_data_set(whole):
-  assert whole[2]['dataset'] == 'noise of the form of digits'
+  assert whole[2]['dataset'] == 'noise shaped like digits'

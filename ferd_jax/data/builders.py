@@ -253,7 +253,7 @@ def _naming(directory: pathlib.Path) -> Iterator[None]:
   """
   try:
     yield
-  except (MemoryError, PermissionError):
+  except (ImportError, MemoryError, PermissionError):
     # Nothing is wrong with the files.
     raise
   except Exception as error:
