@@ -20,6 +20,7 @@ def _run(script, *flags, cwd):
   return done.stdout
 
 
+@pytest.mark.slow
 def test_steps(tmp_path):
   # From another directory, and checked against PyTorch before it is timed.
   pytest.importorskip('torch')
