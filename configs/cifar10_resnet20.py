@@ -46,6 +46,7 @@ def get_config(variant: str = '') -> config_dict.ConfigDict:
   config.student.width = 8
   variants.balance_small_teacher(config)
   variants.fit_to_cpu(config)
+  variants.synthesise_natural_images(config)
   # Nothing else was chosen for CIFAR-10, of which there are test images only.
   config.synthesis.steps = 90
   config.distill.steps = 320

@@ -31,8 +31,6 @@ def get_config(variant: str = '') -> config_dict.ConfigDict:
   config.synthesis.steps = 150
   config.synthesis.batch_size = 256
   config.synthesis.generator_lr = 5e-3
-  config.synthesis.latent_lr = 0.015
-  config.synthesis.w_adv = 1.
   config.distill.steps = 500
   # On training images 79% withstand PGD-20 with five, 82% with ten (600 steps).
   config.distill.attack_steps = 10

@@ -28,6 +28,7 @@ def get_config(variant: str = '') -> config_dict.ConfigDict:
   config.augment.pad = 2
   variants.balance_small_teacher(config)
   variants.fit_to_cpu(config)
+  variants.synthesise_natural_images(config)
   config.synthesis.steps = 200
   config.synthesis.w_bn = 10.
   config.synthesis.w_uni = 0.3

@@ -34,15 +34,22 @@ def fit_to_cpu(config: config_dict.ConfigDict) -> None:
   """
   config.synthesis.width = 32
   config.synthesis.batch_size = 128
-  config.synthesis.generator_lr = 0.01
-  config.synthesis.latent_lr = 0.05
-  # Images on which student and teacher differ most are far from real ones.
-  config.synthesis.w_adv = 0.1
   # Small batches: 960 steps of 32 Fashion-MNIST images reach 56% PGD-20
   # accuracy, 240 of 128 images, in the same time, 42% (validation).
   config.distill.batch_size = 32
   config.distill.attack_steps = 5
   config.eval.batch_size = 100  # fits the cache
+
+
+def synthesise_natural_images(config: config_dict.ConfigDict) -> None:
+  """Takes faster steps towards images that are less far from real ones.
+
+  Chosen on Fashion-MNIST; digits come out worse.
+  """
+  config.synthesis.generator_lr = 0.01
+  config.synthesis.latent_lr = 0.05
+  # Images on which student and teacher differ most are far from real ones.
+  config.synthesis.w_adv = 0.1
 
 
 _SMALLEST = {'wrn_34_10': 'wrn_10_1', 'preact_resnet34': 'preact_resnet18',
