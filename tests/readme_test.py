@@ -6,6 +6,7 @@ import re
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 _ROOT = pathlib.Path(__file__).parents[1]
 _README = (_ROOT / 'README.md').read_text()
@@ -42,3 +43,14 @@ def test_every_config_is_in_the_table():
   configs = {path.name for path in (_ROOT / 'configs').glob('*.py')}
   configs -= {'__init__.py', 'default.py', 'variants.py'}
   assert not [name for name in configs if f'| `{name}` |' not in table]
+
+
+@pytest.mark.parametrize('path', [_ROOT / 'README.md',
+                                  *sorted((_ROOT / 'docs').glob('*.md'))],
+                         ids=lambda path: path.name)
+def test_tables_have_as_many_cells_in_every_row(path):
+  tables = re.findall(r'(?:^\|.*\n)+', path.read_text(), re.MULTILINE)
+  assert tables
+  for table in tables:
+    widths = {row.count('|') for row in table.splitlines()}
+    assert len(widths) == 1, table
