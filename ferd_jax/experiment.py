@@ -104,7 +104,7 @@ def build(config: config_dict.ConfigDict,
   tap = config.features.tap or teacher.default_tap
   validate.one_of(teacher.stages[:-1], **{'features.tap': tap})
   _check_tap(teacher, tap, info.image_shape)
-  variables = _teacher_variables(config, teacher, info.image_shape)
+  variables = _teacher_variables(config, teacher, info.image_shape, parallel)
   examples = _examples(config, info)
 
   augmentation = dict(pad=config.augment.pad, flip=config.augment.flip)
@@ -260,14 +260,19 @@ def _bottleneck(options, teacher, tap):
         unroll=False if linear_tail else None)
 
 
-def _teacher_variables(config, teacher, image_shape):
+def _teacher_variables(config, teacher, image_shape, parallel):
   path = config.teacher.path
   if not path:
     raise ValueError('Expected teacher.path to name a file; set '
                      '--config.teacher.path=FILE.')
   if path == RANDOM:
     key = states.key_once(jax.random.key(config.seed), states.Once.TEACHER)
-    return models.init_variables(teacher, key, image_shape)
+    def init(key, *, axis_name=None):
+      del axis_name  # Every device computes the same.
+      return models.init_variables(teacher, key, image_shape)
+    # Compiled: op by op, XLA's CPU compiler takes seconds per kernel's shape.
+    init = parallel.compile(init, (parallels.REPLICATED,), parallels.REPLICATED)
+    return jax.tree.map(np.asarray, init(parallel.replicate(key)))
   try:
     return torch_io.load_variables(pathlib.Path(path).expanduser(), teacher,
                                    image_shape, config.teacher.select)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import dataclasses
 import enum
 import functools
+import os
 from typing import Any
 
 import jax
@@ -20,6 +21,8 @@ from jax.sharding import AxisType
 from jax.sharding import Mesh
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec
+from jax.sharding import Sharding
+from jax.sharding import SingleDeviceSharding
 import numpy as np
 
 from ferd_jax import collectives
@@ -56,7 +59,7 @@ class Parallel:
   def _compiler_options(self) -> dict[str, int | str]:
     if self.devices[0].platform != 'cpu':
       return {}
-    return {
+    options = {
         # LLVM at its default level takes two to five times as long to compile
         # a step, most of it on the random numbers, for no faster code.
         'xla_backend_optimization_level': 1,
@@ -64,9 +67,14 @@ class Parallel:
         # five times slower, a generator step up to twice.
         'xla_cpu_experimental_ynn_fusion_type': '',
     }
+    chosen = os.environ.get('XLA_FLAGS', '')  # by the user
+    return {name: value for name, value in options.items()
+            if f'--{name}=' not in chosen}
 
   @property
-  def _sharding(self) -> NamedSharding:
+  def _sharding(self) -> Sharding:
+    if self.mode == 'jit':
+      return SingleDeviceSharding(self.devices[0])
     return NamedSharding(self._mesh, PartitionSpec())
 
   @property

@@ -96,7 +96,7 @@ def init_state(run: experiment.Experiment) -> states.FerdState:
         epoch=jnp.zeros([], jnp.int32), key=key)
   # Compiled, so that on several processes the state is made where it lives.
   return run.parallel.compile(init, (REPLICATED,), REPLICATED)(
-      jax.random.key(run.config.seed))
+      run.parallel.replicate(jax.random.key(run.config.seed)))
 
 
 def end_epoch(rule: class_weights.Rule, settings: distill.Distillation,

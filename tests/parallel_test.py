@@ -69,6 +69,7 @@ def _both_phases(mode, num_devices, dtype, num_steps):
       'state': state})
 
 
+# The groups make one process, and so one reference, of each precision's tests.
 _MAPPINGS = [('pmap', 1), ('pmap', 2), ('pmap', 4),
              ('shard_map', 1), ('shard_map', 2), ('shard_map', 4)]
 
@@ -79,6 +80,7 @@ def reference_float64():
     return _both_phases('jit', 1, np.float64, 3)
 
 
+@pytest.mark.xdist_group('float64')
 @pytest.mark.parametrize('mode, num_devices', _MAPPINGS)
 def test_float64_steps_do_not_depend_on_devices(
     mode, num_devices, reference_float64):
@@ -93,6 +95,7 @@ def reference_float32():
   return _both_phases('jit', 1, np.float32, 1)
 
 
+@pytest.mark.xdist_group('float32')
 @pytest.mark.parametrize('mode, num_devices', _MAPPINGS)
 def test_float32_step_does_not_depend_on_devices(
     mode, num_devices, reference_float32):
@@ -100,6 +103,7 @@ def test_float32_step_does_not_depend_on_devices(
   chex.assert_trees_all_close(found, reference_float32, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.xdist_group('float64')
 def test_reference_moves(reference_float64):
   # The comparison above means something only if the steps did something.
   state = reference_float64['state']
