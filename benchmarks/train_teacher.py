@@ -23,10 +23,12 @@ import time
 import numpy as np
 import safetensors.torch
 import torch
-from torch import nn
 import torch.nn.functional as F
 
-sys.path.append(str(pathlib.Path(__file__).parents[1]))
+sys.path += [str(pathlib.Path(__file__).parents[1] / folder)
+             for folder in ('', 'tests')]
+
+import torch_twins
 
 from ferd_jax import data
 
@@ -57,48 +59,6 @@ RECIPES = {
     'fashion_mnist': Recipe('fashion_mnist', 'train[:55000]', eps=0.1,
                             epochs=7, attack_steps=4, flip=True),
 }
-
-
-class BasicBlock(nn.Module):
-  """Post-activation block, option-A shortcut padded on both sides."""
-
-  def __init__(self, in_planes, planes, stride):
-    super().__init__()
-    self.conv1 = nn.Conv2d(in_planes, planes, 3, stride, 1, bias=False)
-    self.bn1 = nn.BatchNorm2d(planes)
-    self.conv2 = nn.Conv2d(planes, planes, 3, 1, 1, bias=False)
-    self.bn2 = nn.BatchNorm2d(planes)
-    self.stride, self.pad = stride, (planes - in_planes) // 2
-
-  def forward(self, x):
-    out = F.relu(self.bn1(self.conv1(x)))
-    out = self.bn2(self.conv2(out))
-    if self.stride != 1:
-      x = F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.pad, self.pad))
-    return F.relu(out + x)
-
-
-class CifarResNet(nn.Module):
-  """ResNet-(6n+2) for small images; input [B, channels, H, W] in [0, 1]."""
-
-  def __init__(self, depth, width, channels, num_classes):
-    super().__init__()
-    self.conv1 = nn.Conv2d(channels, width, 3, 1, 1, bias=False)
-    self.bn1 = nn.BatchNorm2d(width)
-    planes = width
-    for i, stride in enumerate((1, 2, 2), start=1):
-      blocks = []
-      for j in range((depth - 2) // 6):
-        out = width * 2 ** (i - 1)
-        blocks.append(BasicBlock(planes, out, stride if j == 0 else 1))
-        planes = out
-      setattr(self, f'layer{i}', nn.Sequential(*blocks))
-    self.linear = nn.Linear(planes, num_classes)
-
-  def forward(self, x):
-    x = F.relu(self.bn1(self.conv1(x)))
-    x = self.layer3(self.layer2(self.layer1(x)))
-    return self.linear(x.mean((2, 3)))
 
 
 def pgd(model, x, y, eps, step_size, num_steps):
@@ -154,7 +114,8 @@ def train(recipe, data_dir):
   torch.manual_seed(recipe.seed)
   x, y = tensors(recipe.dataset, recipe.train_split, data_dir)
   num_classes = int(y.max()) + 1
-  model = CifarResNet(recipe.depth, recipe.width, x.shape[1], num_classes)
+  model = torch_twins.CifarResNet(recipe.depth, recipe.width, num_classes,
+                                  'pad_both', 'akamaster', x.shape[1])
   model = model.to(memory_format=torch.channels_last)  # twice as fast on CPU
   optimizer = torch.optim.SGD(model.parameters(), recipe.learning_rate,
                               momentum=0.9, weight_decay=recipe.weight_decay)
