@@ -11,6 +11,7 @@
 
 from collections.abc import Mapping
 import json
+import math
 from typing import Any
 
 from etils import epath
@@ -45,10 +46,11 @@ class Checkpoints:
     policies = [checkpoint_managers.LatestN(2)]
     best = {}
     if select != LAST:
-      best = dict(best_fn=lambda metrics: metrics[select], best_mode='max')
+      # An epoch that was not evaluated is the best only if none was.
+      best = dict(best_fn=lambda metrics: metrics.get(select, -math.inf),
+                  best_mode='max')
       policies.append(checkpoint_managers.BestN(
-          n=1, get_metric_fn=best['best_fn'],
-          keep_checkpoints_without_metrics=False))
+          n=1, get_metric_fn=best['best_fn']))
     self._manager = ocp.CheckpointManager(
         self._workdir / 'checkpoints',
         options=ocp.CheckpointManagerOptions(
@@ -86,10 +88,9 @@ class Checkpoints:
     """
     if jax.process_index() == 0:
       pool.save_last(self._pool_dir, epoch, new_images)
-    # An epoch that was not evaluated cannot be the best.
     ranked = {name: metrics[name] for name in metrics if name == self.select}
     self._manager.save(epoch, args=ocp.args.StandardSave(state),
-                       metrics=ranked or None)
+                       metrics=ranked)
 
   def restore(self, like: states.FerdState, epoch: int) -> states.FerdState:
     """Returns the state of an epoch, with the shardings of `like`."""

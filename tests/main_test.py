@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -41,6 +42,7 @@ def test_smoke(config, rows, tmp_path):
                                                                 'fgsm']
   assert 'teacher average' in table[0] and 'student nsd' in table[0]
   assert 'epoch 3/3' in done.stderr  # plain lines, as it is no terminal
+  assert not re.findall(r'^[WE]\d{4} .*', done.stderr, re.M)  # no library's
   assert list((tmp_path / 'samples').glob('*.png'))
 
 
