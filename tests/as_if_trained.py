@@ -8,10 +8,13 @@ from ferd_jax import models
 
 
 def random_variables(model, image_shape, seed):
-  """Returns float64 variables whose BatchNorm layers are not trivial."""
+  """Returns variables whose BatchNorm layers are not trivial.
+
+  They are float64 where x64 is enabled.
+  """
   rng = np.random.default_rng(seed)
   abstract = jax.eval_shape(lambda: models.init_variables(
-      model, jax.random.key(0), image_shape, jnp.float64))
+      model, jax.random.key(0), image_shape))
 
   def draw(path, leaf):
     if path[-1].key in ('var', 'scale'):
