@@ -15,6 +15,7 @@ from ml_collections import config_flags
 
 from ferd_jax import checkpoint
 from ferd_jax import experiment
+from ferd_jax import parallel
 from ferd_jax import report
 from ferd_jax import train
 
@@ -48,12 +49,12 @@ def main(argv: list[str]) -> None:
   logging.set_verbosity(logging.WARNING)  # Orbax tells much at INFO.
   if len(argv) > 1:
     sys.exit(f'error: Expected flags only, got {argv[1:]}.')
-  if _DISTRIBUTED.value:
-    jax.distributed.initialize()
   config = _CONFIG.value
   workdir = _WORKDIR.value or f'runs/{config.name}'
   training = _MODE.value == 'train'
   try:
+    if _DISTRIBUTED.value:
+      parallel.join_processes()
     run = experiment.build(config)
     checkpoint.claim(workdir, run.identity, start=training)
     results = train.finished_results(workdir) if training else None

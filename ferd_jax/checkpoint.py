@@ -20,16 +20,18 @@ from orbax import checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
 from ferd_jax import atomic
+from ferd_jax import damage
 from ferd_jax import pool as pools
 from ferd_jax import state as states
 
 LAST = 'last'
-# What may differ when a run goes on: it changes no number of the training.
+# What may differ when a run goes on: of these only `parallel` changes numbers
+# of the training, by rounding.
 _FREE = ('data.dir', 'eval.attacks', 'eval.batch_size', 'eval.nsd_ddof', 'log',
          'max_minutes', 'parallel', 'teacher.path', 'teacher.select')
 # What may differ, besides, when a saved student is only evaluated.
-_FREE_TO_EVALUATE = ('data', 'eval.curve_attacks', 'eval.curve_examples',
-                     'eval.every')
+_FREE_TO_EVALUATE = ('data', 'eps', 'eval.curve_attacks', 'eval.curve_examples',
+                     'eval.every', 'step_size')
 RESULTS = 'results.json'
 
 
@@ -93,10 +95,20 @@ class Checkpoints:
                        metrics=ranked)
 
   def restore(self, like: states.FerdState, epoch: int) -> states.FerdState:
-    """Returns the state of an epoch, with the shardings of `like`."""
+    """Returns the state of an epoch, with the shardings of `like`.
+
+    Raises:
+      OSError: if it cannot be read.
+    """
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-    return self._manager.restore(
-        epoch, args=ocp.args.StandardRestore(abstract))
+    try:
+      return self._manager.restore(
+          epoch, args=ocp.args.StandardRestore(abstract))
+    except Exception as error:  # Orbax and TensorStore raise many kinds.
+      path = self._workdir / 'checkpoints' / str(epoch)
+      raise OSError(f'Cannot read {path}: {damage.reason(error)}. Without this '
+                    'directory the run goes on from the one before.'
+                    ) from error
 
   def restore_pool(self, pool: pools.Pool, epoch: int) -> None:
     """Fills an empty pool with the images of the epochs up to `epoch`."""

@@ -1,6 +1,7 @@
 """From a config to what a run needs, with every check before any compile."""
 
 from collections.abc import Mapping
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -96,7 +97,8 @@ def build(config: config_dict.ConfigDict,
   """
   parallel = parallels.create(config.parallel, devices)
   _check(config, parallel.num_devices)
-  info = data.info(config.data.name)
+  with _about('data.name'):
+    info = data.info(config.data.name)
   height, _, channels = info.image_shape
   _check_data(config, info)
   teacher, student = (_network(config, name, info.num_classes)
@@ -104,8 +106,10 @@ def build(config: config_dict.ConfigDict,
   tap = config.features.tap or teacher.default_tap
   validate.one_of(teacher.stages[:-1], **{'features.tap': tap})
   _check_tap(teacher, tap, info.image_shape)
+  _check_train_mode(student, config.distill.batch_size, info.image_shape)
   variables = _teacher_variables(config, teacher, info.image_shape, parallel)
-  examples = _examples(config, info)
+  with _about('data'):
+    examples = _examples(config, info)
 
   augmentation = dict(pad=config.augment.pad, flip=config.augment.flip)
   step_size = _step_size(config)
@@ -156,6 +160,7 @@ def build(config: config_dict.ConfigDict,
 def _check(config, num_devices):
   """Raises ValueError for the first setting out of range."""
   validate.in_range(0, 2 ** 32 - 1, seed=config.seed)
+  validate.positive(eps=config.eps)
   validate.in_range(0, 1, eps=config.eps)
   if config.step_size is not None:
     validate.positive(step_size=config.step_size)
@@ -237,6 +242,27 @@ def _check_tap(teacher, tap, image_shape):
         f'{teacher.stages}.')
 
 
+def _check_train_mode(student, batch_size, image_shape):
+  """Raises ValueError if BatchNorm would see one value per channel."""
+  images = jax.ShapeDtypeStruct((batch_size, *image_shape), np.float32)
+  def step(key, images):
+    variables = models.init_variables(student, key, image_shape)
+    return forward.train_logits(student, variables, images)
+  with validate.named(f'distill.batch_size={batch_size}'):
+    jax.eval_shape(step, jax.random.key(0), images)
+
+
+@contextlib.contextmanager
+def _about(setting):
+  """Names the setting in errors of data and files."""
+  try:
+    yield
+  except (OSError, ValueError) as error:
+    # FileNotFoundError stays one; decoding errors take other arguments.
+    kind = type(error) if isinstance(error, OSError) else ValueError
+    raise kind(f'{setting}: {error}') from error
+
+
 def _step_size(config):
   return config.eps / 4 if config.step_size is None else config.step_size
 
@@ -273,11 +299,9 @@ def _teacher_variables(config, teacher, image_shape, parallel):
     # Compiled: op by op, XLA's CPU compiler takes seconds per kernel's shape.
     init = parallel.compile(init, (parallels.REPLICATED,), parallels.REPLICATED)
     return jax.tree.map(np.asarray, init(parallel.replicate(key)))
-  try:
+  with _about('teacher.path'):
     return torch_io.load_variables(pathlib.Path(path).expanduser(), teacher,
                                    image_shape, config.teacher.select)
-  except OSError as error:
-    raise type(error)(f'teacher.path: {error}') from error
 
 
 def _examples(config, info):

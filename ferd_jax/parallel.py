@@ -164,6 +164,21 @@ class Parallel:
     return tree
 
 
+def join_processes() -> None:
+  """Joins the other processes of a TPU pod or of a SLURM or MPI job.
+
+  Must be called before devices are used.
+
+  Raises:
+    ValueError: if there is none, or its processes do not find each other.
+  """
+  try:
+    jax.distributed.initialize()
+  except (ValueError, RuntimeError) as error:
+    raise ValueError('Expected --distributed in a TPU pod or a SLURM or MPI '
+                     f'job; JAX says: {error}') from error
+
+
 def create(mode: str = 'auto',
            devices: tuple[jax.Device, ...] | None = None) -> Parallel:
   """Returns the mapping over the devices, by default all of all processes.

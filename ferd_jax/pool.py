@@ -11,6 +11,7 @@ from etils import epath
 import numpy as np
 
 from ferd_jax import atomic
+from ferd_jax import damage
 from ferd_jax import validate
 
 DTYPES = ('float32', 'uint8')
@@ -65,11 +66,21 @@ class Pool:
       np.savez(file, images=self.images[last], labels=self.labels[last])
 
   def restore(self, directory: epath.Path, num_epochs: int) -> None:
-    """Fills an empty pool from the files of epochs 1..num_epochs."""
+    """Fills an empty pool from the files of epochs 1..num_epochs.
+
+    Raises:
+      OSError: if one cannot be read.
+    """
     for epoch in range(1, num_epochs + 1):
-      with _file(directory, epoch).open('rb') as file:
-        arrays = np.load(file)
-        images, labels = arrays['images'], arrays['labels']
+      path = _file(directory, epoch)
+      try:
+        with path.open('rb') as file:
+          arrays = np.load(file)
+          images, labels = arrays['images'], arrays['labels']
+      except FileNotFoundError:  # It names the file.
+        raise
+      except Exception as error:  # zipfile, zlib and NumPy have their own.
+        raise OSError(f'Cannot read {path}: {damage.reason(error)}.') from error
       new = slice(self.count, self.count + len(labels))
       self.images[new], self.labels[new] = images, labels
       self.count += len(labels)

@@ -16,7 +16,8 @@ from ferd_jax import atomic
 class Progress:
   """Shows where a run is, what it loses, and when it will be done.
 
-  Only process 0 writes.
+  Use it in `with`: the bar is gone before an error is shown. Only process 0
+  writes.
   """
 
   def __init__(self, workdir: epath.PathLike, total_steps: int,
@@ -29,14 +30,20 @@ class Progress:
       done_epochs: those saved by an earlier session of this run; later ones
         in the metrics were lost with it and are removed at the next epoch.
       done_steps: the steps of those epochs.
+
+    Raises:
+      OSError: if there are metrics that cannot be read.
     """
     self._active = jax.process_index() == 0
     self._path = epath.Path(workdir) / 'metrics.jsonl'
     if self._active:
       lines = (self._path.read_text().splitlines() if self._path.exists()
                else [])
-      self._lines = [line for line in lines
-                     if json.loads(line)['epoch'] <= done_epochs]
+      try:
+        self._lines = [line for line in lines
+                       if json.loads(line)['epoch'] <= done_epochs]
+      except ValueError as error:
+        raise OSError(f'Cannot read {self._path}: {error}.') from error
     self._bar = tqdm.tqdm(
         total=total_steps, initial=done_steps, unit='step', leave=False,
         disable=not (self._active and sys.stderr.isatty()),
@@ -44,8 +51,18 @@ class Progress:
     self._start, self._first = time.monotonic(), done_steps
     self._done, self._total = done_steps, total_steps
 
-  def close(self) -> None:
+  def __enter__(self) -> 'Progress':
+    return self
+
+  def __exit__(self, *_) -> None:
     self._bar.close()
+
+  @property
+  def last_epoch_seconds(self) -> float:
+    """What the last epoch took, 0 before the first; known to process 0."""
+    if not (self._active and self._lines):
+      return 0.
+    return json.loads(self._lines[-1]).get('seconds', 0.)
 
   def step(self, phase: str, values: Mapping[str, float]) -> None:
     """Counts a step and shows its values."""

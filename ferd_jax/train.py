@@ -7,6 +7,7 @@ class weights of the next epoch.
 
 from collections.abc import Callable
 from collections.abc import Iterable
+import contextlib
 import functools
 import json
 import math
@@ -182,7 +183,7 @@ def train_student(run: experiment.Experiment, steps: Steps,
 
   def distil():
     nonlocal state
-    batches = pool.batches(rng, config.batch_size, config.steps)
+    batches = pool.batches(rng, run.distillation.batch_size, config.steps)
     for step_key, (images, labels) in zip(keys, batches, strict=True):
       images, labels = run.parallel.shard((images, labels))
       batch = distill.StudentBatch(images, labels, teacher)
@@ -209,6 +210,7 @@ def train(run: experiment.Experiment, workdir: epath.PathLike, *,
   Raises:
     FloatingPointError: if a loss, or the state after an epoch, is not finite.
       The last saved epoch stays.
+    OSError: if a file of the work directory cannot be read or written.
   """
   started = time.monotonic()
   workdir, config = epath.Path(workdir), run.config
@@ -219,18 +221,26 @@ def train(run: experiment.Experiment, workdir: epath.PathLike, *,
   pool = pools.Pool.empty(config.num_epochs * size, run.image_shape,
                           config.pool.dtype)
   curve = LearningCurve(run)
-  with Checkpoints(workdir, config.eval.select) as checkpoints:
+  with (Checkpoints(workdir, config.eval.select) as checkpoints,
+        contextlib.ExitStack() as stack):
     first_epoch = checkpoints.latest_epoch
     if first_epoch:
       state = checkpoints.restore(state, first_epoch)
       checkpoints.restore_pool(pool, first_epoch)
     root_key = _host_key(state)
     _announce(run, workdir, first_epoch, teacher, curve, root_key)
-    progress = progresses.Progress(
+    progress = stack.enter_context(progresses.Progress(
         workdir, _steps_until(run, config.num_epochs), first_epoch,
-        _steps_until(run, first_epoch))
+        _steps_until(run, first_epoch)))
     for epoch in range(first_epoch + 1, last_epoch + 1):
       epoch_started = time.monotonic()
+      expected = progress.last_epoch_seconds
+      late = epoch_started + expected > started + 60 * config.max_minutes
+      if run.parallel.agreed(expected > 0 and config.max_minutes > 0 and late):
+        progress.line(f'Stopped after epoch {epoch - 1}: another may end after '
+                      f'max_minutes={config.max_minutes:g}. The same command '
+                      'goes on.')
+        return None
       key = jax.random.fold_in(root_key, epoch)
       synthesis_key, student_key, curve_key = jax.random.split(key, 3)
 
@@ -245,6 +255,7 @@ def train(run: experiment.Experiment, workdir: epath.PathLike, *,
       _check_finite(state, epoch)
 
       metrics |= _class_metrics(state)
+      metrics['devices'] = _devices(run)
       if _due(epoch, config.eval.every, last=config.num_epochs):
         metrics |= curve.point(state, teacher, pool, curve_key)
       metrics['seconds'] = time.monotonic() - epoch_started
@@ -252,15 +263,6 @@ def train(run: experiment.Experiment, workdir: epath.PathLike, *,
       checkpoints.save(epoch, state, pool, size, metrics)
       if _due(epoch, config.log.samples_every, last=config.num_epochs):
         _save_samples(workdir, run, epoch, images, labels)
-      next_end = (2 * time.monotonic() - epoch_started - started) / 60
-      late = 0 < config.max_minutes < next_end
-      if run.parallel.agreed(late) and epoch < config.num_epochs:
-        progress.line(f'Stopped after epoch {epoch}: another may end after '
-                      f'max_minutes={config.max_minutes:g}. The same command '
-                      'goes on.')
-        last_epoch = epoch
-        break
-    progress.close()
   if last_epoch < config.num_epochs:
     return None
   return evaluate_run(run, workdir, file_name=RESULTS)
@@ -365,9 +367,7 @@ def _announce(run: experiment.Experiment, workdir: epath.Path,
               first_epoch: int, teacher: Any, curve: LearningCurve,
               key: jax.Array) -> None:
   """Prints where the run is and, at its start, how good the teacher is."""
-  devices = run.parallel.devices
-  text = (f'{run.config.name} in {workdir}, {len(devices)} x '
-          f'{devices[0].device_kind}, {run.parallel.mode}')
+  text = f'{run.config.name} in {workdir}, {_devices(run)}'
   if first_epoch:
     text += f': going on after epoch {first_epoch}/{run.config.num_epochs}'
   else:
@@ -378,6 +378,12 @@ def _announce(run: experiment.Experiment, workdir: epath.Path,
              f'{len(curve.labels)} images')
   if jax.process_index() == 0:
     print(text, file=sys.stderr)
+
+
+def _devices(run: experiment.Experiment) -> str:
+  devices = run.parallel.devices
+  return (f'{len(devices)} x {devices[0].device_kind}, {run.parallel.mode}, '
+          f'jax {jax.__version__}')
 
 
 def _check_finite(state: states.FerdState, epoch: int) -> None:

@@ -490,6 +490,25 @@ def test_killed_preparation_is_not_taken_for_complete(fashion_mnist, tmp_path):
   assert len(examples.labels) == 4
 
 
+def test_two_processes_prepare_at_once(fashion_mnist, tmp_path, monkeypatch):
+  prepare = builders._prepare
+
+  def other_is_faster(*args):
+    prepare(*args)
+    prepare(*args)  # what TFDS then raises cannot rename its directory
+    raise FileExistsError('the other process')
+  monkeypatch.setattr(builders, '_prepare', other_is_faster)
+  examples = data.load('fashion_mnist', data_dir=str(tmp_path))
+  assert len(examples.labels) == 4
+
+
+def test_data_dir_in_a_bucket(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  with pytest.raises(ValueError, match="data_dir='gs://bucket/tfds'"):
+    data.load('cifar10', data_dir='gs://bucket/tfds')
+  assert not list(tmp_path.iterdir())
+
+
 def test_too_few_examples(fashion_mnist, tmp_path, monkeypatch):
   monkeypatch.setattr(builders.FashionMNIST, 'SIZES', {'train': 6, 'test': 5})
   with pytest.raises(ValueError, match='expected 5 test examples, found 4'):

@@ -74,3 +74,9 @@ def test_order_of_the_metrics(correct):
 
 def test_classes_without_images_are_left_out():
   assert summarise([4, 0, 2], [5, 0, 8]) == summarise([4, 2], [5, 8])
+
+
+def test_deviation_of_one_class():
+  assert summarise([4], [5])['nsd'] == 0
+  assert np.isnan(metrics.summarise(np.array([4]), np.array([5]),
+                                    ddof=1)['nsd'])

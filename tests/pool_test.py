@@ -158,3 +158,11 @@ def test_missing_epoch(tmp_path):
   filled(1, 3).save_last(epath.Path(tmp_path), 1, 3)
   with pytest.raises(FileNotFoundError, match='epoch_00002'):
     pools.Pool.empty(6, SHAPE).restore(epath.Path(tmp_path), 2)
+
+
+def test_damaged_file_is_named(tmp_path):
+  filled(1, 3).save_last(epath.Path(tmp_path), 1, 3)
+  path, = tmp_path.iterdir()
+  path.write_bytes(path.read_bytes()[:200])
+  with pytest.raises(OSError, match=r'Cannot read .*epoch_00001\.npz'):
+    pools.Pool.empty(3, SHAPE).restore(epath.Path(tmp_path), 1)

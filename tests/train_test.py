@@ -190,6 +190,11 @@ def test_time_budget_stops_after_an_epoch_and_goes_on(whole, tmp_path):
   assert results is None
   with checkpoint.Checkpoints(tmp_path) as checkpoints:
     assert checkpoints.latest_epoch == 1
+  # Judged by the epoch before, also if an earlier session did it.
+  line, = (tmp_path / 'metrics.jsonl').read_text().splitlines()
+  config.max_minutes = json.loads(line)['seconds'] / 60
+  assert _run(config, tmp_path)[1] is None
+  assert len(_metrics(tmp_path)) == 1
   config.max_minutes = 0.
   _, results = _run(config, tmp_path)
   _assert_same(results, whole[2])
@@ -212,6 +217,19 @@ def test_evaluation_alone_gives_the_same_numbers(whole):
   run, workdir, results = whole
   again = train.evaluate_run(run, workdir)
   _assert_same(again, results)
+
+
+def test_damaged_checkpoint_is_named(whole, tmp_path):
+  run, workdir, _ = whole
+  copy = tmp_path / 'copy'
+  shutil.copytree(workdir, copy)
+  for path in (copy / 'checkpoints' / '4').rglob('*'):
+    if path.is_file() and path.stat().st_size > 1000:
+      path.write_bytes(path.read_bytes()[:100])
+  with pytest.raises(OSError, match=r'Cannot read .*checkpoints.4'):
+    train.evaluate_run(run, copy)
+  shutil.rmtree(copy / 'checkpoints' / '4')  # as the message says
+  assert train.evaluate_run(run, copy)['epoch'] == 3
 
 
 def test_evaluation_without_a_checkpoint(tmp_path):
@@ -263,21 +281,22 @@ def test_workdir_takes_other_evaluation_settings(whole):
   checkpoint.claim(workdir, other.identity)
 
 
-def test_saved_student_is_evaluated_on_other_data(whole, tmp_path):
+def test_saved_student_is_evaluated_otherwise(whole, tmp_path):
   _, workdir, results = whole
   copy = tmp_path / 'copy'
   shutil.copytree(workdir, copy)
   path = tmp_path / 'own.npz'
   np.savez(path, x=np.zeros((6, 8, 8, 1), np.uint8), y=np.arange(6) + 4)
-  run = experiment.build(_config(**{
+  run = experiment.build(_config(eps=0.05, **{
       'data.name': str(path), 'data.noise_examples': 0}))
-  with pytest.raises(ValueError, match='data.name is '):
+  with pytest.raises(ValueError, match='data.name is .* eps is 0.05'):
     checkpoint.claim(copy, run.identity)  # to go on with the training
   checkpoint.claim(copy, run.identity, start=False)
   other = experiment.build(_config(seed=3))
   with pytest.raises(ValueError, match='seed is 3'):  # another student
     checkpoint.claim(copy, other.identity, start=False)
-  assert train.evaluate_run(run, copy)['num_examples'] == 6
+  evaluation = train.evaluate_run(run, copy)
+  assert evaluation['num_examples'] == 6 and evaluation['eps'] == 0.05
   # The results of the run itself stay.
   assert train.finished_results(copy) == results
 

@@ -6,6 +6,7 @@ import hashlib
 import http.client
 import os
 import pathlib
+import socket
 from urllib import request
 
 import tqdm
@@ -89,8 +90,9 @@ def _instructions(missing: Sequence[Archive], directory: pathlib.Path,
 def _download(archive: Archive, directory: pathlib.Path) -> None:
   """Downloads and verifies a file; leaves nothing behind if that fails."""
   directory.mkdir(parents=True, exist_ok=True)
-  # The process's number keeps two downloads at once apart.
-  partial = directory / f'{archive.filename}.{os.getpid()}.part'
+  # Host and process keep two downloads at once apart.
+  partial = directory / (
+      f'{archive.filename}.{socket.gethostname()}.{os.getpid()}.part')
   try:
     with (request.urlopen(archive.url, timeout=_TIMEOUT_SECONDS) as response,
           open(partial, 'wb') as file,

@@ -6,7 +6,7 @@ import zipfile
 
 import numpy as np
 
-from ferd_jax.data import damage
+from ferd_jax import damage
 from ferd_jax.data import splits
 from ferd_jax.data.examples import DatasetInfo
 from ferd_jax.data.examples import Examples

@@ -17,9 +17,9 @@ from absl import logging
 import numpy as np
 import tensorflow_datasets as tfds
 
+from ferd_jax import damage
 from ferd_jax.data import archives
 from ferd_jax.data import class_names
-from ferd_jax.data import damage
 from ferd_jax.data import formats
 from ferd_jax.data import splits
 
@@ -217,7 +217,12 @@ def read(name: str, split: str, data_dir: pathlib.Path,
   directory = data_dir / name / str(_BUILDERS[name].VERSION)
   with _quiet():
     if not directory.exists():
-      _prepare(name, data_dir, download)
+      try:
+        _prepare(name, data_dir, download)
+      except OSError:
+        # Of processes that prepare it at once, one gets to rename its result.
+        if not (directory / 'dataset_info.json').exists():
+          raise
     elif not (directory / 'dataset_info.json').exists():
       raise ValueError(
           f'{directory} is not a prepared dataset: it has no '

@@ -82,7 +82,10 @@ def load(name: str, split: str = 'test', *, data_dir: str | None = None,
     return arrays.digits(split)
   # TFDS takes a second to import, which the sources above can do without.
   from ferd_jax.data import builders
-  directory = pathlib.Path(
-      data_dir or os.environ.get('TFDS_DATA_DIR')
-      or '~/tensorflow_datasets').expanduser()
+  directory = (data_dir or os.environ.get('TFDS_DATA_DIR')
+               or '~/tensorflow_datasets')
+  if '://' in directory:
+    raise ValueError(f'Expected data_dir={directory!r} to be a directory of '
+                     'this machine.')
+  directory = pathlib.Path(directory).expanduser()
   return Examples(*builders.read(name, split, directory, download), names)
