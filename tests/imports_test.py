@@ -10,7 +10,7 @@ _PACKAGE = pathlib.Path(__file__).parents[1] / 'ferd_jax'
 # A module may import those of lower levels. A package has one level.
 _LEVELS = [
     {'validate', 'collectives', 'loops', 'metrics', 'assets', 'report',
-     'samples', 'atomic'},
+     'samples', 'atomic', 'damage'},
     {'losses', 'augment', 'data', 'pool', 'parallel', 'progress'},
     {'models', 'attacks', 'class_weights', 'forward', 'outer_losses'},
     {'features', 'inner_attacks', 'state', 'torch_io', 'stepwise'},

@@ -74,7 +74,7 @@ _MAPPINGS = [('pmap', 1), ('pmap', 2), ('pmap', 4),
              ('shard_map', 1), ('shard_map', 2), ('shard_map', 4)]
 
 
-@pytest.fixture(scope='module')
+@pytest.fixture(scope='session')
 def reference_float64():
   with jax.enable_x64(True):
     return _both_phases('jit', 1, np.float64, 3)
@@ -90,7 +90,7 @@ def test_float64_steps_do_not_depend_on_devices(
   chex.assert_trees_all_close(found, reference_float64, rtol=1e-9, atol=1e-9)
 
 
-@pytest.fixture(scope='module')
+@pytest.fixture(scope='session')
 def reference_float32():
   return _both_phases('jit', 1, np.float32, 1)
 
