@@ -51,6 +51,29 @@ def test_paper_length_stops_in_time_and_goes_on(tmp_path):
   assert first.splitlines()[0] in (tmp_path / 'log.txt').read_text()
 
 
+def test_paper_length_tells_of_a_failure(tmp_path, monkeypatch, capsys):
+  monkeypatch.syspath_prepend(_SCRIPTS)
+  paper_length = importlib.import_module('paper_length')
+
+  def run(flags, workdir):
+    # Every attempt adds an epoch; the time is over after the first.
+    del flags
+    clock[0] += 90
+    line = json.dumps({'epoch': 1, 'seconds': 60., 'devices': '1 x abacus'})
+    (workdir / 'metrics.jsonl').write_text(f'{line}\n')
+    return 3
+  clock = [0.]
+  monkeypatch.setattr(paper_length.time, 'monotonic', lambda: clock[0])
+  monkeypatch.setattr(paper_length.main_runs, 'run', run)
+  monkeypatch.setattr(sys, 'argv', [
+      'paper_length.py', '--teacher=a.pth', '--minutes=1',
+      f'--workdir={tmp_path}'])
+  with pytest.raises(SystemExit) as stopped:
+    paper_length.main()
+  assert stopped.value.code == 3
+  assert '1 epochs, 0.02 hours; 1 x abacus' in capsys.readouterr().out
+
+
 @pytest.fixture
 def ablation(monkeypatch):
   monkeypatch.syspath_prepend(_SCRIPTS)

@@ -82,8 +82,8 @@ def load(name: str, split: str = 'test', *, data_dir: str | None = None,
     return arrays.digits(split)
   # TFDS takes a second to import, which the sources above can do without.
   from ferd_jax.data import builders
-  directory = (data_dir or os.environ.get('TFDS_DATA_DIR')
-               or '~/tensorflow_datasets')
+  directory = str(data_dir or os.environ.get('TFDS_DATA_DIR')
+                  or '~/tensorflow_datasets')
   if '://' in directory:
     raise ValueError(f'Expected data_dir={directory!r} to be a directory of '
                      'this machine.')
