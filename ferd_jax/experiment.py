@@ -1,7 +1,6 @@
 """From a config to what a run needs, with every check before any compile."""
 
 from collections.abc import Mapping
-import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -97,7 +96,7 @@ def build(config: config_dict.ConfigDict,
   """
   parallel = parallels.create(config.parallel, devices)
   _check(config, parallel.num_devices)
-  with _about('data.name'):
+  with validate.named('data.name'):
     info = data.info(config.data.name)
   height, _, channels = info.image_shape
   _check_data(config, info)
@@ -108,7 +107,7 @@ def build(config: config_dict.ConfigDict,
   _check_tap(teacher, tap, info.image_shape)
   _check_train_mode(student, config.distill.batch_size, info.image_shape)
   variables = _teacher_variables(config, teacher, info.image_shape, parallel)
-  with _about('data'):
+  with validate.named('data', data_dir='dir'):
     examples = _examples(config, info)
 
   augmentation = dict(pad=config.augment.pad, flip=config.augment.flip)
@@ -252,17 +251,6 @@ def _check_train_mode(student, batch_size, image_shape):
     jax.eval_shape(step, jax.random.key(0), images)
 
 
-@contextlib.contextmanager
-def _about(setting):
-  """Names the setting in errors of data and files."""
-  try:
-    yield
-  except (OSError, ValueError) as error:
-    # FileNotFoundError stays one; decoding errors take other arguments.
-    kind = type(error) if isinstance(error, OSError) else ValueError
-    raise kind(f'{setting}: {error}') from error
-
-
 def _step_size(config):
   return config.eps / 4 if config.step_size is None else config.step_size
 
@@ -299,7 +287,7 @@ def _teacher_variables(config, teacher, image_shape, parallel):
     # Compiled: op by op, XLA's CPU compiler takes seconds per kernel's shape.
     init = parallel.compile(init, (parallels.REPLICATED,), parallels.REPLICATED)
     return jax.tree.map(np.asarray, init(parallel.replicate(key)))
-  with _about('teacher.path'):
+  with validate.named('teacher.path'):
     return torch_io.load_variables(pathlib.Path(path).expanduser(), teacher,
                                    image_shape, config.teacher.select)
 

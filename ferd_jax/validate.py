@@ -23,15 +23,18 @@ def named(group: str, **names: str) -> Iterator[None]:
   Raises:
     ValueError: `Expected distill.attack_steps=0 > 0.` for one raised inside
       as `Expected num_steps=0 > 0.` Other messages get the group in front.
+    OSError: the same for one raised inside, of its own kind.
   """
   try:
     yield
-  except ValueError as error:
+  except (OSError, ValueError) as error:
+    # FileNotFoundError stays one; decoding errors take other arguments.
+    kind = type(error) if isinstance(error, OSError) else ValueError
     match = re.match(r'Expected (\w+)=', str(error))
     if match is None:
-      raise ValueError(f'{group}: {error}') from error
+      raise kind(f'{group}: {error}') from error
     name = names.get(match[1], match[1])
-    raise ValueError(
+    raise kind(
         f'Expected {group}.{name}={str(error)[match.end():]}') from error
 
 

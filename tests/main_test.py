@@ -95,7 +95,7 @@ def files(tmp_path_factory):
     (['--config.data.split=tset'], ['data', "'tset'"]),
     (['--config.data.name=absent.npz'], ['data.name', 'absent.npz']),
     (['--config.data.name=cifar10', '--config.data.dir=gs://bucket/tfds',
-      '--config.teacher.path=random'], ['gs://bucket/tfds']),
+      '--config.teacher.path=random'], ['data.dir', 'gs://bucket/tfds']),
     (['--config.student.arch=resnet18', '--config.distill.batch_size=1'],
      ['distill.batch_size=1', 'one value per channel']),
     (['--distributed'], ['--distributed', 'SLURM']),

@@ -51,3 +51,20 @@ def test_every_value_is_checked():
     one_of(first='a', second='c')
   with pytest.raises(ValueError, match='second=9'):
     divisible(first=8, second=9)
+
+
+@pytest.mark.parametrize(('error', 'kind', 'message'), [
+    (ValueError('Expected num_steps=0 > 0.'), ValueError,
+     'Expected distill.attack_steps=0 > 0.'),
+    (ValueError('Expected gamma=-1 >= 0.'), ValueError,
+     'Expected distill.gamma=-1 >= 0.'),
+    (ValueError('No such thing.'), ValueError, 'distill: No such thing.'),
+    (FileNotFoundError('Expected a file at x.'), FileNotFoundError,
+     'distill: Expected a file at x.'),
+    (UnicodeDecodeError('utf8', b'\xff', 0, 1, 'bad'), ValueError,
+     "distill: 'utf8' codec can't decode byte 0xff in position 0: bad")])
+def test_errors_inside_get_the_names_of_the_config(error, kind, message):
+  with pytest.raises(kind, match=f'^{re.escape(message)}$') as raised:
+    with validate.named('distill', num_steps='attack_steps'):
+      raise error
+  assert type(raised.value) is kind
