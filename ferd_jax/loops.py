@@ -5,6 +5,8 @@ from collections.abc import Callable
 import jax
 from jax import lax
 
+LONGEST_UNROLLED = 50  # steps
+
 
 def repeat(num_steps: int, body: Callable, carry, *, unroll: bool | None):
   """Returns `carry` after num_steps calls of `body(step, carry)`.
@@ -15,10 +17,11 @@ def repeat(num_steps: int, body: Callable, carry, *, unroll: bool | None):
     carry: pytree of arrays.
     unroll: True writes the steps out, False rolls them into one loop. None
       unrolls on CPU, where XLA runs a convolution inside a loop 3 to 20 times
-      slower than outside, and rolls on accelerators.
+      slower than outside, and rolls on accelerators; and everywhere what is
+      longer than `LONGEST_UNROLLED`, which XLA takes minutes to compile.
   """
   if unroll is None:
-    unroll = unrolled_here()
+    unroll = unrolled_here() and num_steps <= LONGEST_UNROLLED
   if not unroll:
     return lax.fori_loop(0, num_steps, body, carry)
   for step in range(num_steps):

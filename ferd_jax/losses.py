@@ -64,6 +64,66 @@ def carlini_wagner(logits: jax.Array, labels: jax.Array) -> jax.Array:
   return -margin(logits, labels)
 
 
+def dlr(logits: jax.Array, labels: jax.Array) -> jax.Array:
+  """Returns the difference-of-logits ratio, `[B]`, which does not scale.
+
+  `-(z_y - max_{j != y} z_j) / (z_1st - z_3rd + 1e-12)`, sorted logits z: in
+  [-1, 0] for a correct prediction, at least 0 for a wrong one. With y third it
+  is 1 with a gradient of rounding noise. Two classes have no third logit:
+  then it is the margin, undivided.
+
+  Reference: Croce & Hein 2020, arXiv:2003.01690, Eq. 6.
+  """
+  gap = carlini_wagner(logits, labels)
+  if logits.shape[-1] < 3:
+    return gap
+  ordered = jnp.sort(logits, axis=-1)
+  return gap / (ordered[:, -1] - ordered[:, -3] + 1e-12)
+
+
+def targeted_dlr(logits: jax.Array, labels: jax.Array,
+                 targets: jax.Array) -> jax.Array:
+  """Returns the targeted difference-of-logits ratio, `[B]`.
+
+  `-(z_y - z_t) / (z_1st - (z_3rd + z_4th) / 2 + 1e-12)`. Less than four
+  classes have no fourth logit: then it is `targeted_margin`.
+
+  Reference: Croce & Hein 2020, arXiv:2003.01690, Eq. 7.
+  """
+  gap = targeted_margin(logits, labels, targets)
+  if logits.shape[-1] < 4:
+    return gap
+  ordered = jnp.sort(logits, axis=-1)
+  return gap / (ordered[:, -1] - 0.5 * (ordered[:, -3] + ordered[:, -4])
+                + 1e-12)
+
+
+def targeted_margin(logits: jax.Array, labels: jax.Array,
+                    targets: jax.Array) -> jax.Array:
+  """Returns z_t - z_y, `[B]`, for int targets `[B]`."""
+  return _logit_of(logits, targets) - _logit_of(logits, labels)
+
+
+def targeted_cross_entropy(logits: jax.Array, labels: jax.Array,
+                           targets: jax.Array) -> jax.Array:
+  """Returns log softmax(logits)[target], `[B]`; ascent leads to the target."""
+  del labels  # They say what success is, not where to go.
+  return -cross_entropy(logits, targets)
+
+
+def divergence_from(logits: jax.Array, target_logits: jax.Array) -> jax.Array:
+  """Returns KL(softmax(target_logits) || softmax(logits)), `[B]`.
+
+  `kl_divergence` with its arguments as attacks pass them, TRADES' inner loss
+  for the model's logits on the clean images.
+  """
+  return kl_divergence(target_logits, logits)
+
+
+def _logit_of(logits: jax.Array, classes: jax.Array) -> jax.Array:
+  return jnp.take_along_axis(logits, classes[:, None], axis=-1)[:, 0]
+
+
 def weighted_mse(target_logits: jax.Array, logits: jax.Array,
                  weights: jax.Array) -> jax.Array:
   """Returns the pairwise wMSE of logit differences, unnormalised, `[B]`.

@@ -6,14 +6,17 @@ runs under `jit`, `vmap`, `pmap` and `shard_map`:
   attack = attacks.PGD(eps=8 / 255, step_size=2 / 255, num_steps=20)
   x_adv = jax.jit(attack, static_argnums=0)(logits_fn, key, x, y)
 
-`logits_fn` maps images `[B, H, W, C]` to logits `[B, K]`: a pure function in
-evaluation mode, with normalisation inside, so that eps and step sizes are in
-the unit of the images. Nothing here knows a model, a framework or a config.
+`logits_fn` maps images `[B, ..., channels]` to logits `[B, K]`: a pure
+function in evaluation mode, with normalisation inside, so that eps and step
+sizes are in the unit of the images. Nothing here knows a model, a framework
+or a config.
 """
 
+from ferd_jax.attacks.apgd import APGD
+from ferd_jax.attacks.attack import AttackResult
 from ferd_jax.attacks.pgd import PGD
 from ferd_jax.attacks.presets import PRESETS
 from ferd_jax.attacks.presets import preset
 from ferd_jax.attacks.utae import UTAE
 
-__all__ = ['PGD', 'PRESETS', 'UTAE', 'preset']
+__all__ = ['APGD', 'PGD', 'PRESETS', 'UTAE', 'AttackResult', 'preset']

@@ -6,63 +6,31 @@ classes take most of it. UTAE also pulls the prediction towards the uniform
 distribution, so that no target is preferred.
 """
 
-from collections.abc import Callable
 import dataclasses
 
 import jax
-from jax import lax
 import numpy as np
 
-from ferd_jax import loops
 from ferd_jax import losses
 from ferd_jax import validate
-from ferd_jax.attacks import ascent
+from ferd_jax.attacks import attack
+from ferd_jax.attacks import pgd
 
 
 @dataclasses.dataclass(frozen=True)
-class UTAE:
-  """Ascends KL(P_T || P) - gamma KL(U || P) over the attacked model's P.
+class UniformTargetLoss:
+  """KL(P_T || P) - gamma KL(U || P): what UTAEs ascend.
 
-  Call it as `attack(logits_fn, key, x, teacher_logits)`: an attack whose `y`
-  are the teacher's logits on the clean images. With gamma = 0 it is RSLAD's
-  attack, bit for bit.
+  Its gradient in the logits is (1 - gamma) P - P_T + gamma U.
 
   Attributes:
-    eps: radius of the L-infinity ball, at least 0, in the unit of the images.
-    step_size: at least 0, in the unit of the images.
-    num_steps: how many, at least 1; the last iterate is returned.
-    gamma: weight of the uniform-target term, at least 0; the paper finds
-      0.1-0.5 best.
-    noise: standard deviation of the Gaussian start, which is not clipped, at
-      least 0.
-    bounds: lowest and highest pixel value.
-    unroll: None unrolls the loop on CPU only.
-
-  Raises:
-    ValueError: for a setting out of range.
-
-  References: FERD, arXiv:2509.20793; for gamma = 0 RSLAD, arXiv:2108.07969,
-    and GitHub mayaobuduyao/FERD query_sample.py (where gamma is 0).
+    gamma: weight of the uniform-target term.
   """
-  eps: float
-  step_size: float
-  num_steps: int
-  gamma: float = 0.3
-  noise: float = 0.001
-  bounds: tuple[float, float] = (0., 1.)
-  unroll: bool | None = None
+  gamma: float
 
-  def __post_init__(self):
-    validate.non_negative(eps=self.eps, step_size=self.step_size,
-                          gamma=self.gamma, noise=self.noise)
-    validate.positive(num_steps=self.num_steps)
-    ascent.freeze(self, 'eps', 'step_size', 'gamma', 'noise')
-
-  def objective(self, logits: jax.Array,
-                teacher_logits: jax.Array) -> jax.Array:
-    """Returns what the attack ascends, `[B]`.
-
-    Its gradient in `logits` is (1 - gamma) P - P_T + gamma U.
+  def __call__(self, logits: jax.Array,
+               teacher_logits: jax.Array) -> jax.Array:
+    """Returns the loss `[B]`.
 
     Args:
       logits: `[B, K]` of the attacked model on the attacked images.
@@ -80,33 +48,69 @@ class UTAE:
       return gap
     return gap - self.gamma * losses.uniformity(logits)
 
-  def __call__(self, logits_fn: Callable[[jax.Array], jax.Array],
-               key: jax.Array, x: jax.Array,
-               teacher_logits: jax.Array) -> jax.Array:
-    """Returns adversarial images.
 
-    Args:
-      logits_fn: the attacked model, images `[B, H, W, C]` -> logits `[B, K]`.
-      key: one PRNG key, or `[B]` keys, one per example; typed or legacy.
-      x: floating-point images `[B, H, W, C]` within `bounds`.
-      teacher_logits: `[B, K]`, of the teacher on `x`.
+@dataclasses.dataclass(frozen=True)
+class UTAE(attack.Attack):
+  """Ascends KL(P_T || P) - gamma KL(U || P) over the attacked model's P.
 
-    Returns:
-      `[B, H, W, C]` within eps of `x` and inside `bounds`, gradient stopped.
+  Call it as `utae(logits_fn, key, x, teacher_logits)`: an attack whose `y`
+  are the teacher's logits on the clean images. With gamma = 0 it is RSLAD's
+  attack, bit for bit.
 
-    Raises:
-      ValueError: while tracing, if x is not floating-point, or teacher_logits
-        or `key` do not fit its batch size or the K of `logits_fn`.
-    """
-    x = ascent.checked_images(x, teacher_logits=teacher_logits)
-    keys = ascent.noise_keys(key, x.shape[0])
-    noise = jax.vmap(lambda k: jax.random.normal(k, x.shape[1:], x.dtype))
-    def step(_, x_adv):
-      return ascent.sign_step(
-          lambda images: self.objective(logits_fn(images), teacher_logits),
-          x_adv, x, eps=self.eps, step_size=self.step_size,
-          bounds=self.bounds)
-    adversarial = loops.repeat(
-        self.num_steps, step, lax.stop_gradient(x + self.noise * noise(keys)),
-        unroll=self.unroll)
-    return lax.stop_gradient(adversarial)
+  Attributes:
+    eps: radius of the L-infinity ball, at least 0, in the unit of the images.
+    step_size: at least 0, in the unit of the images.
+    num_steps: how many, at least 1; the last iterate is returned.
+    gamma: weight of the uniform-target term, at least 0; the paper finds
+      0.1-0.5 best.
+    noise: standard deviation of the Gaussian start, which is not clipped, at
+      least 0.
+    bounds: lowest and highest pixel value.
+    unroll: None unrolls short loops on CPU.
+
+  Raises:
+    ValueError: for a setting out of range.
+
+  References: FERD, arXiv:2509.20793; for gamma = 0 RSLAD, arXiv:2108.07969,
+    and GitHub mayaobuduyao/FERD query_sample.py (where gamma is 0).
+  """
+  eps: float
+  step_size: float
+  num_steps: int
+  gamma: float = 0.3
+  noise: float = 0.001
+  bounds: tuple[float, float] = (0., 1.)
+  unroll: bool | None = None
+
+  norm = 'Linf'
+  num_restarts, num_targets = 1, 0
+
+  def __post_init__(self):
+    validate.non_negative(gamma=self.gamma)
+    _ = self._pgd  # It checks the rest.
+    attack.freeze(self, 'eps', 'step_size', 'noise', 'gamma')
+
+  @property
+  def loss(self) -> UniformTargetLoss:
+    """What is ascended: (logits, teacher_logits) -> `[B]`."""
+    return UniformTargetLoss(self.gamma)
+
+  @property
+  def _pgd(self) -> pgd.PGD:
+    return pgd.PGD(self.eps, self.step_size, self.num_steps, loss=self.loss,
+                   start='normal', clip_start=False, bounds=self.bounds,
+                   noise=self.noise)
+
+  def init(self, problem: attack.Problem) -> pgd.PGDState:
+    """Returns the start."""
+    return self._pgd.init(problem)
+
+  def step(self, logits_fn: attack.LogitsFn, problem: attack.Problem,
+           state: pgd.PGDState, key: jax.Array | None = None) -> pgd.PGDState:
+    """Returns the next iterate, projected."""
+    return self._pgd.step(logits_fn, problem, state, key)
+
+  def images(self, problem: attack.Problem,
+             state: pgd.PGDState) -> jax.Array:
+    """Returns the last iterate."""
+    return state.x_adv

@@ -1,0 +1,442 @@
+"""What all attacks share: how they are called, checked and iterated.
+
+An attack is a frozen dataclass with `init`, `step` and `images`: a state per
+example, one evaluation of the model, and the adversarial images that a state
+stands for. Everything else is built on these three, here the call that runs
+under `jit`, in `compiled` the loop that Python drives, in `AutoAttack` the one
+that exchanges images while it runs.
+"""
+
+from collections.abc import Callable
+import contextlib
+from typing import Any
+from typing import NamedTuple
+
+import jax
+from jax import lax
+import jax.numpy as jnp
+import numpy as np
+
+from ferd_jax import collectives
+from ferd_jax import loops
+from ferd_jax import validate
+from ferd_jax.attacks import geometry
+
+LogitsFn = Callable[..., jax.Array]
+
+# Images may leave the bounds by so much of their width, rounding.
+_SLACK = 1e-6
+
+
+class Problem(NamedTuple):
+  """What an attack has to solve; every array has a batch axis.
+
+  Attributes:
+    x: images `[B, ...]`.
+    y: int labels `[B]`, or what the attack's loss takes in their place.
+    targets: what a targeted loss takes besides, such as classes `[B]`, or
+      None.
+    eps: radii `[B]`, in the dtype of `x`.
+    keys: typed PRNG keys `[B]`.
+    x_init: `[B, ...]` to start from, or None for the attack's own start.
+  """
+  x: jax.Array
+  y: Any
+  targets: Any
+  eps: jax.Array
+  keys: jax.Array
+  x_init: jax.Array | None = None
+
+
+class AttackResult(NamedTuple):
+  """What an attack achieved, from one more evaluation on its images.
+
+  Of an example that is no valid input (see `Attack.__call__`) the numbers are
+  NaN, the prediction -1 and the success False.
+
+  Attributes:
+    images: `[B, ...]`, adversarial.
+    success: bool `[B]`, whether the prediction on them is another than `y`.
+    predictions: int32 `[B]`, the classes predicted on them.
+    logits: `[B, K]` on them.
+    norm: `[B]`, of images - x in the attack's norm.
+  """
+  images: jax.Array
+  success: jax.Array
+  predictions: jax.Array
+  logits: jax.Array
+  norm: jax.Array
+
+
+class Attack:
+  """Base of all attacks: frozen dataclasses with these settings.
+
+  Attributes:
+    eps: radius, in the unit of the images.
+    norm: one of `geometry.NORMS`.
+    bounds: lowest and highest pixel value.
+    num_steps: calls of `step`, one evaluation of the model each.
+    num_restarts: repetitions from other starts on what is not yet fooled.
+    num_targets: 0, or how many classes, those with the highest logits on the
+      clean image, are targeted in turn on what is not yet fooled.
+    unroll: None unrolls short loops on CPU.
+  """
+  eps: float
+  norm: str
+  bounds: tuple[float, float]
+  num_steps: int
+  num_restarts: int
+  num_targets: int
+  unroll: bool | None
+  stochastic = False  # Whether logits_fn is called as logits_fn(images, key).
+
+  def init(self, problem: Problem) -> Any:
+    """Returns the state before the first step; all leaves `[B, ...]`."""
+    raise NotImplementedError
+
+  def step(self, logits_fn: LogitsFn, problem: Problem, state: Any,
+           key: jax.Array | None = None) -> Any:
+    """Returns the state after one more evaluation of the model.
+
+    Args:
+      logits_fn: `[B, ...]` -> `[B, K]`; a stochastic one also takes a key.
+      problem: the images and what belongs to them.
+      state: of `init` or the last step.
+      key: of this step for stochastic models, else None.
+    """
+    raise NotImplementedError
+
+  def images(self, problem: Problem, state: Any) -> jax.Array:
+    """Returns the adversarial images `[B, ...]` that a state stands for."""
+    raise NotImplementedError
+
+  @property
+  def num_runs(self) -> int:
+    """How often the steps are gone through: restarts times targets."""
+    return self.num_restarts * max(self.num_targets, 1)
+
+  def __call__(self, logits_fn: LogitsFn, key: jax.Array, x: jax.Array,
+               y: Any, targets: Any = None, *,
+               eps: jax.Array | float | None = None,
+               x_init: jax.Array | None = None) -> jax.Array:
+    """Returns adversarial images.
+
+    A call outside of `jit` raises for values that are no valid input. Inside,
+    where values cannot be looked at, such an example gets images of NaN, and
+    the others what they would get without it.
+
+    Args:
+      logits_fn: images `[B, ...]` -> logits `[B, K]`, K >= 2: pure, in
+        evaluation mode, on each image by itself.
+      key: one PRNG key, or `[B]` keys, one per example; typed or legacy.
+      x: floating-point images `[B, ..., channels]` within `bounds`.
+      y: int labels `[B]` in 0..K-1, or what `loss` takes in their place; every
+        array in it has a batch axis.
+      targets: of a targeted loss, int classes `[B]`.
+      eps: radius in place of the setting's, a scalar or one per example; it
+        may be traced.
+      x_init: `[B, ..., channels]`, to start from.
+
+    Returns:
+      `[B, ..., channels]` within eps of `x` and inside `bounds`, gradient
+      stopped.
+
+    Raises:
+      ValueError: if x is not floating-point, y, targets, x_init, eps or key do
+        not fit its batch size, or logits_fn does not return `[B, K]`; outside
+        of `jit` also for labels or targets that are no class, and images that
+        are not finite or out of bounds.
+    """
+    return self._attack(logits_fn, key, x, y, targets, eps, x_init)[1]
+
+  def run(self, logits_fn: LogitsFn, key: jax.Array, x: jax.Array, y: Any,
+          targets: Any = None, *, eps: jax.Array | float | None = None,
+          x_init: jax.Array | None = None) -> AttackResult:
+    """Returns the images and what they achieve; arguments as for the call.
+
+    The labels that success is measured by are `y`, or the highest entries if
+    `y` are logits `[B, K]`.
+    """
+    problem, images, valid = self._attack(logits_fn, key, x, y, targets, eps,
+                                          x_init)
+    return self.result(logits_fn, problem, images, valid,
+                       self._key(problem.keys))
+
+  def result(self, logits_fn: LogitsFn, problem: Problem, images: jax.Array,
+             valid: jax.Array | None = None,
+             key: jax.Array | None = None) -> AttackResult:
+    """Returns what `images` achieve against the model.
+
+    Args:
+      logits_fn: as for the call.
+      problem: that was solved.
+      images: `[B, ...]`.
+      valid: bool `[B]`, of the examples that are valid input; default: all.
+      key: for a stochastic model, else None.
+    """
+    logits = evaluate(logits_fn, images, key)
+    if valid is None:
+      valid = jnp.ones(images.shape[:1], bool)
+    logits = geometry.where(valid, logits, jnp.full_like(logits, jnp.nan))
+    predictions = jnp.where(valid, jnp.argmax(logits, axis=-1), -1)
+    return jax.tree.map(lax.stop_gradient, AttackResult(
+        images=images,
+        success=is_fooled(logits, labels_of(problem.y)) & valid,
+        predictions=predictions.astype(jnp.int32), logits=logits,
+        norm=geometry.size(images - problem.x, self.norm)))
+
+  def check(self, logits_fn: LogitsFn, key: jax.Array, x: jax.Array, y: Any,
+            targets: Any = None, eps: jax.Array | float | None = None,
+            x_init: jax.Array | None = None) -> tuple[Problem, jax.Array]:
+    """Returns the problem and which examples of it are valid input, `[B]`.
+
+    Arguments and errors are those of the call.
+    """
+    y = jnp.asarray(y) if isinstance(y, list) else y
+    x = checked_images(x, y=y, targets=targets, x_init=x_init)
+    eps = self.eps if eps is None else eps
+    if np.shape(eps) not in ((), x.shape[:1]):
+      raise ValueError(f'Expected eps of shape {np.shape(eps)} to be one '
+                       f'radius or {x.shape[0]}, one per image.')
+    if is_concrete(eps):
+      for radius in np.unique(np.asarray(eps)):
+        validate.non_negative(eps=float(radius))
+    keys = noise_keys(key, x.shape[0])
+    x, y, targets, x_init = jax.tree.map(
+        lax.stop_gradient, (x, y, targets, x_init))
+    num_classes = jax.eval_shape(
+        lambda images: evaluate(logits_fn, images, self._key(keys)), x
+    ).shape[-1]
+    valid = _valid(x, y, targets, num_classes, self.bounds)
+    eps = jnp.broadcast_to(jnp.asarray(eps, x.dtype), x.shape[:1])
+    return Problem(x, y, targets, eps, keys, x_init), valid
+
+  def _attack(self, logits_fn, key, x, y, targets, eps, x_init):
+    """Returns the problem, the adversarial images and which are valid."""
+    problem, valid = self.check(logits_fn, key, x, y, targets, eps, x_init)
+    if self.num_runs == 1 and not self.num_targets:
+      images = self._solve(logits_fn, problem)
+    else:
+      images = self._solve_runs(logits_fn, problem)
+    images = geometry.where(valid, images, jnp.full_like(images, jnp.nan))
+    return problem, lax.stop_gradient(images), valid
+
+  def _solve(self, logits_fn, problem):
+    def step(i, state):
+      return self.step(logits_fn, problem, state, self._key(problem.keys, i))
+    state = loops.repeat(self.num_steps, step, self.init(problem),
+                         unroll=self.unroll)
+    return self.images(problem, state)
+
+  def _solve_runs(self, logits_fn, problem):
+    """Returns the images of the first run that fools, else of the last."""
+    labels, key = labels_of(problem.y), self._key(problem.keys)
+    clean = evaluate(logits_fn, problem.x, key)
+    def run(number, carry):
+      images, fooled = carry
+      found = self._solve(logits_fn, self.nth_run(problem, clean, number))
+      now = is_fooled(evaluate(logits_fn, found, key), labels)
+      return geometry.where(fooled, images, found), fooled | now
+    images, _ = loops.repeat(self.num_runs, run,
+                             (problem.x, is_fooled(clean, labels)),
+                             unroll=False)
+    return images
+
+  def _key(self, keys, step=0):
+    return jax.random.fold_in(keys[0], step) if self.stochastic else None
+
+  def nth_run(self, problem: Problem, clean_logits: jax.Array,
+              number: jax.Array | int) -> Problem:
+    """Returns the problem of one run: its own noise, and its target classes.
+
+    Args:
+      problem: of all runs.
+      clean_logits: `[B, K]` on the clean images.
+      number: 0..num_runs-1, a scalar or one per example.
+    """
+    number = jnp.broadcast_to(number, problem.x.shape[:1])
+    problem = problem._replace(
+        keys=jax.vmap(jax.random.fold_in)(problem.keys, number))
+    if not self.num_targets:
+      return problem
+    return problem._replace(targets=ranked_classes(
+        clean_logits, number % self.num_targets + 2))
+
+
+def ranked_classes(logits: jax.Array, rank: jax.Array) -> jax.Array:
+  """Returns the class with the rank-th highest logit, int32 `[B]`.
+
+  Args:
+    logits: `[B, K]`.
+    rank: `[B]`, 1 for the highest. Among equal logits the later class ranks
+      first, as in AutoAttack.
+  """
+  order = jnp.argsort(logits, axis=-1)
+  position = logits.shape[-1] - rank[:, None]
+  return jnp.take_along_axis(order, position, axis=-1)[:, 0].astype(jnp.int32)
+
+
+def evaluate(logits_fn: LogitsFn, images: jax.Array,
+             key: jax.Array | None = None) -> jax.Array:
+  """Returns the logits `[B, K]` after checking their shape.
+
+  Args:
+    logits_fn: the model.
+    images: `[B, ...]`.
+    key: passed on to a stochastic model; None for all others.
+
+  Raises:
+    ValueError: unless the model returns `[B, K]`, K >= 2, floating-point.
+  """
+  logits = logits_fn(images) if key is None else logits_fn(images, key)
+  shape, dtype = np.shape(logits), getattr(logits, 'dtype', np.dtype(object))
+  if (len(shape) != 2 or shape[0] != images.shape[0] or shape[1] < 2
+      or not jnp.issubdtype(dtype, jnp.floating)):
+    raise ValueError(
+        'Expected logits_fn to return floating-point logits '
+        f'[{images.shape[0]}, K], K >= 2, got {dtype} {shape}.')
+  return logits
+
+
+def is_fooled(logits: jax.Array, labels: jax.Array) -> jax.Array:
+  """Returns whether the prediction is another than the label, `[B]`.
+
+  Logits that are not finite predict nothing and fool nobody.
+  """
+  finite = jnp.all(jnp.isfinite(logits), axis=-1)
+  return finite & (jnp.argmax(logits, axis=-1) != labels)
+
+
+def labels_of(y: Any) -> jax.Array:
+  """Returns the labels in `y`, `[B]`: its own, or the highest of its logits."""
+  y = jnp.asarray(jax.tree.leaves(y)[0])
+  return y if jnp.issubdtype(y.dtype, jnp.integer) else jnp.argmax(y, axis=-1)
+
+
+def is_concrete(*arrays: Any) -> bool:
+  """Returns whether the values can be looked at, which none traced can."""
+  return not any(isinstance(leaf, jax.core.Tracer)
+                 for leaf in jax.tree.leaves(arrays))
+
+
+def freeze(settings: Any, *names: str) -> None:
+  """Turns the named settings into floats, and `bounds` into two of them.
+
+  Then the frozen dataclass is hashable whatever the caller passed, and its
+  settings never change the dtype of the images: a NumPy float64 scalar would
+  promote float32 images where x64 is on.
+
+  Args:
+    settings: frozen dataclass with `bounds`, in its `__post_init__`.
+    *names: of the settings that are floats.
+
+  Raises:
+    ValueError: unless `bounds` are a lower and a higher value.
+  """
+  for name in names:
+    object.__setattr__(settings, name, float(getattr(settings, name)))
+  bounds = tuple(float(bound) for bound in settings.bounds)
+  if len(bounds) != 2 or not bounds[0] < bounds[1]:
+    raise ValueError(f'Expected bounds={settings.bounds!r} to be two values, '
+                     'low < high.')
+  object.__setattr__(settings, 'bounds', bounds)
+
+
+def checked_images(x: jax.Array, **targets: Any) -> jax.Array:
+  """Returns `x` as a JAX array after checking it and what belongs to it.
+
+  Only dtypes and shapes are read, so it raises while tracing. Without it one
+  label would serve all images silently, by broadcasting. A NumPy float64
+  becomes what JAX computes in, without a warning.
+
+  Args:
+    x: images `[B, ...]`.
+    **targets: pytrees of arrays `[B, ...]`, by the caller's names for them.
+
+  Raises:
+    ValueError: unless x is floating-point and all have one batch size.
+  """
+  x = jnp.asarray(x)
+  if not x.ndim or not jnp.issubdtype(x.dtype, jnp.floating):
+    raise ValueError('Expected x to be floating-point images [B, ...], got '
+                     f'{x.dtype} {x.shape}.')
+  for name, tree in targets.items():
+    for leaf in jax.tree.leaves(tree):
+      if np.shape(leaf)[:1] != x.shape[:1]:
+        raise ValueError(
+            f'Expected {name} of shape {np.shape(leaf)} to have the batch '
+            f'size of x of shape {x.shape}.')
+  return x
+
+
+def noise_keys(key: jax.Array, batch_size: int) -> jax.Array:
+  """Returns one key per example from one key, or the `[B]` keys given.
+
+  An example's noise then depends on its own key only: padding the batch or
+  splitting it over devices does not change it, if the caller passes the keys
+  of the examples' global indices.
+
+  Args:
+    key: one PRNG key or `[B]` keys, typed (`jax.random.key`) or legacy
+      (`jax.random.PRNGKey`, uint32 `[2]` or `[B, 2]` by default).
+    batch_size: B.
+
+  Returns:
+    Typed keys `[B]`.
+
+  Raises:
+    ValueError: if `key` is anything else.
+  """
+  keys = key
+  if getattr(key, 'dtype', None) == jnp.uint32:
+    # What does not fit the default generator stays untyped, and is refused.
+    with contextlib.suppress(TypeError):
+      keys = jax.random.wrap_key_data(key)
+  typed = (isinstance(keys, jax.Array)
+           and jnp.issubdtype(keys.dtype, jax.dtypes.prng_key))
+  if not typed or keys.shape not in ((), (batch_size,)):
+    kind = getattr(key, 'dtype', type(key).__name__)
+    raise ValueError(f'Expected key to be one PRNG key or {batch_size} keys, '
+                     f'one per image, got {kind} {np.shape(key)}.')
+  if keys.ndim:
+    return keys
+  return collectives.example_keys(keys, jnp.arange(batch_size))
+
+
+def _valid(x, y, targets, num_classes, bounds):
+  """Returns which examples are valid input `[B]`; outside of jit all are."""
+  low, high = bounds
+  slack = _SLACK * (high - low)
+  inside = _all(jnp.isfinite(x) & (x >= low - slack) & (x <= high + slack))
+  valid, checks = inside, {'x': (x, inside)}
+  for name, classes in (('y', y), ('targets', targets)):
+    if classes is None or isinstance(classes, tuple | list | dict):
+      continue  # What a loss of the caller's takes is the caller's.
+    classes = jnp.asarray(classes)
+    if not jnp.issubdtype(classes.dtype, jnp.integer):
+      continue
+    known = _all((classes >= 0) & (classes < num_classes))
+    valid, checks[name] = valid & known, (classes, known)
+  if is_concrete(valid):
+    for name, (values, fine) in checks.items():
+      if not bool(jnp.all(fine)):
+        _refuse(name, np.asarray(values), np.asarray(fine), num_classes,
+                bounds)
+  return valid
+
+
+def _refuse(name, values, fine, num_classes, bounds):
+  first = int(np.argmin(fine))
+  value = values[first]
+  if name == 'x':
+    expected = f'x to be finite images in {bounds}'
+    found = ('a value that is not finite' if not np.isfinite(value).all()
+             else f'values from {value.min():g} to {value.max():g}')
+  else:
+    expected, found = f'{name} in 0..{num_classes - 1}', f'{value}'
+  raise ValueError(f'Expected {expected}, got {found} in example {first} '
+                   f'({int((~fine).sum())} such of {len(fine)}).')
+
+
+def _all(mask):
+  return jnp.all(mask.reshape(mask.shape[0], -1), axis=-1)

@@ -1,0 +1,107 @@
+"""Balls, steps and starts of attacks: L-infinity and L2, per example.
+
+Arrays are `[B, ...]`; what there is one of per example, such as a radius, is
+`[B]` or a scalar.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+NORMS = ('Linf', 'L2')
+_TINY = 1e-12  # added to norms that divide, as AutoAttack does
+
+
+def per_example(values: jax.Array | float, x: jax.Array) -> jax.Array:
+  """Returns `[B]` values shaped to broadcast against `x` `[B, ...]`."""
+  values = jnp.asarray(values)
+  if not values.ndim:
+    return values
+  return values.reshape(values.shape + (1,) * (x.ndim - 1))
+
+
+def where(mask: jax.Array, new: jax.Array, old: jax.Array) -> jax.Array:
+  """Returns `new` where the example's mask `[B]` is true, else `old`."""
+  return jnp.where(per_example(mask, new), new, old)
+
+
+def size(delta: jax.Array, norm: str) -> jax.Array:
+  """Returns the norm of each example of `delta` `[B, ...]`, `[B]`."""
+  flat = delta.reshape(delta.shape[0], -1)
+  if norm == 'Linf':
+    return jnp.max(jnp.abs(flat), axis=-1, initial=0)
+  return jnp.sqrt(jnp.sum(jnp.square(flat), axis=-1))
+
+
+def project(x_adv: jax.Array, x: jax.Array, eps: jax.Array | float,
+            bounds: tuple[float, float], norm: str = 'Linf') -> jax.Array:
+  """Returns `x_adv` in the eps-ball around `x`, then clipped to the bounds.
+
+  Args:
+    x_adv: `[B, ...]`.
+    x: `[B, ...]`, centres of the balls, inside the bounds.
+    eps: radius, scalar or `[B]`.
+    bounds: lowest and highest pixel value.
+    norm: one of `NORMS`.
+  """
+  eps = per_example(eps, x)
+  if norm == 'Linf':
+    return jnp.clip(jnp.clip(x_adv, x - eps, x + eps), *bounds)
+  delta = x_adv - x
+  length = per_example(size(delta, norm), x)
+  return jnp.clip(x + delta / (length + _TINY) * jnp.minimum(eps, length),
+                  *bounds)
+
+
+def direction(gradient: jax.Array, norm: str) -> jax.Array:
+  """Returns the step of size 1 that ascends most: sign or unit vector."""
+  if norm == 'Linf':
+    return jnp.sign(gradient)
+  length = per_example(size(gradient, norm), gradient)
+  return gradient / (length + _TINY)
+
+
+def uniform(keys: jax.Array, x: jax.Array, eps: jax.Array,
+            norm: str) -> jax.Array:
+  """Returns noise `[B, ...]` uniform in the eps-ball.
+
+  Args:
+    keys: `[B]`, one per example.
+    x: `[B, ...]`, for shape and dtype.
+    eps: radius, scalar or `[B]`.
+    norm: one of `NORMS`.
+  """
+  shape = x.shape[1:]
+  def draw(key, eps):
+    if norm == 'Linf':
+      return jax.random.uniform(key, shape, x.dtype, -eps, eps)
+    direction_key, radius_key = jax.random.split(key)
+    vector = jax.random.normal(direction_key, shape, x.dtype)
+    radius = (jax.random.uniform(radius_key, (), x.dtype)
+              ** (1 / math.prod(shape)))
+    length = jnp.sqrt(jnp.sum(jnp.square(vector)))
+    return eps * radius * vector / (length + _TINY)
+  return jax.vmap(draw)(keys, jnp.broadcast_to(eps, x.shape[:1]))
+
+
+def surface(keys: jax.Array, x: jax.Array, eps: jax.Array,
+            norm: str) -> jax.Array:
+  """Returns noise `[B, ...]` of norm eps, where AutoAttack's attacks start.
+
+  Uniform noise over its largest entry (Linf), or a random direction (L2).
+
+  Args:
+    keys: `[B]`, one per example.
+    x: `[B, ...]`, for shape and dtype.
+    eps: radius, scalar or `[B]`.
+    norm: one of `NORMS`.
+  """
+  shape = x.shape[1:]
+  def draw(key):
+    if norm == 'Linf':
+      return 2 * jax.random.uniform(key, shape, x.dtype) - 1
+    return jax.random.normal(key, shape, x.dtype)
+  noise = jax.vmap(draw)(keys)
+  return (per_example(eps, x) * noise
+          / (per_example(size(noise, norm), x) + _TINY))
