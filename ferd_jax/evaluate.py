@@ -19,7 +19,6 @@ from ferd_jax import collectives
 from ferd_jax import forward
 from ferd_jax import metrics
 from ferd_jax import parallel as parallels
-from ferd_jax import stepwise
 
 CLEAN = 'clean'
 ATTACKS = (CLEAN, *attacks.PRESETS)
@@ -65,7 +64,7 @@ class Evaluator:
   """Measures a model's accuracy under named attacks; compiled once.
 
   Attributes:
-    attacks: compiled attacks by name (see `stepwise.compile_attack`), None for
+    attacks: compiled attacks by name (see `attacks.jit`), None for
       clean images.
     count: compiled `correct_per_class`.
     parallel: the device mapping that they were compiled for.
@@ -124,7 +123,8 @@ class Evaluator:
     attack = self.attacks[name]
     images = batch.images
     if attack is not None:
-      images = attack(variables, images, batch.labels, batch.indices, key)
+      images = attack(variables, key, images, batch.labels,
+                      indices=batch.indices)
     return self.count(variables, images, batch)
 
 
@@ -145,8 +145,10 @@ def evaluator(model: nn.Module, names: Sequence[str], eps: float,
   replicated, sharded = parallels.REPLICATED, parallels.SHARDED
   return Evaluator(
       attacks={
-          name: None if name == CLEAN else stepwise.compile_attack(
-              attacks.preset(name, eps), model, parallel) for name in names},
+          name: None if name == CLEAN else attacks.jit(
+              attacks.preset(name, eps),
+              functools.partial(forward.logits, model), parallel)
+          for name in names},
       count=parallel.compile(
           functools.partial(correct_per_class, model, num_classes),
           in_specs=(replicated, sharded, sharded), out_specs=replicated),

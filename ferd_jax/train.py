@@ -22,17 +22,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from ferd_jax import atomic
+from ferd_jax import attacks
 from ferd_jax import class_weights
 from ferd_jax import distill
 from ferd_jax import evaluate
 from ferd_jax import experiment
+from ferd_jax import forward
 from ferd_jax import models
 from ferd_jax import parallel as parallels
 from ferd_jax import pool as pools
 from ferd_jax import progress as progresses
 from ferd_jax import samples
 from ferd_jax import state as states
-from ferd_jax import stepwise
 from ferd_jax import synthesis
 from ferd_jax.checkpoint import RESULTS
 from ferd_jax.checkpoint import Checkpoints
@@ -46,7 +47,7 @@ class Steps(NamedTuple):
   """The compiled functions of a run."""
   init: Callable  # probs, indices, key -> SynthesisState
   synthesis: Callable  # SynthesisState, SynthesisBatch, key -> state, metrics
-  margin_attack: Callable  # teacher, images, labels, indices, key -> images
+  margin_attack: Callable  # teacher, key, images, labels -> images
   measure: Callable  # ExampleState, attacked images, teacher -> margins
   student: Callable  # FerdState, StudentBatch, key -> state, metrics
   end_epoch: Callable  # FerdState, margins -> FerdState
@@ -71,8 +72,9 @@ def compile_steps(run: experiment.Experiment) -> Steps:
       synthesis=step(fixed(synthesis.step, run.synthesis),
                      (phase, REPLICATED, REPLICATED), (phase, REPLICATED),
                      donate=(0,)),
-      margin_attack=stepwise.compile_attack(
-          run.margin_attack, run.synthesis.teacher, run.parallel),
+      margin_attack=attacks.jit(
+          run.margin_attack, fixed(forward.logits, run.synthesis.teacher),
+          run.parallel),
       measure=step(fixed(synthesis.measure, run.synthesis),
                    (phase.examples, SHARDED, REPLICATED), REPLICATED),
       student=step(fixed(distill.step, run.distillation),
@@ -149,8 +151,8 @@ def synthesise(run: experiment.Experiment, steps: Steps,
   metrics = _follow('generator', int(state.epoch), generate(), progress)
   examples = phase.examples
   attacked = steps.margin_attack(
-      teacher, synthesis.margin_images(run.synthesis, examples),
-      examples.labels, indices, measure_key)
+      teacher, measure_key, synthesis.margin_images(run.synthesis, examples),
+      examples.labels, indices=indices)
   margins = steps.measure(examples, attacked, teacher)
   images, labels = run.parallel.gather(
       (examples.best_images, examples.labels))

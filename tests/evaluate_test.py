@@ -2,6 +2,8 @@
 
 import pathlib
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +17,6 @@ from ferd_jax import forward
 from ferd_jax import loops
 from ferd_jax import models
 from ferd_jax import parallel
-from ferd_jax import stepwise
 from ferd_jax import torch_io
 
 _EPS = 0.1
@@ -110,12 +111,12 @@ def test_predictor(net, examples):
 def test_stepped_attack_equals_the_whole_one(net, examples, monkeypatch):
   model, variables = net
   images = jnp.asarray(examples[0], jnp.float32) / 255
-  arguments = (variables, images, jnp.asarray(examples[1]), jnp.arange(11),
-               jax.random.key(2))
+  arguments = (variables, jax.random.key(2), images, jnp.asarray(examples[1]))
   attack = attacks.PGD(_EPS, _EPS / 2, 3)
-  stepped = stepwise.compile_attack(attack, model, _mapping())(*arguments)
+  apply = functools.partial(forward.logits, model)
+  stepped = attacks.jit(attack, apply, _mapping())(*arguments)
   monkeypatch.setattr(loops, 'unrolled_here', lambda: False)
-  rolled = stepwise.compile_attack(attack, model, _mapping())(*arguments)
+  rolled = attacks.jit(attack, apply, _mapping())(*arguments)
   assert np.abs(stepped - images).max() > 0
   np.testing.assert_allclose(stepped, rolled, atol=1e-6)
 
@@ -143,8 +144,11 @@ def test_accuracy_of_a_published_teacher_equals_that_in_pytorch():
   net = torch_twins.CifarResNet(20, 16, 10, 'pad_after', 'stage').eval()
   torch_twins.load_published(net, path)
   net.requires_grad_(False)
-  start = jax.jit(lambda images, indices: attacks.preset(
-      'pgd20', eps).initialise(collectives.example_keys(key, indices), images))
+  @jax.jit
+  def start(images, indices):
+    return attacks.preset('pgd20', eps).init(attacks.Problem(
+        images, None, None, jnp.full(len(images), eps),
+        collectives.example_keys(key, indices))).x_adv
   correct = {'clean': [], 'pgd20': []}
 
   def to_torch(array):

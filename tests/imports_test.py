@@ -13,7 +13,7 @@ _LEVELS = [
      'samples', 'atomic', 'damage'},
     {'losses', 'augment', 'data', 'pool', 'parallel', 'progress'},
     {'models', 'attacks', 'class_weights', 'forward', 'outer_losses'},
-    {'features', 'inner_attacks', 'state', 'torch_io', 'stepwise'},
+    {'features', 'inner_attacks', 'state', 'torch_io'},
     {'synthesis', 'distill', 'evaluate', 'checkpoint'},
     {'experiment'},
     {'learning_curve'},

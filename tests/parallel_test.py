@@ -50,8 +50,8 @@ def _both_phases(mode, num_devices, dtype, num_steps):
     phase, values = steps.synthesis(phase, batch, keys[i + 1])
     metrics.append(values)
   attacked = steps.margin_attack(
-      teacher, synthesis.margin_images(run.synthesis, phase.examples),
-      phase.examples.labels, indices, keys[10])
+      teacher, keys[10], synthesis.margin_images(run.synthesis, phase.examples),
+      phase.examples.labels, indices=indices)
   margins = steps.measure(phase.examples, attacked, teacher)
   images, labels, latents = run.parallel.gather(
       (phase.examples.best_images, phase.examples.labels,

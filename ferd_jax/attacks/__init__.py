@@ -13,10 +13,14 @@ or a config.
 """
 
 from ferd_jax.attacks.apgd import APGD
+from ferd_jax.attacks.attack import Attack
 from ferd_jax.attacks.attack import AttackResult
+from ferd_jax.attacks.attack import Problem
+from ferd_jax.attacks.compiled import jit
 from ferd_jax.attacks.pgd import PGD
 from ferd_jax.attacks.presets import PRESETS
 from ferd_jax.attacks.presets import preset
 from ferd_jax.attacks.utae import UTAE
 
-__all__ = ['APGD', 'PGD', 'PRESETS', 'UTAE', 'AttackResult', 'preset']
+__all__ = ['APGD', 'PGD', 'PRESETS', 'UTAE', 'Attack', 'AttackResult',
+           'Problem', 'jit', 'preset']

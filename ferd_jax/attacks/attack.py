@@ -39,6 +39,7 @@ class Problem(NamedTuple):
     eps: radii `[B]`, in the dtype of `x`.
     keys: typed PRNG keys `[B]`.
     x_init: `[B, ...]` to start from, or None for the attack's own start.
+    restart: int32 `[B]`, from 0, which of the restarts, or None for 0.
   """
   x: jax.Array
   y: Any
@@ -46,6 +47,7 @@ class Problem(NamedTuple):
   eps: jax.Array
   keys: jax.Array
   x_init: jax.Array | None = None
+  restart: jax.Array | None = None
 
 
 class AttackResult(NamedTuple):
@@ -160,7 +162,7 @@ class Attack:
     problem, images, valid = self._attack(logits_fn, key, x, y, targets, eps,
                                           x_init)
     return self.result(logits_fn, problem, images, valid,
-                       self._key(problem.keys))
+                       self.step_key(problem.keys))
 
   def result(self, logits_fn: LogitsFn, problem: Problem, images: jax.Array,
              valid: jax.Array | None = None,
@@ -204,10 +206,9 @@ class Attack:
     keys = noise_keys(key, x.shape[0])
     x, y, targets, x_init = jax.tree.map(
         lax.stop_gradient, (x, y, targets, x_init))
-    num_classes = jax.eval_shape(
-        lambda images: evaluate(logits_fn, images, self._key(keys)), x
-    ).shape[-1]
-    valid = _valid(x, y, targets, num_classes, self.bounds)
+    valid = valid_examples(
+        x, y, targets, num_classes(logits_fn, x, self.step_key(keys)),
+        self.bounds)
     eps = jnp.broadcast_to(jnp.asarray(eps, x.dtype), x.shape[:1])
     return Problem(x, y, targets, eps, keys, x_init), valid
 
@@ -223,14 +224,14 @@ class Attack:
 
   def _solve(self, logits_fn, problem):
     def step(i, state):
-      return self.step(logits_fn, problem, state, self._key(problem.keys, i))
+      return self.step(logits_fn, problem, state, self.step_key(problem.keys, i))
     state = loops.repeat(self.num_steps, step, self.init(problem),
                          unroll=self.unroll)
     return self.images(problem, state)
 
   def _solve_runs(self, logits_fn, problem):
     """Returns the images of the first run that fools, else of the last."""
-    labels, key = labels_of(problem.y), self._key(problem.keys)
+    labels, key = labels_of(problem.y), self.step_key(problem.keys)
     clean = evaluate(logits_fn, problem.x, key)
     def run(number, carry):
       images, fooled = carry
@@ -242,12 +243,14 @@ class Attack:
                              unroll=False)
     return images
 
-  def _key(self, keys, step=0):
+  def step_key(self, keys: jax.Array,
+               step: jax.Array | int = 0) -> jax.Array | None:
+    """Returns the key that a stochastic model takes, None for others."""
     return jax.random.fold_in(keys[0], step) if self.stochastic else None
 
   def nth_run(self, problem: Problem, clean_logits: jax.Array,
               number: jax.Array | int) -> Problem:
-    """Returns the problem of one run: its own noise, and its target classes.
+    """Returns the problem of one run: its noise, restart and target classes.
 
     Args:
       problem: of all runs.
@@ -256,7 +259,8 @@ class Attack:
     """
     number = jnp.broadcast_to(number, problem.x.shape[:1])
     problem = problem._replace(
-        keys=jax.vmap(jax.random.fold_in)(problem.keys, number))
+        keys=jax.vmap(jax.random.fold_in)(problem.keys, number),
+        restart=(number // max(self.num_targets, 1)).astype(jnp.int32))
     if not self.num_targets:
       return problem
     return problem._replace(targets=ranked_classes(
@@ -296,6 +300,13 @@ def evaluate(logits_fn: LogitsFn, images: jax.Array,
         'Expected logits_fn to return floating-point logits '
         f'[{images.shape[0]}, K], K >= 2, got {dtype} {shape}.')
   return logits
+
+
+def num_classes(logits_fn: LogitsFn, x: jax.Array,
+                key: jax.Array | None = None) -> int:
+  """Returns the K of a model's logits, without evaluating it."""
+  return jax.eval_shape(
+      lambda images: evaluate(logits_fn, images, key), x).shape[-1]
 
 
 def is_fooled(logits: jax.Array, labels: jax.Array) -> jax.Array:
@@ -403,8 +414,21 @@ def noise_keys(key: jax.Array, batch_size: int) -> jax.Array:
   return collectives.example_keys(keys, jnp.arange(batch_size))
 
 
-def _valid(x, y, targets, num_classes, bounds):
-  """Returns which examples are valid input `[B]`; outside of jit all are."""
+def valid_examples(x: jax.Array, y: Any, targets: Any, num_classes: int,
+                   bounds: tuple[float, float]) -> jax.Array:
+  """Returns which examples are valid input, `[B]`; outside of `jit` all are.
+
+  Args:
+    x: images `[B, ...]`.
+    y: as for `Attack.__call__`, as are targets.
+    targets: of a targeted loss.
+    num_classes: of the model.
+    bounds: lowest and highest pixel value.
+
+  Raises:
+    ValueError: outside of `jit`, for images that are not finite or out of
+      bounds, and labels or targets that are no class.
+  """
   low, high = bounds
   slack = _SLACK * (high - low)
   inside = _all(jnp.isfinite(x) & (x >= low - slack) & (x <= high + slack))

@@ -1,0 +1,85 @@
+"""Projection onto a hyperplane within a box, the inner problem of FAB."""
+
+import jax
+from jax import lax
+import jax.numpy as jnp
+
+from ferd_jax.attacks import geometry
+
+# Normals up to so much per width of the box count as 0 in L2, as upstream: the
+# way to a bound in units of them has no bound.
+_FLAT = 1e-8
+
+
+def project_onto_hyperplane(p: jax.Array, w: jax.Array, b: jax.Array,
+                            bounds: tuple[float, float],
+                            norm: str) -> jax.Array:
+  """Returns the smallest move from `p` to the plane that stays in the box.
+
+  In the closest point every coordinate has gone equally far (Linf), or as far
+  as its weight (L2), unless a bound stopped it. How far is found exactly, by
+  sorting the coordinates by when they stop.
+
+  Where the plane does not meet the box, all coordinates go to the bound that
+  is nearer to it. Coordinates of weight 0 do not move, in L2 neither those
+  with |w| <= 1e-8 / (high - low).
+
+  Args:
+    p: points `[B, ...]` inside the bounds.
+    w: `[B, ...]`, normals of the planes, of any length.
+    b: `[B]`; the plane is where <w, u> = b.
+    bounds: lowest and highest value.
+    norm: one of `geometry.NORMS`, to be minimised.
+
+  Returns:
+    d `[B, ...]`, with <w, p + d> = b and p + d inside the bounds, rounding
+    aside.
+
+  References: Croce & Hein 2020, arXiv:1907.02044, Sec. 2; GitHub
+    fra31/auto-attack autoattack/fab_projections.py.
+  """
+  low, high = bounds
+  shape = p.shape
+  p, w = (array.reshape(shape[0], -1) for array in (p, w))
+  # A product and a sum: accelerators round the factors of a dot product.
+  excess = jnp.sum(w * p, axis=-1) - b
+  # From here on the plane lies where <w, u> is lower.
+  w = w * geometry.per_example(jnp.where(excess < 0, -1, 1).astype(w.dtype), w)
+  room = jnp.where(w > 0, p - low, high - p)
+  size = jnp.abs(w)
+  if norm == 'Linf':
+    level = _water_level(size, room, jnp.abs(excess))
+    move = jnp.sign(w) * jnp.minimum(level, room)
+  else:
+    moves = size > _FLAT / (high - low)
+    w = jnp.where(moves, w, 0)
+    stop = jnp.where(moves, room / jnp.where(moves, size, 1), 0)
+    level = _water_level(jnp.square(w), stop, jnp.abs(excess))
+    move = w * jnp.minimum(level, stop)
+  return -move.reshape(shape)
+
+
+def _water_level(weights, stops, volume):
+  """Returns the level at which sum weights * min(level, stops) is the volume.
+
+  Args:
+    weights: `[B, D]`, at least 0.
+    stops: `[B, D]`, finite.
+    volume: `[B]`, at least 0.
+
+  Returns:
+    `[B, 1]`, infinite where no level is enough.
+  """
+  stops, weights = lax.sort((stops, weights), num_keys=1)
+  # Of the coordinates that stop before each one, and of those that do not.
+  filled = jnp.cumsum(weights * stops, axis=-1)
+  filled = jnp.pad(filled[:, :-1], ((0, 0), (1, 0)))
+  open_weight = lax.cumsum(weights, axis=1, reverse=True)
+  is_open = open_weight > 0
+  levels = ((volume[:, None] - filled)
+            / jnp.where(is_open, open_weight, 1))
+  # The first that fits: later ones divide rounding errors by what is left.
+  fits = is_open & (levels <= stops)
+  level = jnp.take_along_axis(
+      levels, jnp.argmax(fits, axis=-1, keepdims=True), axis=-1)
+  return jnp.where(jnp.any(fits, axis=-1, keepdims=True), level, jnp.inf)

@@ -1,0 +1,221 @@
+"""Attacks compiled for a model whose variables are an argument.
+
+On accelerators an attack is one compiled function with a rolled loop. On CPU
+XLA is slow at convolutions in rolled loops and slow to compile unrolled ones,
+so there one step is compiled and Python takes it again and again.
+"""
+
+from collections.abc import Callable
+import functools
+from typing import Any
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ferd_jax import collectives
+from ferd_jax import loops
+from ferd_jax import parallel as parallels
+from ferd_jax.attacks import attack as attacks
+from ferd_jax.attacks import geometry
+
+_R, _S = parallels.REPLICATED, parallels.SHARDED
+
+
+class _Given(NamedTuple):
+  """What a problem is made of, in the layout of the mapping."""
+  key: jax.Array
+  x: jax.Array
+  y: Any
+  targets: Any
+  eps: jax.Array
+  x_init: jax.Array | None
+  indices: jax.Array
+  run: jax.Array | None = None  # of several, with
+  clean_logits: jax.Array | None = None
+
+
+_GIVEN = _Given(key=_R, x=_S, y=_S, targets=_S, eps=_R, x_init=_S, indices=_S,
+                run=_R, clean_logits=_S)
+
+
+def jit(attack: attacks.Attack, apply_fn: Callable[..., jax.Array],
+        parallel: parallels.Parallel | None = None) -> 'CompiledAttack':
+  """Returns the attack compiled for a model with variables.
+
+    attacked = attacks.jit(attack, model.apply)
+    x_adv = attacked(variables, key, x, y)
+
+  Other variables, keys, images and radii of the same shapes do not compile
+  again.
+
+  Args:
+    attack: to compile.
+    apply_fn: (variables, images `[B, ...]`) -> logits `[B, K]`; with a key in
+      third place for stochastic models (`APGD` with eot > 0).
+    parallel: mapping over devices, whose layout arguments and results then
+      have; default: one device.
+  """
+  return CompiledAttack(attack, apply_fn, parallel or parallels.create('jit'))
+
+
+class CompiledAttack:
+  """An attack on `apply_fn`, called with variables; see `jit`."""
+
+  def __init__(self, attack: attacks.Attack,
+               apply_fn: Callable[..., jax.Array],
+               parallel: parallels.Parallel):
+    self._attack = attack
+    self._apply_fn = apply_fn
+    self._parallel = parallel
+    self._num_classes = {}
+
+  def __call__(self, variables: Any, key: jax.Array, x: jax.Array, y: Any,
+               targets: Any = None, *, eps: jax.Array | float | None = None,
+               x_init: jax.Array | None = None,
+               indices: jax.Array | None = None) -> jax.Array:
+    """Returns adversarial images.
+
+    Args:
+      variables: of the model, any pytree of arrays.
+      key: one typed PRNG key.
+      x: as for `Attack.__call__`, as are y, targets and x_init.
+      y: labels.
+      targets: of a targeted loss.
+      eps: radius in place of the setting's, a scalar.
+      x_init: to start from.
+      indices: int `[B]`, of the images in their data set, that choose their
+        noise; default, on one device: 0..B-1.
+
+    Raises:
+      ValueError: outside of `jit` as for `Attack.__call__`, on several devices
+        for missing indices.
+    """
+    if not attacks.is_concrete(variables, key, x, y, targets, eps, x_init):
+      keys = key if indices is None else collectives.example_keys(key, indices)
+      return self._attack(functools.partial(self._apply_fn, variables), keys,
+                          x, y, targets, eps=eps, x_init=x_init)
+    eps = self._attack.eps if eps is None else eps
+    if self._parallel.mode == 'jit':  # Else the caller has prepared arrays.
+      x = self._checked(variables, key, x, y, targets, x_init)
+    if indices is None:
+      if self._parallel.mode != 'jit':
+        raise ValueError('Expected indices, laid out as x is over devices.')
+      indices = np.arange(len(x), dtype=np.int32)
+    given = _Given(key, x, y, targets, jnp.asarray(eps, x.dtype), x_init,
+                   indices)
+    if not loops.unrolled_here():
+      return self._whole(variables, given)
+    if self._attack.num_runs == 1 and not self._attack.num_targets:
+      return self._solve(variables, given)
+    return self._solve_runs(variables, given)
+
+  def run(self, variables: Any, key: jax.Array, x: jax.Array, y: Any,
+          targets: Any = None, **options: Any) -> attacks.AttackResult:
+    """Returns the images and what they achieve; arguments as for the call."""
+    images = self(variables, key, x, y, targets, **options)
+    return self._result(variables, key, x, y, images)
+
+  def _checked(self, variables, key, x, y, targets, x_init):
+    """Returns `x` after the checks of `Attack.check`."""
+    x = attacks.checked_images(x, y=y, targets=targets, x_init=x_init)
+    if x.shape not in self._num_classes:  # Tracing a model takes a while.
+      self._num_classes[x.shape] = attacks.num_classes(
+          functools.partial(self._apply_fn, variables), x,
+          key if self._attack.stochastic else None)
+    attacks.valid_examples(x, y, targets, self._num_classes[x.shape],
+                           self._attack.bounds)
+    return x
+
+  def _solve(self, variables, given):
+    """Returns the images of one run, one compiled step after the other."""
+    state = self._init(given)
+    for i in range(self._attack.num_steps):
+      state = self._step(variables, state, np.int32(i), given)
+    return self._images(state, given)
+
+  def _solve_runs(self, variables, given):
+    """Returns the images of the first run that fools, else of the last."""
+    clean = self._logits(variables, given.key, given.x)
+    images, fooled = given.x, self._is_fooled(clean, given.y)
+    for run in range(self._attack.num_runs):
+      found = self._solve(variables, given._replace(
+          run=np.int32(run), clean_logits=clean))
+      logits = self._logits(variables, given.key, found)
+      images, fooled = self._merge(images, found, fooled, logits, given.y)
+    return images
+
+  def _problem(self, given):
+    problem = attacks.Problem(
+        given.x, given.y, given.targets,
+        jnp.broadcast_to(given.eps, given.x.shape[:1]),
+        collectives.example_keys(given.key, given.indices), given.x_init)
+    if given.run is None:
+      return problem
+    return self._attack.nth_run(problem, given.clean_logits, given.run)
+
+  def _compile(self, function, in_specs):
+    def on_shard(*args, axis_name=None):
+      del axis_name  # Examples do not interact.
+      return function(*args)
+    return self._parallel.compile(on_shard, in_specs, _S)
+
+  @functools.cached_property
+  def _whole(self):
+    def whole(variables, given):
+      return self._attack(
+          functools.partial(self._apply_fn, variables),
+          collectives.example_keys(given.key, given.indices), given.x, given.y,
+          given.targets, eps=given.eps, x_init=given.x_init)
+    return self._compile(whole, (_R, _GIVEN))
+
+  @functools.cached_property
+  def _init(self):
+    return self._compile(
+        lambda given: self._attack.init(self._problem(given)), (_GIVEN,))
+
+  @functools.cached_property
+  def _step(self):
+    def step(variables, state, i, given):
+      problem = self._problem(given)
+      return self._attack.step(
+          functools.partial(self._apply_fn, variables), problem, state,
+          self._attack.step_key(problem.keys, i))
+    return self._compile(step, (_R, _S, _R, _GIVEN))
+
+  @functools.cached_property
+  def _images(self):
+    return self._compile(
+        lambda state, given: self._attack.images(self._problem(given), state),
+        (_S, _GIVEN))
+
+  @functools.cached_property
+  def _logits(self):
+    def logits(variables, key, x):
+      return attacks.evaluate(
+          functools.partial(self._apply_fn, variables), x,
+          key if self._attack.stochastic else None)
+    return self._compile(logits, (_R, _R, _S))
+
+  @functools.cached_property
+  def _is_fooled(self):
+    return self._compile(
+        lambda logits, y: attacks.is_fooled(logits, attacks.labels_of(y)),
+        (_S, _S))
+
+  @functools.cached_property
+  def _merge(self):
+    def merge(images, found, fooled, logits, y):
+      now = attacks.is_fooled(logits, attacks.labels_of(y))
+      return geometry.where(fooled, images, found), fooled | now
+    return self._compile(merge, (_S, _S, _S, _S, _S))
+
+  @functools.cached_property
+  def _result(self):
+    def result(variables, key, x, y, images):
+      problem = attacks.Problem(x, y, None, None, None)
+      return self._attack.result(
+          functools.partial(self._apply_fn, variables), problem, images,
+          key=key if self._attack.stochastic else None)
+    return self._compile(result, (_R, _R, _S, _S, _S))

@@ -1,0 +1,222 @@
+"""FAB and FAB-T, the minimum-norm attacks of AutoAttack."""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ferd_jax import loops
+from ferd_jax import losses
+from ferd_jax import validate
+from ferd_jax.attacks import attack
+from ferd_jax.attacks import box_projection
+from ferd_jax.attacks import geometry
+
+_NOT_FOUND = 1e10  # the norm where nothing misclassified was seen
+_TINY = 1e-12  # added to norms of gradients, as upstream
+_SHORTEST = 1e-8  # move that counts, per width of the bounds, as upstream
+
+
+class FABState(NamedTuple):
+  """Of every example.
+
+  Attributes:
+    iteration: int32 `[B]`, how many are done.
+    x: `[B, ...]`, to linearise the model at next.
+    x_best: `[B, ...]`, the misclassified iterate closest to the image, or the
+      image where there is none.
+    norm_best: `[B]`, its distance, 1e10 where there is none.
+    fooled: bool `[B]`, whether that is at most eps.
+    finite: bool `[B]`, whether all logits were.
+  """
+  iteration: jax.Array
+  x: jax.Array
+  x_best: jax.Array
+  norm_best: jax.Array
+  fooled: jax.Array
+  finite: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class FAB(attack.Attack):
+  """Fast adaptive boundary attack; with `num_targets` or targets FAB-T.
+
+  It looks for the misclassified image that is closest to the clean one. Every
+  iteration goes to the decision boundary of the linearised model and a little
+  beyond, and back towards the image where it has crossed the boundary. Only
+  what is accepted in the end depends on eps, and the starts of restarts.
+
+  The first run starts at the image itself and draws no noise, so that its
+  result does not depend on the key. An image that is misclassified as it is
+  stays as it is.
+
+  Attributes:
+    eps: radius that the result is accepted within, at least 0, in the unit of
+      the images.
+    norm: 'Linf' or 'L2', to be minimised.
+    num_iterations: how many; each takes a gradient (without targets K - 1 of
+      them, K classes) and one more forward pass.
+    num_restarts: repetitions on what is not yet fooled, from noise of norm
+      eps / 2 around the image.
+    num_targets: 0, or how many of the classes with the highest logits on the
+      clean image, after the first, give the boundary to go to in turn. Any
+      misclassification is a success. With 0 it is the boundary to the call's
+      `targets`, and without these, in every iteration, to the closest class.
+    alpha_max: largest share of the clean image's own projection in a step.
+    eta: length of a move, 1 ends on the linearised boundary.
+    beta: what is left of the distance to the image after each step that
+      crossed the boundary.
+    keep: which images are returned where one was found within eps, and the
+      clean image elsewhere: 'smallest', the closest of all iterations; or
+      'first', the first found (iterating ends there).
+    bounds: lowest and highest pixel value.
+    unroll: None unrolls short loops on CPU.
+
+  Raises:
+    ValueError: for a setting out of range.
+
+  References: Croce & Hein 2020, arXiv:1907.02044, Algorithm 1; GitHub
+    fra31/auto-attack autoattack/fab_base.py.
+  """
+  eps: float
+  norm: str = 'Linf'
+  num_iterations: int = 100
+  num_restarts: int = 1
+  num_targets: int = 0
+  alpha_max: float = 0.1
+  eta: float = 1.05
+  beta: float = 0.9
+  keep: str = 'smallest'
+  bounds: tuple[float, float] = (0., 1.)
+  unroll: bool | None = None
+
+  def __post_init__(self):
+    validate.non_negative(eps=self.eps, num_targets=self.num_targets)
+    validate.positive(num_iterations=self.num_iterations,
+                      num_restarts=self.num_restarts, eta=self.eta)
+    validate.in_range(0, 1, alpha_max=self.alpha_max, beta=self.beta)
+    validate.one_of(geometry.NORMS, norm=self.norm)
+    validate.one_of(('smallest', 'first'), keep=self.keep)
+    attack.freeze(self, 'eps', 'alpha_max', 'eta', 'beta')
+
+  @property
+  def num_steps(self) -> int:
+    """The iterations."""
+    return self.num_iterations
+
+  def init(self, problem: attack.Problem) -> FABState:
+    """Returns the start: the image, from restart 1 on noise, or `x_init`."""
+    x, start = problem.x, problem.x_init
+    if start is None:
+      start = x
+      if problem.restart is not None:
+        noise = geometry.surface(problem.keys, x, problem.eps / 2, self.norm)
+        start = geometry.where(problem.restart > 0, x + noise, x)
+    false = jnp.zeros(x.shape[:1], bool)
+    return FABState(
+        iteration=jnp.zeros(x.shape[:1], jnp.int32),
+        x=jnp.clip(start, *self.bounds), x_best=x,
+        norm_best=jnp.full(x.shape[:1], _NOT_FOUND, x.dtype),
+        fooled=false, finite=~false)
+
+  def step(self, logits_fn: attack.LogitsFn, problem: attack.Problem,
+           state: FABState, key: jax.Array | None = None) -> FABState:
+    """Returns the state after one iteration."""
+    labels = attack.labels_of(problem.y)
+    difference, gradient, logits = self._linearise(logits_fn, problem, state.x,
+                                                   key)
+    finite = state.finite & _all_finite(logits)
+    # Clean images that are wrong already: nothing is closer.
+    stays = (attack.is_fooled(logits, labels)
+             & (geometry.size(state.x - problem.x, self.norm) == 0))
+    x = geometry.where(
+        stays, state.x, self._move(problem, state.x, difference, gradient))
+
+    logits = attack.evaluate(logits_fn, x, key)
+    missed = attack.is_fooled(logits, labels)
+    norm = geometry.size(x - problem.x, self.norm)
+    closer = missed & (norm < state.norm_best)
+    norm_best = jnp.where(closer, norm, state.norm_best)
+    back = problem.x + (x - problem.x) * self.beta
+    after = FABState(
+        iteration=state.iteration + 1,
+        x=geometry.where(missed, back, x),
+        x_best=geometry.where(closer, x, state.x_best), norm_best=norm_best,
+        fooled=state.fooled | (closer & (norm_best <= problem.eps)),
+        finite=finite & _all_finite(logits))
+    if self.keep != 'first':
+      return after
+    return jax.tree.map(
+        lambda before, after: geometry.where(state.fooled, before, after),
+        state, after)
+
+  def done(self, state: FABState) -> jax.Array:
+    """Returns which examples further steps would not change, `[B]`."""
+    over = state.iteration >= self.num_steps
+    return over | state.fooled if self.keep == 'first' else over
+
+  def images(self, problem: attack.Problem, state: FABState) -> jax.Array:
+    """Returns `x_best` where it is within eps, else the clean image."""
+    return geometry.where(state.fooled, state.x_best, problem.x)
+
+  def _linearise(self, logits_fn, problem, x, key):
+    """Returns z_c - z_y `[B]`, its gradient `[B, ...]`, and the logits.
+
+    The class c is the target, or that with the closest boundary.
+    """
+    logits, pull_back = jax.vjp(
+        lambda images: attack.evaluate(logits_fn, images, key), x)
+    num_classes = logits.shape[-1]
+    labels = attack.labels_of(problem.y)
+    is_label = jax.nn.one_hot(labels, num_classes, dtype=logits.dtype)
+    def against(classes):
+      difference = losses.targeted_margin(logits, labels, classes)
+      is_class = jax.nn.one_hot(classes, num_classes, dtype=logits.dtype)
+      gradient, = pull_back(is_class - is_label)
+      return difference.astype(x.dtype), gradient
+    if problem.targets is not None:
+      return *against(problem.targets), logits
+
+    def compare(number, closest):
+      classes = number + (number >= labels)  # all but the label, in order
+      difference, gradient = against(classes)
+      distance = jnp.abs(difference) / (_dual_size(gradient, self.norm) + _TINY)
+      nearer = distance < closest[0]
+      return jax.tree.map(
+          lambda new, old: geometry.where(nearer, new, old),
+          (distance, difference, gradient), closest)
+    # One class after the other: all gradients at once fill the memory.
+    nowhere = jnp.full(x.shape[:1], jnp.inf, x.dtype)
+    _, difference, gradient = loops.repeat(
+        num_classes - 1, compare,
+        (nowhere, jnp.zeros_like(nowhere), jnp.zeros_like(x)),
+        unroll=self.unroll)
+    return difference, gradient, logits
+
+  def _move(self, problem, x, difference, gradient):
+    """Returns the next iterate, between the projections of `x` and image."""
+    b = jnp.sum((gradient * x).reshape(x.shape[0], -1), axis=-1) - difference
+    def project(images):
+      move = box_projection.project_onto_hyperplane(
+          images, gradient, b, self.bounds, self.norm)
+      shortest = _SHORTEST * (self.bounds[1] - self.bounds[0])
+      return move, jnp.maximum(geometry.size(move, self.norm), shortest)
+    move, length = project(x)
+    move_clean, length_clean = project(problem.x)
+    share = geometry.per_example(
+        jnp.minimum(length / (length + length_clean), self.alpha_max), x)
+    return jnp.clip((x + self.eta * move) * (1 - share)
+                    + (problem.x + self.eta * move_clean) * share,
+                    *self.bounds)
+
+
+def _dual_size(gradient, norm):
+  """Returns the norm `[B]` that turns a difference into a distance."""
+  if norm == 'L2':
+    return geometry.size(gradient, norm)
+  return jnp.sum(jnp.abs(gradient.reshape(gradient.shape[0], -1)), axis=-1)
+
+
+def _all_finite(logits):
+  return jnp.all(jnp.isfinite(logits), axis=-1)
