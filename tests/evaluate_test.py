@@ -1,8 +1,7 @@
 """Evaluation on fixed-shape batches, and attacks stepped from Python."""
 
-import pathlib
-
 import functools
+import pathlib
 
 import jax
 import jax.numpy as jnp

@@ -16,11 +16,15 @@ from ferd_jax.attacks.apgd import APGD
 from ferd_jax.attacks.attack import Attack
 from ferd_jax.attacks.attack import AttackResult
 from ferd_jax.attacks.attack import Problem
+from ferd_jax.attacks.autoattack import AutoAttack
 from ferd_jax.attacks.compiled import jit
+from ferd_jax.attacks.ensemble import Result
+from ferd_jax.attacks.fab import FAB
 from ferd_jax.attacks.pgd import PGD
 from ferd_jax.attacks.presets import PRESETS
 from ferd_jax.attacks.presets import preset
+from ferd_jax.attacks.square import Square
 from ferd_jax.attacks.utae import UTAE
 
-__all__ = ['APGD', 'PGD', 'PRESETS', 'UTAE', 'Attack', 'AttackResult',
-           'Problem', 'jit', 'preset']
+__all__ = ['APGD', 'FAB', 'PGD', 'PRESETS', 'UTAE', 'Attack', 'AttackResult',
+           'AutoAttack', 'Problem', 'Result', 'Square', 'jit', 'preset']

@@ -174,6 +174,11 @@ class APGD(attack.Attack):
     """Whether `logits_fn` takes a key."""
     return self.eot > 0
 
+  @property
+  def step_cost(self) -> int:
+    """Of a step, in forward passes."""
+    return 2 * max(self.eot, 1)
+
   def init(self, problem: attack.Problem) -> APGDState:
     """Returns the start: on the surface of the ball, or `x_init`."""
     x, eps = problem.x, problem.eps

@@ -91,6 +91,7 @@ class Attack:
   num_targets: int
   unroll: bool | None
   stochastic = False  # Whether logits_fn is called as logits_fn(images, key).
+  step_cost = 2  # of a step, in forward passes; a gradient is two
 
   def init(self, problem: Problem) -> Any:
     """Returns the state before the first step; all leaves `[B, ...]`."""
@@ -224,7 +225,8 @@ class Attack:
 
   def _solve(self, logits_fn, problem):
     def step(i, state):
-      return self.step(logits_fn, problem, state, self.step_key(problem.keys, i))
+      key = self.step_key(problem.keys, i)
+      return self.step(logits_fn, problem, state, key)
     state = loops.repeat(self.num_steps, step, self.init(problem),
                          unroll=self.unroll)
     return self.images(problem, state)
@@ -398,20 +400,40 @@ def noise_keys(key: jax.Array, batch_size: int) -> jax.Array:
   Raises:
     ValueError: if `key` is anything else.
   """
-  keys = key
-  if getattr(key, 'dtype', None) == jnp.uint32:
-    # What does not fit the default generator stays untyped, and is refused.
-    with contextlib.suppress(TypeError):
-      keys = jax.random.wrap_key_data(key)
-  typed = (isinstance(keys, jax.Array)
-           and jnp.issubdtype(keys.dtype, jax.dtypes.prng_key))
-  if not typed or keys.shape not in ((), (batch_size,)):
+  keys = _typed(key)
+  if keys is None or keys.shape not in ((), (batch_size,)):
     kind = getattr(key, 'dtype', type(key).__name__)
     raise ValueError(f'Expected key to be one PRNG key or {batch_size} keys, '
                      f'one per image, got {kind} {np.shape(key)}.')
   if keys.ndim:
     return keys
   return collectives.example_keys(keys, jnp.arange(batch_size))
+
+
+def one_key(key: jax.Array) -> jax.Array:
+  """Returns one PRNG key, typed or legacy, as a typed one.
+
+  Raises:
+    ValueError: if it is none, or several.
+  """
+  typed = _typed(key)
+  if typed is None or typed.ndim:
+    kind = getattr(key, 'dtype', type(key).__name__)
+    raise ValueError(f'Expected key to be one PRNG key, got {kind} '
+                     f'{np.shape(key)}.')
+  return typed
+
+
+def _typed(key):
+  """Returns keys as typed ones, None for anything else."""
+  if getattr(key, 'dtype', None) == jnp.uint32:
+    # What does not fit the default generator stays untyped.
+    with contextlib.suppress(TypeError):
+      key = jax.random.wrap_key_data(key)
+  if isinstance(key, jax.Array) and jnp.issubdtype(key.dtype,
+                                                   jax.dtypes.prng_key):
+    return key
+  return None
 
 
 def valid_examples(x: jax.Array, y: Any, targets: Any, num_classes: int,

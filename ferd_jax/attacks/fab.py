@@ -91,6 +91,8 @@ class FAB(attack.Attack):
   bounds: tuple[float, float] = (0., 1.)
   unroll: bool | None = None
 
+  step_cost = 3  # A gradient, and the prediction where it leads.
+
   def __post_init__(self):
     validate.non_negative(eps=self.eps, num_targets=self.num_targets)
     validate.positive(num_iterations=self.num_iterations,
@@ -197,13 +199,14 @@ class FAB(attack.Attack):
   def _move(self, problem, x, difference, gradient):
     """Returns the next iterate, between the projections of `x` and image."""
     b = jnp.sum((gradient * x).reshape(x.shape[0], -1), axis=-1) - difference
+    shortest = _SHORTEST * (self.bounds[1] - self.bounds[0])
     def project(images):
       move = box_projection.project_onto_hyperplane(
           images, gradient, b, self.bounds, self.norm)
-      shortest = _SHORTEST * (self.bounds[1] - self.bounds[0])
       return move, jnp.maximum(geometry.size(move, self.norm), shortest)
-    move, length = project(x)
-    move_clean, length_clean = project(problem.x)
+    # Both in one sort.
+    (move, move_clean), (length, length_clean) = jax.vmap(project)(
+        jnp.stack([x, problem.x]))
     share = geometry.per_example(
         jnp.minimum(length / (length + length_clean), self.alpha_max), x)
     return jnp.clip((x + self.eta * move) * (1 - share)

@@ -125,8 +125,8 @@ def pattern(shape: Sequence[int], corner: jax.Array, side: jax.Array,
   """Returns the perturbation that L2 puts into a window, called eta upstream.
 
   Along one axis the window is cut in two halves. Each is a pyramid, the sum
-  over k of the boxes that reach k positions from its centre times
-  `1 / (k + 1)^2`, of norm 1; the second is negative.
+  over k = 0..side // 2 of the boxes that reach k positions from its centre
+  times `1 / (k + 1)^2`, of norm 1; the second is negative.
 
   Args:
     shape: spatial shape.
@@ -332,6 +332,7 @@ class Square(attack.Attack):
   unroll: bool | None = None
 
   num_targets = 0
+  step_cost = 1  # It asks for no gradient.
 
   def __post_init__(self):
     validate.non_negative(eps=self.eps)

@@ -1,0 +1,170 @@
+"""AutoAttack: the ensemble by which robust accuracies are compared."""
+
+import dataclasses
+import functools
+import os
+
+import jax
+import numpy as np
+
+from ferd_jax import losses
+from ferd_jax import parallel as parallels
+from ferd_jax import validate
+from ferd_jax.attacks import apgd
+from ferd_jax.attacks import attack
+from ferd_jax.attacks import ensemble
+from ferd_jax.attacks import fab
+from ferd_jax.attacks import geometry
+from ferd_jax.attacks import square
+
+# The attacks of each version, in order.
+VERSIONS = {
+    'standard': ('apgd-ce', 'apgd-t', 'fab-t', 'square'),
+    'plus': ('apgd-ce', 'apgd-dlr', 'fab', 'square', 'apgd-t', 'fab-t'),
+    'rand': ('apgd-ce', 'apgd-dlr'),
+    'fast': ('apgd-ce', 'apgd-t'),
+    'torchattacks_compat': ('apgd-ce', 'apgd-t', 'fab-t', 'square'),
+}
+MEMBERS = ('apgd-ce', 'apgd-dlr', 'apgd-t', 'fab', 'fab-t', 'square')
+
+
+@dataclasses.dataclass(frozen=True)
+class AutoAttack:
+  """The parameter-free ensemble; call it as `autoattack(logits_fn, key, x, y)`.
+
+  Unlike the other attacks it is no part of a compiled program, but a loop of
+  Python's over compiled parts: it takes a data set of any size.
+
+  Attributes:
+    eps: radius, in the unit of the images.
+    norm: 'Linf' or 'L2'.
+    version: 'standard', what published numbers are, 'plus' (more attacks and
+      restarts) or 'rand' (for stochastic models) as upstream; 'fast', APGD
+      with both losses, close to standard at a tenth of the cost;
+      'torchattacks_compat', which reproduces the weaker ensemble of the
+      package of that name (L-infinity); or 'custom'.
+    attacks: of 'custom', in order: names of `MEMBERS`, as 'standard' sets them
+      up, or pairs of a name and an APGD, FAB or Square of your own.
+    bounds: lowest and highest pixel value.
+
+  Raises:
+    ValueError: for a setting out of range.
+
+  References: Croce & Hein 2020, arXiv:2003.01690; GitHub fra31/auto-attack.
+    Differences: the noise of an image depends on the key and its index, not on
+    its batch; less than 10 classes have less target classes; an attack ends
+    at the first image that fools, as flags are all that counts; an interrupted
+    run is gone on with.
+  """
+  eps: float
+  norm: str = 'Linf'
+  version: str = 'standard'
+  attacks: tuple[str | tuple[str, attack.Attack], ...] = ()
+  bounds: tuple[float, float] = (0., 1.)
+
+  def __post_init__(self):
+    validate.non_negative(eps=self.eps)
+    validate.one_of(geometry.NORMS, norm=self.norm)
+    validate.one_of((*VERSIONS, 'custom'), version=self.version)
+    attack.freeze(self, 'eps')
+    if self.version == 'torchattacks_compat' and self.norm != 'Linf':
+      raise ValueError(f"Expected norm={self.norm!r} to be 'Linf' for version="
+                       "'torchattacks_compat'.")
+    if (self.version == 'custom') != bool(self.attacks):
+      raise ValueError(f'Expected attacks={self.attacks!r} to be given for '
+                       f"version='custom', and only then.")
+    object.__setattr__(self, 'attacks', tuple(self.attacks))
+    for member in self.attacks:
+      if isinstance(member, str):
+        validate.one_of(MEMBERS, attack=member)
+    if len(set(self.names)) < len(self.names):
+      raise ValueError(f'Expected attacks={self.names} to have one name each.')
+
+  @property
+  def names(self) -> tuple[str, ...]:
+    """Of the attacks, in order."""
+    if self.version != 'custom':
+      return VERSIONS[self.version]
+    return tuple(member if isinstance(member, str) else member[0]
+                 for member in self.attacks)
+
+  def members(self, num_classes: int) -> dict[str, attack.Attack]:
+    """Returns the attacks by name, in order, for a model with K classes.
+
+    Args:
+      num_classes: K; targeted attacks have 9 targets, or K - 1 if that is
+        less ('torchattacks_compat': always K - 1).
+    """
+    compat = self.version == 'torchattacks_compat'
+    restarts = 5 if self.version == 'plus' else 1
+    targets = num_classes - 1 if compat else min(9, num_classes - 1)
+    common = dict(eps=self.eps, norm=self.norm, bounds=self.bounds)
+    # An image counts as soon as it fools: none is sought beyond.
+    ascent = functools.partial(
+        apgd.APGD, **common, keep='first',
+        num_iterations=10 if compat else 100,
+        eot=20 if self.version == 'rand' else 0)
+    boundary = functools.partial(fab.FAB, **common, keep='first',
+                                 num_iterations=10 if compat else 100)
+    standard = {
+        'apgd-ce': ascent(num_restarts=restarts),
+        'apgd-dlr': ascent(loss=losses.dlr, num_restarts=restarts),
+        'apgd-t': ascent(loss=losses.targeted_dlr, num_targets=targets),
+        'fab': boundary(num_restarts=restarts),
+        'fab-t': boundary(num_targets=targets),
+        'square': square.Square(**common, rescale_schedule=compat),
+    }
+    own = dict(member for member in self.attacks
+               if not isinstance(member, str))
+    return {name: own.get(name) or standard[name] for name in self.names}
+
+  def __call__(self, logits_fn: attack.LogitsFn, key: jax.Array,
+               x: np.ndarray, y: np.ndarray, *, batch_size: int = 256,
+               individual: bool = False,
+               state_file: os.PathLike | str | None = None,
+               save_every: float = 60., progress: bool = True,
+               parallel: parallels.Parallel | None = None
+               ) -> ensemble.Result:
+    """Attacks all images and says which are robust.
+
+    Args:
+      logits_fn: images `[B, ..., channels]` -> logits `[B, K]`, K >= 2: pure,
+        in evaluation mode; for 'rand' (images, key) -> logits. As
+        `jax.tree_util.Partial(apply_fn, variables)` its variables are an
+        argument of the compiled functions, not constants in them.
+      key: one PRNG key. Results depend on it and on nothing else: not on the
+        batch size, devices or interruptions, but for rounding.
+      x: images `[N, ..., channels]` within `bounds`.
+      y: int labels `[N]`.
+      batch_size: images at a time, over all devices.
+      individual: whether every attack gets all images that the model
+        classifies right, instead of those that the attacks before it left.
+      state_file: an `.npz` that keeps the state of the run. If it is there,
+        the run goes on from it.
+      save_every: seconds between two states; one is also kept after every
+        attack and on interruption.
+      progress: whether to show on stderr what was found, and how long it will
+        take.
+      parallel: mapping over devices; default: all of this process.
+
+    Returns:
+      Flags, accuracies, images and predictions. Its warnings are also
+      `warnings.warn`ed.
+
+    Raises:
+      ValueError: for inputs or a model that would make the numbers wrong (see
+        `checks`), or a state file of another run.
+    """
+    run = ensemble.Run(
+        self.members, logits_fn, key, x, y, batch_size=batch_size,
+        individual=individual, parallel=parallel or parallels.create(),
+        progress=progress, stochastic=self._stochastic, settings={
+            'version': self.version, 'norm': self.norm, 'eps': self.eps,
+            'bounds': self.bounds})
+    return run.finish(state_file, save_every)
+
+  @property
+  def _stochastic(self):
+    return self.version == 'rand' or any(
+        not isinstance(member, str) and member[1].stochastic
+        for member in self.attacks)

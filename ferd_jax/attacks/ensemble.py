@@ -1,0 +1,486 @@
+"""Several attacks on a data set, each on what those before left robust."""
+
+import collections
+from collections.abc import Callable
+import dataclasses
+import functools
+import os
+import sys
+import time
+from typing import Any
+import warnings
+import zlib
+
+import jax
+import numpy as np
+import tqdm
+
+from ferd_jax import parallel as parallels
+from ferd_jax import validate
+from ferd_jax.attacks import attack as attacks
+from ferd_jax.attacks import checks
+from ferd_jax.attacks import geometry
+from ferd_jax.attacks import saved
+from ferd_jax.attacks import slots
+
+_CLEAN = -1  # of `broken_by`
+_ROBUST = -2
+_R, _S = parallels.REPLICATED, parallels.SHARDED
+
+
+@dataclasses.dataclass
+class Result:
+  """What AutoAttack found about N images.
+
+  Attributes:
+    names: the attacks, in order.
+    labels: int32 `[N]`.
+    correct: bool `[N]`, whether the clean image is classified right.
+    flags: by attack, bool `[N]`: whether the image is still robust after it
+      and all before it (after it alone if `individual`).
+    images: `[N, ...]`, adversarial; clean where no attack fooled the model or
+      the clean image does.
+    predictions: int32 `[N]`, on `images`.
+    norms: `[N]`, of images - x.
+    broken_by: int32 `[N]`, the position in `names` of the attack that fooled
+      the model first, -1 for the clean image, -2 for none.
+    seconds: by attack, in all sessions of a run.
+    warnings: what makes the numbers doubtful.
+    settings: version, eps, norm, images, versions of the library.
+    individual: whether every attack had all correct images.
+  """
+  names: tuple[str, ...]
+  labels: np.ndarray
+  correct: np.ndarray
+  flags: dict[str, np.ndarray]
+  images: np.ndarray
+  predictions: np.ndarray
+  norms: np.ndarray
+  broken_by: np.ndarray
+  seconds: dict[str, float]
+  warnings: list[str]
+  settings: dict[str, Any]
+  individual: bool
+
+  @property
+  def robust(self) -> np.ndarray:
+    """Whether no attack fooled the model, bool `[N]`."""
+    return self.broken_by == _ROBUST
+
+  @property
+  def clean_accuracy(self) -> float:
+    """Of all images."""
+    return float(self.correct.mean())
+
+  @property
+  def robust_accuracy(self) -> float:
+    """The share of all images that no attack fooled."""
+    return float(self.robust.mean())
+
+  @property
+  def accuracy_after(self) -> dict[str, float]:
+    """Robust accuracy by attack; see `flags`."""
+    return {name: float(flags.mean()) for name, flags in self.flags.items()}
+
+  def per_class(self, num_classes: int | None = None) -> dict[str, np.ndarray]:
+    """Returns accuracies `[K]` of 'clean', each attack and 'autoattack'.
+
+    Args:
+      num_classes: K; default: the highest label and one. A class without
+        images has NaN.
+    """
+    size = num_classes or int(self.labels.max()) + 1
+    counts = np.bincount(self.labels, minlength=size)
+    def accuracy(flags):
+      with np.errstate(invalid='ignore'):
+        return np.bincount(self.labels[flags], minlength=size) / counts
+    return {name: accuracy(flags) for name, flags in {
+        'clean': self.correct, **self.flags,
+        'autoattack': self.robust}.items()}
+
+  def table(self) -> str:
+    """Returns accuracies as a Markdown table: average and each class."""
+    classes = self.per_class()
+    present = np.unique(self.labels)
+    kind = 'alone' if self.individual else 'and all before'
+    lines = [
+        ', '.join(f'{name} {value}' for name, value in self.settings.items()),
+        '', f'| after ({kind}) | average | worst class | seconds | '
+        + ' | '.join(str(label) for label in present) + ' |',
+        '|' + '---|' * (4 + len(present))]
+    averages = {'clean': self.clean_accuracy, **self.accuracy_after,
+                'autoattack': self.robust_accuracy}
+    for name, average in averages.items():
+      values = classes[name][present]
+      seconds = f'{self.seconds[name]:.1f}' if name in self.seconds else ''
+      lines.append(
+          f'| {name} | {average:.2%} | {values.min():.2%} | {seconds} | '
+          + ' | '.join(f'{value:.1%}' for value in values) + ' |')
+    return '\n'.join(lines + [f'Warning: {text}' for text in self.warnings])
+
+
+class Run:
+  """One call of AutoAttack."""
+
+  def __init__(self, members: Callable[[int], dict[str, attacks.Attack]],
+               logits_fn: attacks.LogitsFn, key: jax.Array, x: np.ndarray,
+               y: np.ndarray, *, batch_size: int, individual: bool,
+               parallel: parallels.Parallel, progress: bool, stochastic: bool,
+               settings: dict[str, Any]):
+    """Checks everything that can be without evaluating the model.
+
+    Args:
+      members: number of classes -> attacks by name.
+      logits_fn: the model.
+      key: one PRNG key.
+      x: images `[N, ...]`.
+      y: int labels `[N]`.
+      batch_size: over all devices.
+      individual: whether every attack gets all correct images.
+      parallel: mapping over devices.
+      progress: whether to show it.
+      stochastic: whether the model takes a key.
+      settings: of the attacks, JSON values.
+
+    Raises:
+      ValueError: see `AutoAttack.__call__`.
+    """
+    validate.positive(batch_size=batch_size)
+    validate.divisible(parallel.num_devices, 'devices', batch_size=batch_size)
+    x, y = np.asarray(x), np.asarray(y)
+    if np.issubdtype(x.dtype, np.floating):
+      x = x.astype(jax.dtypes.canonicalize_dtype(x.dtype), copy=False)
+    attacks.checked_images(x, y=y)
+    self._eps, self._norm = settings['eps'], settings['norm']
+    self._bounds = settings['bounds']
+    self._parallel, self._batch_size = parallel, batch_size
+    self._individual, self._stochastic = individual, stochastic
+    self._key = attacks.one_key(key)
+    self._logits_fn = (
+        logits_fn if isinstance(logits_fn, jax.tree_util.Partial)
+        else jax.tree_util.Partial(logits_fn))
+    self._num_classes = attacks.num_classes(
+        logits_fn, x[:1], self._key if stochastic else None)
+    checks.inputs(x, y, self._num_classes, self._eps, self._norm,
+                  self._bounds)
+    self._x, self._y = x, y.astype(np.int32)
+    self._members = members(self._num_classes)
+    self._model = parallel.replicate(self._logits_fn)
+    self._settings = settings | {
+        'images': len(y), 'seed': _seed(self._key), 'dtype': str(x.dtype),
+        'jax': jax.__version__}
+    self._display = _Display(progress and jax.process_index() == 0, len(y))
+
+    self._images, self._predictions = x.copy(), np.zeros(len(y), np.int32)
+    self._broken_by = np.full(len(y), _ROBUST, np.int32)
+    self._fooled, self._zero_gradient = (
+        {name: np.zeros(len(y), bool) for name in self._members}
+        for _ in range(2))
+    self._runs_done = {name: np.zeros(len(y), np.int32)
+                       for name in self._members}
+    self._seconds = dict.fromkeys(self._members, 0.)
+
+  def finish(self, state_file: os.PathLike | str | None,
+             save_every: float) -> Result:
+    """Runs what is left of all attacks and returns what they found.
+
+    Args:
+      state_file: to go on from and to write, or None.
+      save_every: seconds.
+
+    Raises:
+      ValueError: see `AutoAttack.__call__`.
+    """
+    notes = self._check_model()
+    clean_logits = self._logits(self._x)
+    notes += checks.outputs(clean_logits)
+    notes += checks.class_count(self._num_classes, list(self._members))
+    self._predictions[:] = clean_logits.argmax(-1)
+    self._correct = self._predictions == self._y
+    self._broken_by[~self._correct] = _CLEAN
+    notes += checks.clean_accuracy(self._correct.mean(), self._num_classes)
+    save = _Saver(state_file, save_every, self._identity(state_file),
+                  self._arrays)
+    self._restore(save.found)
+    self._display.line(f'clean: accuracy {self._correct.mean():.2%}')
+    try:
+      for position, name in enumerate(self._members):
+        self._attack(position, name, clean_logits, save)
+        save(now=True)
+        self._display.after(name, int(self._flags()[name].sum()),
+                            self._seconds[name],
+                            self._remaining_work(position + 1, self._correct))
+        notes += checks.zero_gradients(
+            name, np.flatnonzero(self._zero_gradient[name]).tolist())
+    finally:
+      self._display.close()
+      save(now=True)
+    result = self._result(notes)
+    if not self._individual:
+      notes += checks.square_too_strong(result.accuracy_after)
+    checks.results(self._x, self._images, self._eps, result.norms,
+                   self._bounds)
+    for note in notes:
+      warnings.warn(note, stacklevel=3)
+    return result
+
+  def _attack(self, position, name, clean_logits, save):
+    """Runs one attack on all images that it has not been through."""
+    attack = self._members[name]
+    engine = _slots(dataclasses.replace(attack, eps=0.), self._parallel,
+                    self._batch_size)
+    key = jax.random.fold_in(self._key, zlib.crc32(name.encode()))
+    runs_done = self._runs_done[name]
+    left = self._correct & ~self._fooled[name]
+    if not self._individual:
+      left &= self._broken_by == _ROBUST
+    tasks = collections.deque(
+        (index, int(runs_done[index])) for index in np.flatnonzero(left)
+        if runs_done[index] < attack.num_runs)
+    started, before = time.monotonic(), self._seconds[name]
+    broken = []  # images whose logits are not finite
+    def tick(image_steps):
+      self._seconds[name] = before + time.monotonic() - started
+      self._display.tick(name, image_steps * attack.step_cost,
+                         self._remaining_work(position, left),
+                         int((self._broken_by == _ROBUST).sum()))
+    def unfooled(index, run):
+      runs_done[index] = run + 1
+      if run + 1 < attack.num_runs:
+        tasks.append((index, run + 1))
+    while tasks:
+      found = []
+      for outcome in engine.run(self._model, key, self._eps, self._x, self._y,
+                                clean_logits, tasks, tick):
+        self._zero_gradient[name][outcome.index] |= outcome.zero_gradient
+        if not outcome.finite:
+          broken.append(outcome.index)
+        if outcome.fooled:
+          found.append(outcome)
+        else:
+          unfooled(outcome.index, outcome.run)
+        if len(found) >= self._batch_size:
+          self._verify(position, name, found, unfooled)
+          found = []
+        save()
+      self._verify(position, name, found, unfooled)
+    if broken:
+      raise ValueError(
+          f'{name}: the logits are not finite for adversarial images of '
+          f'examples {sorted(set(broken))[:10]} ({len(set(broken))} in all).')
+
+  def _verify(self, position, name, found, unfooled):
+    """Takes the images that fool the model once more; others had not."""
+    if not found:
+      return
+    images = np.stack([outcome.image for outcome in found])
+    predictions = self._logits(images).argmax(-1)
+    for outcome, image, prediction in zip(found, images, predictions,
+                                          strict=True):
+      index = outcome.index
+      if prediction == self._y[index]:  # By rounding, or by a tie.
+        unfooled(index, outcome.run)
+        continue
+      self._fooled[name][index] = True
+      if self._broken_by[index] == _ROBUST:
+        self._broken_by[index] = position
+        self._images[index] = image
+        self._predictions[index] = prediction
+
+  def _remaining_work(self, position, left):
+    """Returns what is at most to do, in forward passes.
+
+    Args:
+      position: of the attack that runs, or of the next.
+      left: bool `[N]`, images that it was given.
+    """
+    work = 0
+    for i, (name, attack) in enumerate(self._members.items()):
+      if i < position:
+        continue
+      now = left if i == position else self._correct
+      if not self._individual:
+        now = now & (self._broken_by == _ROBUST)
+      runs = attack.num_runs - self._runs_done[name][now & ~self._fooled[name]]
+      work += int(runs.sum()) * attack.num_steps * attack.step_cost
+    return work
+
+  def _check_model(self):
+    """Returns warnings about the model, from its first batch."""
+    if self._stochastic:
+      return []
+    batch = np.resize(self._x[:self._batch_size],
+                      (self._batch_size, *self._x.shape[1:]))
+    checks.independence(self._logits, batch)
+    return checks.determinism(
+        self._logits, lambda: jax.make_jaxpr(_call)(self._logits_fn, batch),
+        batch)
+
+  def _logits(self, images):
+    """Returns the logits `[N, K]` of images `[N, ...]`, in batches."""
+    predict, size = _predict(self._parallel), self._batch_size
+    key = self._parallel.replicate(self._key) if self._stochastic else None
+    found = []
+    for first in range(0, len(images), size):
+      batch = images[first:first + size]
+      # The last batch is filled with its own images.
+      padded = np.resize(batch, (size, *batch.shape[1:]))
+      logits = predict(self._model, self._parallel.shard(padded), key)
+      found.append(self._parallel.gather(logits)[:len(batch)])
+    return np.concatenate(found)
+
+  def _identity(self, state_file):
+    """Returns what tells this run from another, JSON values."""
+    if state_file is None:
+      return {}  # Hashing takes a while.
+    return self._settings | {
+        'individual': self._individual,
+        'attacks': {name: _described(attack)
+                    for name, attack in self._members.items()},
+        'x': saved.digest(self._x), 'y': saved.digest(self._y),
+        'variables': saved.digest(self._logits_fn)}
+
+  def _arrays(self):
+    """Returns the state to save."""
+    broken = np.flatnonzero(self._broken_by >= 0)
+    arrays = {'broken_by': self._broken_by, 'broken': broken,
+              'images': self._images[broken],
+              'predictions': self._predictions}
+    for name in self._members:
+      arrays |= {f'fooled/{name}': self._fooled[name],
+                 f'zero_gradient/{name}': self._zero_gradient[name],
+                 f'runs_done/{name}': self._runs_done[name],
+                 f'seconds/{name}': np.array(self._seconds[name])}
+    return arrays
+
+  def _restore(self, arrays):
+    """Takes over a saved state, if there is one."""
+    if arrays is None:
+      return
+    self._broken_by = arrays['broken_by']
+    self._images[arrays['broken']] = arrays['images']
+    self._predictions = arrays['predictions']
+    for name in self._members:
+      self._fooled[name] = arrays[f'fooled/{name}']
+      self._zero_gradient[name] = arrays[f'zero_gradient/{name}']
+      self._runs_done[name] = arrays[f'runs_done/{name}']
+      self._seconds[name] = float(arrays[f'seconds/{name}'])
+
+  def _flags(self):
+    """Returns by attack which images are robust after it, bool `[N]`."""
+    flags, left = {}, self._correct
+    for name in self._members:
+      alone = self._correct & ~self._fooled[name]
+      left = left & alone
+      flags[name] = alone if self._individual else left
+    return flags
+
+  def _result(self, notes):
+    return Result(
+        names=tuple(self._members), labels=self._y, correct=self._correct,
+        flags=self._flags(), images=self._images, predictions=self._predictions,
+        norms=np.asarray(geometry.size(self._images - self._x, self._norm)),
+        broken_by=self._broken_by, seconds=self._seconds, warnings=notes,
+        settings=self._settings, individual=self._individual)
+
+
+class _Saver:
+  """Keeps the state in a file, every so often."""
+
+  def __init__(self, path, seconds, identity, arrays):
+    self._path, self._seconds = path, seconds
+    self._identity, self._arrays = identity, arrays
+    self._last = time.monotonic()
+
+  @property
+  def found(self):
+    """The saved state, None if there is none."""
+    if self._path is None:
+      return None
+    return saved.read(self._path, self._identity)
+
+  def __call__(self, now=False):
+    due = now or time.monotonic() > self._last + self._seconds
+    if self._path is not None and due and jax.process_index() == 0:
+      saved.write(self._path, self._identity, self._arrays())
+      self._last = time.monotonic()
+
+
+class _Display:
+  """Shows the robust accuracy so far, and how long it will take.
+
+  On a terminal as a bar, elsewhere as a line a minute.
+  """
+
+  def __init__(self, active, num_images):
+    self._active, self._num_images = active, num_images
+    self._bar = tqdm.tqdm(
+        desc='AutoAttack', leave=False, dynamic_ncols=True, smoothing=0.05,
+        bar_format='{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}',
+        disable=not (active and sys.stderr.isatty()))
+    self._started = self._last_line = time.monotonic()
+    self._done = 0
+
+  def tick(self, name, work, remaining, robust):
+    """Counts work done and what there is at most to do, in forward passes."""
+    self._done += work
+    now = time.monotonic()
+    share = robust / self._num_images
+    if not self._bar.disable:
+      self._bar.total = self._done + remaining
+      self._bar.set_description(f'{name}: robust {share:.2%}', refresh=False)
+      self._bar.update(work)
+    elif now > self._last_line + 60:
+      self._last_line = now
+      self.line(f'{name}: robust accuracy {share:.2%} so far, '
+                f'{self._left(remaining)} left')
+
+  def after(self, name, robust, seconds, remaining):
+    """Prints what an attack has left."""
+    self.line(f'{name}: robust accuracy {robust / self._num_images:.2%} '
+              f'({robust} of {self._num_images}), {seconds:.0f} s, '
+              f'{self._left(remaining)} left')
+
+  def line(self, text):
+    """Prints a line above the bar."""
+    if self._active:
+      tqdm.tqdm.write(text, file=sys.stderr)
+
+  def close(self):
+    self._bar.close()
+
+  def _left(self, remaining):
+    """Returns the time that `remaining` takes at the speed so far."""
+    elapsed = time.monotonic() - self._started
+    return tqdm.tqdm.format_interval(elapsed / max(self._done, 1) * remaining)
+
+
+@functools.lru_cache(maxsize=64)
+def _slots(attack, parallel, batch_size):
+  """Returns compiled slots; another radius or model compiles nothing new."""
+  return slots.Slots(attack, _call, parallel, batch_size)
+
+
+@functools.lru_cache(maxsize=8)
+def _predict(parallel):
+  def predict(model, images, key, *, axis_name=None):
+    del axis_name  # Examples do not interact.
+    return attacks.evaluate(model, images, key)
+  return parallel.compile(predict, (_R, _S, _R), _S)
+
+
+def _call(model, *args):
+  return model(*args)
+
+
+def _described(attack):
+  """Returns an attack's settings as JSON values."""
+  values = {field.name: getattr(attack, field.name)
+            for field in dataclasses.fields(attack)}
+  return {'class': type(attack).__name__} | {
+      name: getattr(value, '__qualname__', repr(value))
+      for name, value in values.items()}
+
+
+def _seed(key):
+  return jax.random.key_data(key).tolist()

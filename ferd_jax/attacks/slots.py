@@ -1,0 +1,212 @@
+"""A fixed batch of slots through which any number of images is attacked.
+
+An image leaves its slot as soon as it is fooled or through, and the next one
+takes its place: shapes stay, nothing recompiles, and no slot idles but at the
+end, where the batch shrinks in a few sizes. Images do not interact, and the
+noise of each depends on its index only, so that the order does not matter.
+"""
+
+import collections
+from collections.abc import Callable
+from collections.abc import Iterator
+import functools
+from typing import Any
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ferd_jax import collectives as collective
+from ferd_jax import loops
+from ferd_jax import parallel as parallels
+from ferd_jax.attacks import attack as attacks
+from ferd_jax.attacks import geometry
+
+_R, _S = parallels.REPLICATED, parallels.SHARDED
+_SHRINK = 4  # The batch shrinks to a quarter when that is enough.
+
+
+class Outcome(NamedTuple):
+  """One run of the attack on one image.
+
+  Attributes:
+    index: of the image.
+    run: of the attack's runs.
+    fooled: whether the attack says so; the image decides.
+    image: the adversarial one if fooled, else None.
+    finite: whether all logits were.
+    zero_gradient: whether the gradient at the start was 0 everywhere.
+  """
+  index: int
+  run: int
+  fooled: bool
+  image: np.ndarray | None
+  finite: bool
+  zero_gradient: bool
+
+
+class _Rows(NamedTuple):
+  """The contents of the slots."""
+  x: Any
+  y: Any
+  index: Any
+  run: Any
+  clean_logits: Any
+
+
+class Slots:
+  """Runs one attack on the images of a data set."""
+
+  def __init__(self, attack: attacks.Attack, apply_fn: Callable,
+               parallel: parallels.Parallel, batch_size: int):
+    """Prepares the compiled functions.
+
+    Args:
+      attack: whose state has `fooled` and `finite`.
+      apply_fn: (variables, images[, key]) -> logits.
+      parallel: mapping over devices.
+      batch_size: number of slots, over all devices.
+    """
+    self._attack, self._parallel = attack, parallel
+    self._sizes = _sizes(batch_size, parallel.num_devices)
+    # How many steps before looking at what has become of the images: a look
+    # interrupts an accelerator, a fooled image waits for it.
+    look_every = min(3 if loops.unrolled_here() else 10, attack.num_steps)
+
+    def problem_of(rows, key, eps):
+      problem = attacks.Problem(
+          rows.x, rows.y, None, jnp.broadcast_to(eps, rows.y.shape),
+          collective.example_keys(key, rows.index))
+      return attack.nth_run(problem, rows.clean_logits, rows.run)
+
+    def start(rows, key, eps, *, axis_name=None):
+      del axis_name  # Examples do not interact, here and below.
+      return (jnp.zeros(rows.y.shape, jnp.int32),
+              attack.init(problem_of(rows, key, eps)))
+
+    def admit(rows, fresh, carry, key, eps, *, axis_name=None):
+      del axis_name
+      return jax.tree.map(functools.partial(geometry.where, fresh),
+                          start(rows, key, eps), carry)
+
+    def step(variables, rows, carry, key, eps, model_key, i):
+      problem = problem_of(rows, key, eps)
+      if model_key is not None:
+        model_key = jax.random.fold_in(model_key, i)
+      count, state = carry
+      after = attack.step(functools.partial(apply_fn, variables), problem,
+                          state, model_key)
+      going = count < attack.num_steps
+      return count + going, jax.tree.map(
+          functools.partial(geometry.where, going), after, state)
+
+    def advance(variables, rows, carry, key, eps, model_key, first, *,
+                axis_name=None):
+      del axis_name
+      # On CPU Python repeats a single step.
+      length = 1 if loops.unrolled_here() else look_every
+      return loops.repeat(
+          length, lambda i, carry: step(variables, rows, carry, key, eps,
+                                        model_key, first + i),
+          carry, unroll=length == 1)
+
+    def look(carry, *, axis_name=None):
+      del axis_name
+      count, state = carry
+      zero = getattr(state, 'zero_gradient', jnp.zeros_like(state.fooled))
+      return ((count >= attack.num_steps) | attack.done(state), state.fooled,
+              state.finite, zero)
+
+    def images(rows, carry, key, eps, *, axis_name=None):
+      del axis_name
+      return attack.images(problem_of(rows, key, eps), carry[1])
+
+    self._calls = look_every if loops.unrolled_here() else 1
+    self._call_steps = look_every // self._calls
+    compiled = parallel.compile
+    self._start = compiled(start, (_S, _R, _R), _S)
+    self._admit = compiled(admit, (_S, _S, _S, _R, _R), _S)
+    self._advance = compiled(advance, (_R, _S, _S, _R, _R, _R, _R), _S,
+                             donate=(2,))
+    self._look = compiled(look, (_S,), _S)
+    self._images = compiled(images, (_S, _S, _R, _R), _S)
+
+  def run(self, variables: Any, key: jax.Array, eps: float, x: np.ndarray,
+          y: np.ndarray, clean_logits: np.ndarray,
+          tasks: collections.deque[tuple[int, int]],
+          tick: Callable[[int], None]) -> Iterator[Outcome]:
+    """Yields the outcomes of (index, run) tasks until there are no more.
+
+    Args:
+      variables: of the model, on every device.
+      key: typed PRNG key of this attack.
+      eps: radius.
+      x: images `[N, ...]`.
+      y: int32 labels `[N]`.
+      clean_logits: `[N, K]`.
+      tasks: taken from the left; the caller may append to it meanwhile.
+      tick: called with the steps taken, over all images.
+    """
+    place, gather = self._parallel.replicate, self._parallel.gather
+    key, eps = place(key), place(np.asarray(eps, x.dtype))
+    size = self._fitting(len(tasks))
+    rows = _Rows(*(np.zeros((size, *like.shape[1:]), like.dtype)
+                   for like in (x, y, y, y, clean_logits)))
+    rows.x[:] = x[0]  # A valid image in slots that stay empty.
+    used, carry, steps = np.zeros(size, bool), None, 0
+    while True:
+      fresh = np.zeros(len(used), bool)
+      for slot in np.flatnonzero(~used):
+        if not tasks:
+          break
+        index, run = tasks.popleft()
+        for filled, new in zip(rows, (x[index], y[index], index, run,
+                                      clean_logits[index]), strict=True):
+          filled[slot] = new
+        used[slot] = fresh[slot] = True
+      if not used.any():
+        return
+      smaller = self._fitting(int(used.sum()))
+      if smaller < len(used) and carry is not None:
+        kept = np.argsort(~used, kind='stable')[:smaller]
+        rows, used, fresh, carry = jax.tree.map(
+            lambda array, kept=kept: np.asarray(array)[kept],
+            (rows, used, fresh, gather(carry)))
+        carry = self._parallel.shard(carry)
+        sharded = self._parallel.shard(rows)
+      if fresh.any():
+        sharded = self._parallel.shard(rows)
+        carry = (self._start(sharded, key, eps) if carry is None else
+                 self._admit(sharded, self._parallel.shard(fresh), carry, key,
+                             eps))
+      model_key = place(jax.random.fold_in(key, steps)) if (
+          self._attack.stochastic) else None
+      for call in range(self._calls):
+        carry = self._advance(variables, sharded, carry, key, eps, model_key,
+                              np.int32(call * self._call_steps))
+      steps += self._calls * self._call_steps
+      tick(int(used.sum()) * self._calls * self._call_steps)
+      done, fooled, finite, zero = gather(self._look(carry))
+      leaving = used & done
+      if (leaving & fooled).any():
+        images = gather(self._images(sharded, carry, key, eps))
+      used &= ~leaving
+      for slot in np.flatnonzero(leaving):
+        yield Outcome(
+            index=int(rows.index[slot]), run=int(rows.run[slot]),
+            fooled=bool(fooled[slot]),
+            image=images[slot].copy() if fooled[slot] else None,
+            finite=bool(finite[slot]), zero_gradient=bool(zero[slot]))
+
+  def _fitting(self, count):
+    """Returns the smallest number of slots that holds `count` images."""
+    return next((size for size in self._sizes if size >= count),
+                self._sizes[-1])
+
+
+def _sizes(batch_size, num_devices):
+  """Returns the numbers of slots in use, ascending; each compiles once."""
+  sizes = {max(batch_size // _SHRINK ** i // num_devices, 1) * num_devices
+           for i in range(3)}
+  return sorted(sizes)
