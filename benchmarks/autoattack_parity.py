@@ -12,6 +12,7 @@ network. Needs requirements-test.txt.
 """
 
 import argparse
+import itertools
 import json
 import logging
 import os
@@ -24,8 +25,36 @@ import numpy as np
 _ROOT = pathlib.Path(__file__).parents[1]
 sys.path[:0] = [str(_ROOT), str(_ROOT / 'tests')]
 
+_NAMES = {'resnet18': "pyautoattack's ResNet-18",
+          'resnet20': 'CIFAR10-resnet20-adv.pth'}
 ATTACKS = ('apgd-ce', 'apgd-t', 'fab-t', 'square')
 SEEDS = (0, 1, 2)
+_INTRODUCTION = """# AutoAttack here and in the official code
+
+Made by `benchmarks/autoattack_parity.py`: version 'standard', L-infinity, of
+`ferd_jax.attacks.AutoAttack` (seed 0) and of `pyautoattack` 0.2.0 (PyPI, the
+package of fra31/auto-attack; three seeds) on the same weights and the first
+images of CIFAR-10's test split in TFDS's order. Both sides take an image as
+robust until an attack changes its prediction; the flags below are compared
+image by image.
+
+What is the same to rounding, in the test suite: losses and their gradients, the
+schedules, the step-size controller on recorded losses, all iterates of APGD and
+of FAB-T in float64, the projections, and Square under the same draws, bit by
+bit in L-infinity (`tests/apgd_test.py`, `tests/fab_test.py`,
+`tests/box_projection_test.py`, `tests/square_test.py`).
+
+What differs on purpose:
+
+* The noise of an image depends on the key, the attack and the image's index.
+  The official code draws it for a batch: Square shares one window per query
+  among all images of a batch. The distribution for an image is the same.
+* An attack ends for an image with its first misclassified iterate; the official
+  APGD returns the last, FAB the closest. Flags do not change.
+* Between 2 and 9 classes there are K - 1 targets, where the official code
+  raises an error; such numbers carry a warning.
+* An interrupted run goes on where it was; the official code does not.
+"""
 
 
 def _package_file(name):
@@ -146,6 +175,73 @@ def run(args):
 
 def write(args):
   """Prints the report of all results."""
+  found = [json.loads(file.read_text())
+           for file in sorted(args.results.glob('*.json'))]
+  settings = sorted({(one['model'], one['eps'], one['images'])
+                     for one in found})
+  print(_INTRODUCTION)
+  for setting in settings:
+    sides = {one['side']: one for one in found
+             if (one['model'], one['eps'], one['images']) == setting}
+    if 'jax' in sides and 'official0' in sides:
+      print(_section(*setting, sides))
+
+
+def _section(model, eps, images, sides):
+  """Returns what one model at one radius gave."""
+  ours = sides.pop('jax')
+  clean = np.mean(ours['clean'])
+  lines = [
+      f'## {_NAMES[model]}, eps {eps:g}/255, {images} images', '',
+      f'Clean accuracy {clean:.2%} on both sides.' if all(
+          ours['clean'] == side['clean'] for side in sides.values()) else
+      'The clean predictions differ.', '',
+      '| robust accuracy after | here | '
+      + ' | '.join(f'official, seed {name[-1]}' for name in sides) + ' |',
+      '|' + '---|' * (2 + len(sides))]
+  for attack in ATTACKS:
+    lines.append(f'| {attack} | ' + ' | '.join(
+        f'{np.mean(side["flags"][attack]):.2%}'
+        for side in (ours, *sides.values())) + ' |')
+  lines.append('| seconds | ' + ' | '.join(
+      f'{side["seconds"]:.0f}' for side in (ours, *sides.values())) + ' |')
+  final = {name: np.array(side['flags']['square'])
+           for name, side in {'here': ours, **sides}.items()}
+  agreement = {name: np.mean(final['here'] == flags)
+               for name, flags in final.items() if name != 'here'}
+  null = [np.mean(final[first] == final[second])
+          for first, second in itertools.combinations(sides, 2)]
+  difference = [final['here'].mean() - final[name].mean() for name in sides]
+  lines += [
+      '', 'Images with the same final flag here and there: '
+      + ', '.join(f'{share:.1%}' for share in agreement.values())
+      + (f'; between two seeds of the official code {min(null):.1%} to '
+         f'{max(null):.1%}' if null else '') + '. Robust accuracy here less '
+      'there: ' + ', '.join(f'{100 * value:+.2f}' for value in difference)
+      + ' points.']
+  differing = np.flatnonzero(np.any(
+      [final['here'] != final[name] for name in sides], axis=0))
+  if len(differing):
+    lines += ['', '| image whose flags differ | broken here by | '
+              + ' | '.join(f'official, seed {name[-1]}' for name in sides)
+              + ' |', '|' + '---|' * (2 + len(sides))]
+    lines += [f'| {index} | ' + ' | '.join(
+        _broken_by(side, index) for side in (ours, *sides.values())) + ' |'
+              for index in differing]
+  ratio = np.median([side['seconds'] for side in sides.values()]
+                    ) / ours['seconds']
+  lines += ['', f'{ours["cores"]} core(s), batches of '
+            f'{ours["batch_size"]}, jax {ours["version"]}; the official '
+            f'code takes {ratio:.2f} times as long (median of its seeds).', '']
+  return '\n'.join(lines)
+
+
+def _broken_by(side, index):
+  """Returns the attack that broke an image, '-' if none did."""
+  if not side['clean'][index]:
+    return 'clean'
+  return next((attack for attack in ATTACKS
+               if not side['flags'][attack][index]), '-')
 
 
 def main():

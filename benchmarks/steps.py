@@ -49,10 +49,10 @@ sys.path.append(str(pathlib.Path(__file__).parents[1] / 'tests'))
 from ferd_jax import augment
 from ferd_jax import collectives
 from ferd_jax import distill
-from ferd_jax import evaluate
 from ferd_jax import experiment
 from ferd_jax import features
 from ferd_jax import forward
+from ferd_jax import robustness
 from ferd_jax import synthesis
 from ferd_jax import torch_io
 from ferd_jax import train
@@ -109,7 +109,7 @@ class JaxSteps:
     self._batch = distill.StudentBatch(
         *run.parallel.shard((images[:size], labels[:size])), self._teacher)
     size = run.config.eval.batch_size
-    self._examples = run.parallel.shard(evaluate.EvaluationBatch(
+    self._examples = run.parallel.shard(robustness.EvaluationBatch(
         images=images[:size], labels=labels[:size],
         indices=np.arange(size, dtype=np.int32), mask=np.ones(size, bool)))
 
@@ -211,7 +211,7 @@ class PyTorchSteps:
     self._labels = tensor(before.examples.labels).long()
     self._batch = tensor(batch.images), tensor(batch.labels).long()
     self._examples = tensor(examples.images), tensor(examples.labels).long()
-    self._attack = evaluate.attacks.preset(ATTACK, steps.run.config.eps)
+    self._attack = robustness.attacks.preset(ATTACK, steps.run.config.eps)
 
   def generator(self, **draws: Any) -> Any:
     return self._steps.generator_step(self._labels, **draws)

@@ -28,5 +28,6 @@ def get_config(variant: str = '') -> config_dict.ConfigDict:
   config = default.get_config()
   config.name = 'cifar100'
   config.data.name = 'cifar100'
+  config.eval.target_examples = 1000  # 99 targets each
   return variants.apply(config, variant, mobilenet_v2=_mobilenet_v2,
                         batch512=_batch512)

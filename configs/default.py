@@ -98,7 +98,11 @@ def get_config() -> config_dict.ConfigDict:
   distill.w_adv = 1 / 6  # paper
 
   config.eval = evaluation = config_dict.ConfigDict()
-  evaluation.attacks = ('clean', 'fgsm', 'pgd20', 'cw20')  # at the end
+  # At the end: of ferd_jax.robustness.ATTACKS.
+  evaluation.attacks = ('clean', 'fgsm', 'pgd20', 'cw20', 'autoattack')
+  # Then so many images under attacks on every wrong class: which targets are
+  # reached from which classes; 0: none.
+  evaluation.target_examples = 10_000
   evaluation.batch_size = 512
   evaluation.every = 10  # epochs between points of the learning curve; 0: none
   evaluation.curve_attacks = ('clean', 'pgd20')

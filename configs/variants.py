@@ -39,6 +39,9 @@ def fit_to_cpu(config: config_dict.ConfigDict) -> None:
   config.distill.batch_size = 32
   config.distill.attack_steps = 5
   config.eval.batch_size = 100  # fits the cache
+  # AutoAttack and all targets take hours: python -m ferd_jax.evaluate.
+  config.eval.attacks = ('clean', 'fgsm', 'pgd20', 'cw20')
+  config.eval.target_examples = 0
 
 
 def synthesise_natural_images(config: config_dict.ConfigDict) -> None:
@@ -77,6 +80,7 @@ def _smoke(config: config_dict.ConfigDict) -> None:
   config.distill.batch_size = 8
   config.distill.attack_steps = 2
   config.eval.attacks = ('clean', 'fgsm')
+  config.eval.target_examples = 0
   config.eval.batch_size = 16
   config.eval.curve_examples = 16
   config.eval.every = 2

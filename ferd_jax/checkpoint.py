@@ -27,8 +27,9 @@ from ferd_jax import state as states
 LAST = 'last'
 # What may differ when a run goes on: of these only `parallel` changes numbers
 # of the training, by rounding.
-_FREE = ('data.dir', 'eval.attacks', 'eval.batch_size', 'eval.nsd_ddof', 'log',
-         'max_minutes', 'parallel', 'teacher.path', 'teacher.select')
+_FREE = ('data.dir', 'eval.attacks', 'eval.batch_size', 'eval.nsd_ddof',
+         'eval.target_examples', 'log', 'max_minutes', 'parallel',
+         'teacher.path', 'teacher.select')
 # What may differ, besides, when a saved student is only evaluated.
 _FREE_TO_EVALUATE = ('data', 'eps', 'eval.curve_attacks', 'eval.curve_examples',
                      'eval.every', 'step_size')
@@ -146,10 +147,7 @@ def claim(workdir: epath.PathLike, config: Mapping[str, Any], *,
                      'train first.')
   free = _FREE if start else _FREE + _FREE_TO_EVALUATE
   if saved or (workdir / RESULTS).exists():
-    try:
-      old = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-      raise ValueError(f'Cannot read {path}: {error}') from error
+    old = saved_identity(workdir)
     changes = [
         f'{key} is {new_value!r}, was {old_value!r}'
         for key, new_value, old_value in _differences(new, old)
@@ -165,6 +163,19 @@ def claim(workdir: epath.PathLike, config: Mapping[str, Any], *,
     except OSError as error:
       raise ValueError(
           f'Cannot write into workdir={str(workdir)!r}: {error}') from error
+
+
+def saved_identity(workdir: epath.PathLike) -> dict[str, Any]:
+  """Returns what `claim` wrote into a work directory.
+
+  Raises:
+    ValueError: if it is not there or cannot be read.
+  """
+  path = epath.Path(workdir) / 'config.json'
+  try:
+    return json.loads(path.read_text())
+  except (OSError, ValueError) as error:
+    raise ValueError(f'Cannot read {path}: {error}') from error
 
 
 def _differences(new, old, prefix=''):

@@ -1,196 +1,275 @@
-"""Accuracy under attack, per class, on fixed-shape batches."""
+"""Robustness and fairness of a PyTorch checkpoint or of a run's student.
 
-from collections.abc import Callable
-from collections.abc import Mapping
+  python -m ferd_jax.evaluate model.pt --arch=resnet18 --data=cifar10
+  python -m ferd_jax.evaluate runs/digits --eps 0.05 0.1 0.15 --json=eps.json
+  python -m ferd_jax.evaluate model.pt --arch=wrn_34_10 --data=cifar10 \
+    --attacks=clean,autoattack --eps=8/255 --n-examples=1000 --targets
+"""
+
+import argparse
 from collections.abc import Sequence
 import dataclasses
-import functools
+import fractions
+import json
+import pathlib
+import sys
 from typing import Any
 
-from flax import linen as nn
-import flax.struct
+from etils import epath
 import jax
-import jax.numpy as jnp
-import numpy as np
-import tqdm
 
-from ferd_jax import attacks
-from ferd_jax import collectives
-from ferd_jax import forward
-from ferd_jax import metrics
+from ferd_jax import atomic
+from ferd_jax import checkpoint
+from ferd_jax import data
+from ferd_jax import experiment
+from ferd_jax import models
 from ferd_jax import parallel as parallels
+from ferd_jax import report
+from ferd_jax import robustness
+from ferd_jax import target_analysis
+from ferd_jax import torch_io
+from ferd_jax import train
+from ferd_jax import validate
 
-CLEAN = 'clean'
-ATTACKS = (CLEAN, *attacks.PRESETS)
-
-
-class EvaluationBatch(flax.struct.PyTreeNode):
-  """Images to attack; the last batch is padded to the shape of the others.
-
-  Attributes:
-    images: float32 `[B, H, W, C]` in [0, 1].
-    labels: int32 `[B]`.
-    indices: int32 `[B]`, position in the data set: an image's randomness
-      depends on it and not on the batch size.
-    mask: bool `[B]`, False for padding.
-  """
-  images: jax.Array
-  labels: jax.Array
-  indices: jax.Array
-  mask: jax.Array
-
-
-def correct_per_class(model: nn.Module, num_classes: int, variables: Any,
-                      images: jax.Array, batch: EvaluationBatch, *,
-                      axis_name: str | None = None) -> jax.Array:
-  """Returns how many images of each class are classified right, int32 `[C]`.
-
-  Args:
-    model: module under evaluation.
-    num_classes: C.
-    variables: of the model.
-    images: `[B, H, W, C]`, those of the batch, attacked or not.
-    batch: for labels and mask.
-    axis_name: mapped axis over which the examples are sharded.
-  """
-  predictions = jnp.argmax(forward.logits(model, variables, images), axis=-1)
-  hits = ((predictions == batch.labels) & batch.mask).astype(jnp.int32)
-  classes = jax.nn.one_hot(batch.labels, num_classes, dtype=jnp.int32)
-  return collectives.psum(jnp.sum(hits[:, None] * classes, axis=0), axis_name)
+_DEFAULT_ATTACKS = 'clean,fgsm,pgd20,cw20,autoattack'
 
 
 @dataclasses.dataclass(frozen=True)
-class Evaluator:
-  """Measures a model's accuracy under named attacks; compiled once.
+class Subject:
+  """What is evaluated.
 
   Attributes:
-    attacks: compiled attacks by name (see `attacks.jit`), None for
-      clean images.
-    count: compiled `correct_per_class`.
-    parallel: the device mapping that they were compiled for.
-    num_classes: C.
-    batch_size: images a step, over all devices.
-    ddof: of the NSD.
+    name: in tables.
+    models: (module, variables) by name.
+    examples: images, labels and names of the classes.
+    dataset: its name.
+    split: of it, None for noise.
+    eps: radius that the models were trained for, None if unknown.
+    epoch: of a run's student, None for a file.
   """
-  attacks: Mapping[str, Callable | None]
-  count: Callable
-  parallel: parallels.Parallel
-  num_classes: int
-  batch_size: int
-  ddof: int
-
-  def __call__(self, variables: Any, images: np.ndarray, labels: np.ndarray,
-               key: jax.Array,
-               names: Sequence[str] | None = None) -> dict[str, dict]:
-    """Returns, by attack name, the summary and the accuracy per class.
-
-    Args:
-      variables: of the model.
-      images: `[N, H, W, C]`, uint8 or float in [0, 1].
-      labels: int `[N]`.
-      key: typed PRNG key.
-      names: of the attacks to run; default: all.
-
-    Returns:
-      `metrics.summarise` of each attack, and `per_class`, a list of C
-      accuracies (NaN for a class without images).
-    """
-    labels = np.asarray(labels, np.int32)
-    counts = np.bincount(labels, minlength=self.num_classes)
-    key = self.parallel.replicate(key)
-    correct = {name: []
-               for name in (self.attacks if names is None else names)}
-    with tqdm.tqdm(
-        desc='evaluation', total=len(labels) * len(correct), unit='image',
-        leave=False, disable=None if jax.process_index() == 0 else True
-    ) as bar:  # None: on a terminal only.
-      for batch in _batches(images, labels, self.batch_size):
-        size = int(batch.mask.sum())
-        batch = self.parallel.shard(batch)
-        for name, found in correct.items():
-          found.append(np.asarray(self._correct(name, variables, batch, key)))
-          bar.update(size)
-    report = {}
-    for name, found in correct.items():
-      total = np.sum(found, axis=0)
-      with np.errstate(invalid='ignore'):
-        per_class = (total / counts).tolist()
-      report[name] = metrics.summarise(total, counts, ddof=self.ddof) | {
-          'per_class': per_class}
-    return report
-
-  def _correct(self, name, variables, batch, key):
-    attack = self.attacks[name]
-    images = batch.images
-    if attack is not None:
-      images = attack(variables, key, images, batch.labels,
-                      indices=batch.indices)
-    return self.count(variables, images, batch)
+  name: str
+  models: dict[str, tuple[Any, Any]]
+  examples: data.Examples
+  dataset: str
+  split: str | None
+  eps: float | None
+  epoch: int | None
 
 
-def evaluator(model: nn.Module, names: Sequence[str], eps: float,
-              num_classes: int, batch_size: int,
-              parallel: parallels.Parallel, *, ddof: int = 0) -> Evaluator:
-  """Returns an evaluator of a model under the named attacks.
+def evaluate(subject: Subject, names: Sequence[str], eps: float,
+             parallel: parallels.Parallel, *, norm: str = 'Linf',
+             seed: int = 0, batch_size: int = 128, targets: bool = False,
+             state_dir: str | None = None) -> dict[str, Any]:
+  """Returns how robust and fair the models are at one radius, JSON values.
 
   Args:
-    model: module to evaluate.
-    names: 'clean' or names of `attacks.PRESETS`.
-    eps: radius of the attacks, in [0, 1] pixels.
-    num_classes: C.
-    batch_size: images a step, over all devices.
+    subject: what is evaluated.
+    names: of `robustness.ATTACKS`.
+    eps: radius in [0, 1] pixels.
     parallel: the device mapping.
-    ddof: of the NSD.
+    norm: 'Linf' or 'L2'.
+    seed: of the attacks.
+    batch_size: images a step, over all devices.
+    targets: whether to attack every wrong class of every image, too.
+    state_dir: where an AutoAttack that is interrupted is gone on with.
+
+  Raises:
+    ValueError: for a model or images that AutoAttack refuses.
   """
-  replicated, sharded = parallels.REPLICATED, parallels.SHARDED
-  return Evaluator(
-      attacks={
-          name: None if name == CLEAN else attacks.jit(
-              attacks.preset(name, eps),
-              functools.partial(forward.logits, model), parallel)
-          for name in names},
-      count=parallel.compile(
-          functools.partial(correct_per_class, model, num_classes),
-          in_specs=(replicated, sharded, sharded), out_specs=replicated),
-      parallel=parallel, num_classes=num_classes, batch_size=batch_size,
-      ddof=ddof)
+  images, labels = subject.examples.images, subject.examples.labels
+  num_classes = len(subject.examples.class_names)
+  key = jax.random.key(seed)
+  results = {
+      'config': subject.name, 'dataset': subject.dataset,
+      'split': subject.split, 'num_examples': len(labels), 'norm': norm,
+      'eps': eps, 'seed': seed, 'epoch': subject.epoch,
+      **parallel.description,
+      'class_names': list(subject.examples.class_names), 'models': {}}
+  if targets:
+    results['targets'] = {}
+  for name, (model, variables) in subject.models.items():
+    variables = parallel.replicate(variables)
+    evaluator = robustness.evaluator(model, names, eps, num_classes,
+                                     batch_size, parallel, norm=norm)
+    results['models'][name] = evaluator(variables, images, labels, key, names,
+                                        state_dir=state_dir)
+    if targets:
+      analysis = target_analysis.TargetAnalysis(
+          model, target_analysis.targeted_pgd20(eps, norm), num_classes,
+          batch_size, parallel)
+      results['targets'][name] = analysis(
+          variables, images, labels, key).json_values()
+  return report.json_values(results)
 
 
-def predictor(model: nn.Module, batch_size: int,
-              parallel: parallels.Parallel) -> Callable[..., np.ndarray]:
-  """Returns the function (variables, images) -> predicted labels `[N]`.
+def from_run(workdir: pathlib.Path, args: argparse.Namespace) -> Subject:
+  """Returns teacher and student of a work directory.
 
   Args:
-    model: module that predicts.
-    batch_size: images a step, over all devices.
-    parallel: the device mapping.
+    workdir: of the run.
+    args: of the command line; what is not None replaces the run's.
+
+  Raises:
+    ValueError: if it is not a run's, or was not trained.
+    OSError: if a file cannot be read.
   """
-  def predictions(variables, images, *, axis_name=None):
-    del axis_name  # Every example is on its own.
-    return jnp.argmax(forward.logits(model, variables, images), axis=-1)
-  step = parallel.compile(
-      predictions, in_specs=(parallels.REPLICATED, parallels.SHARDED),
-      out_specs=parallels.SHARDED)
+  config = experiment.saved_config(workdir)
+  config.data.update({
+      name: value for name, value in (
+          ('name', args.data), ('dir', args.data_dir), ('split', args.split))
+      if value is not None})
+  if args.data is not None:
+    config.data.noise_examples = 0
+  if args.teacher_path is not None:
+    config.teacher.path = args.teacher_path
+  run = experiment.build(config)
+  checkpoint.claim(workdir, run.identity, start=False)
+  state, epoch, _ = train.saved_state(run, workdir)
+  return Subject(
+      name=config.name, examples=run.examples, eps=config.eps, epoch=epoch,
+      **train.data_source(config.data),
+      models={'teacher': (run.synthesis.teacher, run.teacher_variables),
+              'student': (run.synthesis.student, state.student)})
 
-  def predict(variables, images):
-    labels = np.zeros(len(images), np.int32)
-    found = [parallel.gather(step(variables, parallel.shard(batch.images)))
-             for batch in _batches(images, labels, batch_size)]
-    return np.concatenate(found)[:len(images)]
-  return predict
+
+def from_file(path: pathlib.Path, args: argparse.Namespace) -> Subject:
+  """Returns a model from a file in PyTorch's key layout.
+
+  Args:
+    path: `.pt`, `.pth`, `.safetensors` or `.npz`.
+    args: of the command line.
+
+  Raises:
+    ValueError: for missing or unfit settings, weights or data.
+    OSError: if a file cannot be read.
+  """
+  for name in ('arch', 'data'):
+    if getattr(args, name) is None:
+      raise ValueError(f'Expected --{name} for a model from a file.')
+  info = data.info(args.data)
+  options = {name: getattr(args, name) for name in _NETWORK_OPTIONS
+             if getattr(args, name) is not None}
+  model = models.build(args.arch, info.num_classes, **options)
+  variables = torch_io.load_variables(path, model, info.image_shape,
+                                      args.select)
+  split = args.split or 'test'
+  examples = data.load(args.data, split, data_dir=args.data_dir)
+  return Subject(name=path.name, models={'model': (model, variables)},
+                 examples=examples, dataset=args.data, split=split, eps=None,
+                 epoch=None)
 
 
-def _batches(images, labels, batch_size):
-  for first in range(0, len(labels), batch_size):
-    size = min(batch_size, len(labels) - first)
+_NETWORK_OPTIONS = ('width', 'mean', 'std', 'shortcut', 'shortcut_input',
+                    'final_bn')
 
-    def pad(array, first=first, size=size):
-      widths = [(0, batch_size - size)] + [(0, 0)] * (array.ndim - 1)
-      return np.pad(array[first:first + size], widths)
-    padded = pad(images)
-    if padded.dtype == np.uint8:
-      padded = padded.astype(np.float32) / 255
-    yield EvaluationBatch(
-        images=padded, labels=pad(labels),
-        indices=pad(np.arange(len(labels), dtype=np.int32)),
-        mask=np.arange(batch_size) < size)
+
+def _radii(text: str) -> list[float]:
+  """Returns numbers such as '8/255' or '0.03', separated by commas."""
+  try:
+    return [float(fractions.Fraction(part)) for part in text.split(',')]
+  except (ValueError, ZeroDivisionError) as error:
+    raise argparse.ArgumentTypeError(
+        f'expected numbers such as 8/255 or 0.03, got {text!r}') from error
+
+
+def _floats(text: str) -> tuple[float, ...]:
+  return tuple(float(part) for part in text.split(','))
+
+
+def _parser() -> argparse.ArgumentParser:
+  parser = argparse.ArgumentParser(
+      prog='python -m ferd_jax.evaluate', allow_abbrev=False,
+      description='Accuracy under attack: average, worst class, worst 10% of '
+      'the classes and NSD.')
+  add = parser.add_argument
+  add('model', type=pathlib.Path,
+      help='a PyTorch checkpoint (.pt, .pth, .safetensors, .npz) or the work '
+      'directory of a run')
+  add('--attacks', default=_DEFAULT_ATTACKS,
+      help=f'of {", ".join(robustness.ATTACKS)}; default: %(default)s')
+  add('--eps', nargs='+', type=_radii, metavar='EPS',
+      help='radii such as 8/255; default: the run\'s, 8/255 for a file')
+  add('--norm', choices=('Linf', 'L2'), default='Linf')
+  add('--n-examples', type=int, help='the first so many images; default: all')
+  add('--seed', type=int, default=0, help='of the attacks')
+  add('--targets', action='store_true',
+      help='also the success rate of attacks by source and target class')
+  add('--batch-size', type=int, default=128,
+      help='images a step, over all devices')
+  add('--json', help='where to write the results')
+  add('--state-dir', help='where an AutoAttack that is interrupted is gone on '
+      'with')
+  add('--data', help='a data set\'s name or the path of an .npz')
+  add('--data-dir', help='of TFDS')
+  add('--split', help='in TFDS syntax; default: test, or the run\'s')
+  file = parser.add_argument_group('a model from a file')
+  file.add_argument('--arch', help='architecture, e.g. resnet18, wrn_34_10')
+  file.add_argument('--select', help='the dict of weights in the file')
+  file.add_argument('--width', type=int, help='channels of the first layer')
+  file.add_argument('--mean', type=_floats, help='normalisation, e.g. 0.5')
+  file.add_argument('--std', type=_floats, help='normalisation')
+  file.add_argument('--shortcut', help='of cifar_resnet')
+  file.add_argument('--shortcut-input', help='of preact_resnet')
+  file.add_argument('--final-bn', action='store_true', default=None,
+                    help='of preact_resnet')
+  run = parser.add_argument_group('a run')
+  run.add_argument('--teacher-path', help='if the file was moved')
+  return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+  """Evaluates as the command line says, prints tables and writes JSON."""
+  args = _parser().parse_args(argv)
+  try:
+    sweep = _evaluate_all(args)
+  except (ValueError, OSError) as error:
+    sys.exit(f'error: {" ".join(str(error).split())}')
+  except KeyboardInterrupt:
+    sys.exit('stopped: interrupted' + (
+        '; run again to go on.' if args.state_dir else '.'))
+  for results in sweep:
+    print(report.table(results), end='\n\n')
+    for name, summary in results.get('targets', {}).items():
+      print(report.target_table(name, results['class_names'], summary),
+            end='\n\n')
+  if len(sweep) > 1:
+    print(report.sweep_table(sweep))
+
+
+def _evaluate_all(args):
+  """Returns the results at each radius; also writes them."""
+  names = [name.strip() for name in args.attacks.split(',')]
+  for name in names:
+    validate.one_of(robustness.ATTACKS, attack=name)
+  load = from_run if args.model.is_dir() else from_file
+  subject = load(args.model, args)
+  if args.n_examples is not None:
+    validate.positive(n_examples=args.n_examples)
+    if args.n_examples > len(subject.examples.labels):
+      raise ValueError(f'Expected n_examples={args.n_examples} of at most '
+                       f'{len(subject.examples.labels)} images.')
+    subject = dataclasses.replace(subject, examples=data.Examples(
+        subject.examples.images[:args.n_examples],
+        subject.examples.labels[:args.n_examples],
+        subject.examples.class_names))
+  radii = (sum(args.eps, []) if args.eps else
+           [8 / 255 if subject.eps is None else subject.eps])
+  for eps in radii:
+    validate.non_negative(eps=eps)
+  parallel = parallels.create()
+  validate.divisible(parallel.num_devices, 'devices',
+                     batch_size=args.batch_size)
+  sweep = []
+  for eps in radii:
+    sweep.append(evaluate(
+        subject, names, eps, parallel, norm=args.norm, seed=args.seed,
+        batch_size=args.batch_size, targets=args.targets,
+        state_dir=args.state_dir))
+    if args.json is not None:  # After each, for a sweep takes its time.
+      atomic.write_text(epath.Path(args.json),
+                        json.dumps(sweep, indent=2) + '\n')
+  return sweep
+
+
+if __name__ == '__main__':
+  main()

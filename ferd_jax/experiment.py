@@ -7,6 +7,7 @@ import hashlib
 import pathlib
 from typing import Any
 
+from etils import epath
 import jax
 from ml_collections import config_dict
 import numpy as np
@@ -16,7 +17,6 @@ from ferd_jax import checkpoint
 from ferd_jax import class_weights
 from ferd_jax import data
 from ferd_jax import distill
-from ferd_jax import evaluate
 from ferd_jax import features
 from ferd_jax import forward
 from ferd_jax import inner_attacks
@@ -24,8 +24,10 @@ from ferd_jax import models
 from ferd_jax import outer_losses
 from ferd_jax import parallel as parallels
 from ferd_jax import pool
+from ferd_jax import robustness
 from ferd_jax import state as states
 from ferd_jax import synthesis
+from ferd_jax import target_analysis
 from ferd_jax import torch_io
 from ferd_jax import validate
 
@@ -63,22 +65,39 @@ class Experiment:
   identity: Mapping[str, Any]
 
   @functools.cached_property
-  def teacher_evaluator(self) -> evaluate.Evaluator:
+  def teacher_evaluator(self) -> robustness.Evaluator:
     """The teacher under all attacks of the config, each compiled once."""
     return self._evaluator(self.synthesis.teacher)
 
   @functools.cached_property
-  def student_evaluator(self) -> evaluate.Evaluator:
+  def student_evaluator(self) -> robustness.Evaluator:
     """The student under all attacks of the config, each compiled once."""
     return self._evaluator(self.synthesis.student)
+
+  def target_analysis(self, model) -> target_analysis.TargetAnalysis:
+    """Returns what measures which targets a model is weak against."""
+    return target_analysis.TargetAnalysis(
+        model, target_analysis.targeted_pgd20(self.config.eps),
+        self.num_classes, self.config.eval.batch_size, self.parallel)
 
   def _evaluator(self, model):
     config = self.config
     # Compiled at first use: naming one more costs nothing.
     names = {*config.eval.attacks, *config.eval.curve_attacks, 'pgd20'}
-    return evaluate.evaluator(
+    return robustness.evaluator(
         model, sorted(names), config.eps, self.num_classes,
         config.eval.batch_size, self.parallel, ddof=config.eval.nsd_ddof)
+
+
+def saved_config(workdir: epath.PathLike) -> config_dict.ConfigDict:
+  """Returns the config of a run from its work directory.
+
+  Raises:
+    ValueError: if there is none that can be read.
+  """
+  identity = checkpoint.saved_identity(workdir)
+  identity.pop('teacher_digest', None)
+  return config_dict.ConfigDict(identity)
 
 
 def build(config: config_dict.ConfigDict,
@@ -185,7 +204,7 @@ def _check(config, num_devices):
     if not config.eval[name]:
       raise ValueError(f'Expected eval.{name}=() to name an attack.')
     for attack in config.eval[name]:
-      validate.one_of(evaluate.ATTACKS, **{f'eval.{name}': attack})
+      validate.one_of(robustness.ATTACKS, **{f'eval.{name}': attack})
   validate.one_of(synthesis.MARGIN_BATCHES,
                   **{'class_weights.batch': config.class_weights.batch})
   if not (config.distill.w_clean or config.distill.w_adv):
@@ -193,6 +212,7 @@ def _check(config, num_devices):
   validate.one_of((0, 1), **{'eval.nsd_ddof': config.eval.nsd_ddof})
   validate.non_negative(**{
       'eval.every': config.eval.every,
+      'eval.target_examples': config.eval.target_examples,
       'eval.curve_examples': config.eval.curve_examples,
       'log.samples_every': config.log.samples_every})
   select = config.eval.select

@@ -3,9 +3,9 @@
 import jax
 import numpy as np
 
-from ferd_jax import evaluate
 from ferd_jax import experiment
 from ferd_jax import pool as pools
+from ferd_jax import robustness
 from ferd_jax import state as states
 
 # Of the newest synthetic images, by which `eval.select=synthetic_pgd` chooses.
@@ -29,7 +29,7 @@ class LearningCurve:
     self._evaluator = run.student_evaluator
     self._teacher_predictions = None
     if config.select == experiment.SYNTHETIC_PGD:
-      self._teacher_predictions = evaluate.predictor(
+      self._teacher_predictions = robustness.predictor(
           run.synthesis.teacher, config.batch_size, run.parallel)
 
   def point(self, state: states.FerdState, teacher: dict, pool: pools.Pool,

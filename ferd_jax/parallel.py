@@ -56,6 +56,12 @@ class Parallel:
     return len(self.devices)
 
   @property
+  def description(self) -> dict[str, Any]:
+    """What numbers were computed with, as JSON values."""
+    return {'jax': jax.__version__, 'parallel': self.mode,
+            'devices': [device.device_kind for device in self.devices]}
+
+  @property
   def _compiler_options(self) -> dict[str, int | str]:
     if self.devices[0].platform != 'cpu':
       return {}

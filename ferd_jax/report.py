@@ -1,6 +1,9 @@
-"""Results as a table: teacher beside student, one row per attack."""
+"""Results as tables and JSON: teacher beside student, a row per attack."""
 
 from collections.abc import Mapping
+from collections.abc import Sequence
+import math
+from typing import Any
 
 _COLUMNS = ('average', 'worst', 'worst10', 'nsd')
 
@@ -9,9 +12,10 @@ def table(results: Mapping) -> str:
   """Returns the results of a run as a Markdown table.
 
   Args:
-    results: as written to `results.json`: `config`, `eps`, `seed`, `dataset`,
-      `split` (None for noise), `num_examples`, `epoch` and `models`, a dict by
-      model ('teacher', 'student') of dicts by attack of `metrics.summarise`.
+    results: as written to `results.json`: `config`, `norm`, `eps`, `seed`,
+      `dataset`, `split` (None for noise), `num_examples`, `epoch` (None for
+      models from files) and `models`, a dict by model ('teacher', 'student')
+      of dicts by attack of `metrics.summarise`.
   """
   models = results['models']
   header = ['attack', *(f'{model} {column}' for model in models
@@ -21,14 +25,75 @@ def table(results: Mapping) -> str:
     cells = [_cell(column, models[model][attack][column])
              for model in models for column in _COLUMNS]
     rows.append([attack, *cells])
+  title = [f'{results["num_examples"]} images',
+           f'{results["norm"]} eps {results["eps"]:.5f}',
+           f'epoch {results["epoch"]}' if results['epoch'] else '',
+           f'seed {results["seed"]}']
+  source = ' '.join(filter(None, (results['dataset'], results['split'])))
+  notes = [f'Warning: {model}, {attack}: {text}'
+           for model, attacks in models.items()
+           for attack, found in attacks.items()
+           for text in found.get('warnings', ())]
+  return '\n'.join([
+      f'{results["config"]}: {source}, {", ".join(filter(None, title))}', '',
+      *_markdown(header, rows), *notes])
+
+
+def sweep_table(sweep: Sequence[Mapping]) -> str:
+  """Returns averages and worst classes over radii as a Markdown table.
+
+  Args:
+    sweep: results as for `table`, one per radius.
+  """
+  models = sweep[0]['models']
+  columns = [(model, attack) for model in models for attack in models[model]]
+  rows = [[f'{results["eps"]:.5f}',
+           *(f'{results["models"][model][attack]["average"]:.2%} '
+             f'({results["models"][model][attack]["worst"]:.2%})'
+             for model, attack in columns)] for results in sweep]
+  return '\n'.join(
+      ['Average (worst class) by radius:', '',
+       *_markdown(['eps', *(f'{model} {attack}' for model, attack in columns)],
+                  rows)])
+
+
+def target_table(name: str, class_names: Sequence[str],
+                 matrix: Mapping) -> str:
+  """Returns success rates of targeted attacks as a Markdown table.
+
+  Args:
+    name: of the model.
+    class_names: of the K classes.
+    matrix: `target_analysis.TargetMatrix.json_values`.
+  """
+  rows = []
+  for source, rates in enumerate(matrix['reached']):
+    rows.append([
+        class_names[source], str(matrix['counts'][source]),
+        *('' if rate is None else f'{rate:.0%}' for rate in rates),
+        _cell('nsd', matrix['source_unevenness'][source])])
+  title = (f'{name}: how often an attack on the class of a row reaches that '
+           f'of a column, {_cell("average", matrix["mean"])} on average, '
+           f'std / mean over all {_cell("nsd", matrix["unevenness"])}')
+  return '\n'.join([title, '', *_markdown(
+      ['class', 'images', *class_names, 'std / mean'], rows)])
+
+
+def json_values(tree: Any) -> Any:
+  """Returns a tree of JSON values with None for numbers that are not finite."""
+  if isinstance(tree, dict):  # Unlike jax.tree.map this keeps the order.
+    return {name: json_values(value) for name, value in tree.items()}
+  if isinstance(tree, list):
+    return [json_values(value) for value in tree]
+  if isinstance(tree, float) and not math.isfinite(tree):
+    return None
+  return tree
+
+
+def _markdown(header, rows):
   widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-  lines = [_line(header, widths), _line(['-' * w for w in widths], widths),
-           *(_line(row, widths) for row in rows)]
-  split = f' {results["split"]}' if results['split'] else ''
-  title = (f'{results["config"]}: {results["dataset"]}{split}, '
-           f'{results["num_examples"]} images, Linf eps {results["eps"]:.5f}, '
-           f'epoch {results["epoch"]}, seed {results["seed"]}')
-  return '\n'.join([title, '', *lines])
+  return [_line(header, widths), _line(['-' * w for w in widths], widths),
+          *(_line(row, widths) for row in rows)]
 
 
 def _cell(column, value):

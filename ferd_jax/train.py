@@ -25,13 +25,14 @@ from ferd_jax import atomic
 from ferd_jax import attacks
 from ferd_jax import class_weights
 from ferd_jax import distill
-from ferd_jax import evaluate
 from ferd_jax import experiment
 from ferd_jax import forward
 from ferd_jax import models
 from ferd_jax import parallel as parallels
 from ferd_jax import pool as pools
 from ferd_jax import progress as progresses
+from ferd_jax import report
+from ferd_jax import robustness
 from ferd_jax import samples
 from ferd_jax import state as states
 from ferd_jax import synthesis
@@ -283,12 +284,7 @@ def evaluate_run(run: experiment.Experiment, workdir: epath.PathLike, *,
     ValueError: if there is no checkpoint.
   """
   workdir, config = epath.Path(workdir), run.config
-  with Checkpoints(workdir, config.eval.select) as checkpoints:
-    epoch, last_epoch = checkpoints.selected_epoch, checkpoints.latest_epoch
-    if not epoch:
-      raise ValueError(f'Expected a checkpoint in workdir={str(workdir)!r}; '
-                       'train first.')
-    state = checkpoints.restore(init_state(run), epoch)
+  state, epoch, last_epoch = saved_state(run, workdir)
   key = states.key_once(_host_key(state), states.Once.EVALUATION)
   teacher = run.parallel.replicate(run.teacher_variables)
   images, labels = run.examples.images, run.examples.labels
@@ -297,23 +293,52 @@ def evaluate_run(run: experiment.Experiment, workdir: epath.PathLike, *,
     print(f'Evaluating teacher and student of epoch {epoch} on {len(labels)} '
           f'images: {", ".join(names)}.', file=sys.stderr)
   results = {
-      'config': config.name, 'seed': config.seed, 'eps': config.eps,
-      **_data_source(config.data),
+      'config': config.name, 'seed': config.seed, 'norm': 'Linf',
+      'eps': config.eps,
+      **data_source(config.data),
       'num_examples': len(run.examples.labels), 'epoch': epoch,
       'trained_epochs': last_epoch, 'num_epochs': config.num_epochs,
       'select': config.eval.select,
       'train_seconds': _train_seconds(workdir, epoch),
-      'jax': jax.__version__, 'parallel': run.parallel.mode,
-      'devices': [device.device_kind for device in run.parallel.devices],
-      'class_names': list(run.examples.class_names),
-      'models': _finite({
-          'teacher': run.teacher_evaluator(teacher, images, labels, key, names),
-          'student': run.student_evaluator(state.student, images, labels, key,
-                                           names)})}
+      **run.parallel.description, 'class_names': list(run.examples.class_names),
+      'models': report.json_values({
+          name: evaluator(variables, images, labels, key, names,
+                          state_dir=workdir / 'autoattack')
+          for name, evaluator, variables in (
+              ('teacher', run.teacher_evaluator, teacher),
+              ('student', run.student_evaluator, state.student))})}
+  number = config.eval.target_examples
+  if number:
+    results['targets'] = report.json_values({
+        name: analysis(variables, images[:number], labels[:number],
+                       key).json_values()
+        for name, analysis, variables in (
+            ('teacher', run.target_analysis(run.synthesis.teacher), teacher),
+            ('student', run.target_analysis(run.synthesis.student),
+             state.student))})
   if jax.process_index() == 0:
     atomic.write_text(workdir / file_name,
                       json.dumps(results, indent=2, allow_nan=False) + '\n')
   return results
+
+
+def saved_state(run: experiment.Experiment, workdir: epath.PathLike
+                ) -> tuple[states.FerdState, int, int]:
+  """Returns the state to evaluate, its epoch and the last epoch saved.
+
+  Args:
+    run: the experiment.
+    workdir: with a checkpoint; the epoch is chosen by `config.eval.select`.
+
+  Raises:
+    ValueError: if there is no checkpoint.
+  """
+  with Checkpoints(workdir, run.config.eval.select) as checkpoints:
+    epoch, last_epoch = checkpoints.selected_epoch, checkpoints.latest_epoch
+    if not epoch:
+      raise ValueError(f'Expected a checkpoint in workdir={str(workdir)!r}; '
+                       'train first.')
+    return checkpoints.restore(init_state(run), epoch), epoch, last_epoch
 
 
 def finished_results(workdir: epath.PathLike) -> dict | None:
@@ -374,9 +399,9 @@ def _announce(run: experiment.Experiment, workdir: epath.Path,
     text += f': going on after epoch {first_epoch}/{run.config.num_epochs}'
   else:
     # What no key of a file reveals, such as a wrong normalisation, shows here.
-    report = run.teacher_evaluator(teacher, curve.images, curve.labels, key,
-                                   (evaluate.CLEAN,))
-    text += (f'; teacher clean {report[evaluate.CLEAN]["average"]:.1%} of '
+    found = run.teacher_evaluator(teacher, curve.images, curve.labels, key,
+                                  (robustness.CLEAN,))
+    text += (f'; teacher clean {found[robustness.CLEAN]["average"]:.1%} of '
              f'{len(curve.labels)} images')
   if jax.process_index() == 0:
     print(text, file=sys.stderr)
@@ -402,15 +427,6 @@ def _kept(epoch: int) -> str:
   return f' The checkpoint of epoch {epoch} is kept.' if epoch else ''
 
 
-def _finite(tree: Any) -> Any:
-  """Returns a tree of JSON values with None for numbers that are not finite."""
-  if isinstance(tree, dict):  # Unlike jax.tree.map this keeps the order.
-    return {name: _finite(value) for name, value in tree.items()}
-  if isinstance(tree, list):
-    return [_finite(value) for value in tree]
-  return tree if math.isfinite(tree) else None
-
-
 def _class_metrics(state: states.FerdState) -> dict:
   """Returns the class weights for the log."""
   weights = jax.tree.map(np.asarray, state.class_weights)
@@ -429,7 +445,7 @@ def _save_samples(workdir, run, epoch, images, labels):
         samples.sample_grid(images, labels, run.num_classes))
 
 
-def _data_source(data: Any) -> dict[str, str | None]:
+def data_source(data: Any) -> dict[str, str | None]:
   """Returns where the images of an evaluation come from."""
   if data.noise_examples:
     return {'dataset': f'noise shaped like {data.name}', 'split': None}

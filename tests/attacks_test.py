@@ -336,7 +336,7 @@ def test_unknown_source():
 
 
 def torch_loss(torch, name, logits, labels):
-  if name != 'cw20':
+  if not name.startswith('cw'):
     return torch.nn.functional.cross_entropy(logits, labels, reduction='sum')
   label_logits = logits.gather(1, labels[:, None])[:, 0]
   others = logits.scatter(1, labels[:, None], -torch.inf)
@@ -344,12 +344,16 @@ def torch_loss(torch, name, logits, labels):
 
 
 @pytest.mark.parametrize(('name', 'num_steps', 'step_size'), [
-    ('fgsm', 1, 8 / 255), ('pgd20', 20, 2 / 255), ('cw20', 20, 2 / 255)])
+    ('fgsm', 1, 8 / 255), ('fgsm_fairard', 1, 8 / 255),
+    ('pgd10', 10, 2 / 255), ('pgd20', 20, 2 / 255),
+    ('pgd20_fairard', 20, 2 / 255), ('pgd20_trades', 20, 0.003),
+    ('cw20', 20, 2 / 255), ('cw30_ciard', 30, 2 / 255),
+    ('cw100_dfhl', 100, 2 / 255)])
 def test_presets_against_torch(name, num_steps, step_size):
   torch = pytest.importorskip('torch')
   attack = attacks.preset(name, EPS)
   start = np.array(initial(attack, keys(), IMAGES))
-  if name == 'fgsm':
+  if name in ('fgsm', 'cw30_ciard'):
     np.testing.assert_array_equal(start, IMAGES)
   x, x_adv = torch.tensor(IMAGES), torch.tensor(start)
   labels = torch.tensor(LABELS)
@@ -360,7 +364,10 @@ def test_presets_against_torch(name, num_steps, step_size):
     gradient, = torch.autograd.grad(
         torch_loss(torch, name, logits, labels), x_adv)
     x_adv = x_adv.detach() + step_size * gradient.sign()
-    x_adv = torch.min(torch.max(x_adv, x - EPS), x + EPS).clamp(0, 1)
+    x_adv = torch.min(torch.max(x_adv, x - EPS), x + EPS)
+    if name != 'cw30_ciard':
+      x_adv = x_adv.clamp(0, 1)
+  x_adv = x_adv.clamp(0, 1)
   np.testing.assert_allclose(run(attack, keys(), IMAGES, LABELS),
                              x_adv.numpy(), atol=1e-12)
 

@@ -1,181 +1,134 @@
-"""Evaluation on fixed-shape batches, and attacks stepped from Python."""
+"""`python -m ferd_jax.evaluate`, on files and on a run."""
 
-import functools
-import pathlib
+import json
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 import pytest
 
-from ferd_jax import attacks
-from ferd_jax import collectives
-from ferd_jax import data
+from configs import digits
+from ferd_jax import assets
+from ferd_jax import checkpoint
 from ferd_jax import evaluate
-from ferd_jax import forward
-from ferd_jax import loops
-from ferd_jax import models
-from ferd_jax import parallel
-from ferd_jax import torch_io
+from ferd_jax import experiment
+from ferd_jax import train
 
-_EPS = 0.1
-# A published teacher and CIFAR-10, neither of which is part of the repository.
-_REAL = pathlib.Path(__file__).parents[2] / 'shared' / 'data'
+_FILE = [assets.path('digits_resnet8_adv.safetensors'), '--arch=cifar_resnet8',
+         '--data=digits', '--n-examples=12', '--batch-size=12']
 
 
-@pytest.fixture(scope='module')
-def net():
-  model = models.build('cifar_resnet8', 3, width=4)
-  return model, models.init_variables(model, jax.random.key(0), (8, 8, 1))
+def _run(capsys, *argv):
+  evaluate.main([str(arg) for arg in argv])
+  return capsys.readouterr().out
 
 
 @pytest.fixture(scope='module')
-def examples(net):
-  """All classes occur, and some images are classified right."""
-  images = np.random.default_rng(0).integers(0, 256, (11, 8, 8, 1), np.uint8)
-  predicted = np.argmax(forward.logits(*net, images.astype(np.float32) / 255),
-                        axis=-1)
-  labels = np.where(np.arange(11) % 2, predicted, np.arange(11) % 3)
-  return images, labels.astype(np.int32)
+def run_dir(tmp_path_factory):
+  config = digits.get_config('smoke')
+  config.num_epochs, config.warmup_epochs = 1, 0
+  config.eval.attacks = ('clean',)
+  config.eval.every = config.log.samples_every = 0
+  workdir = tmp_path_factory.mktemp('run')
+  run = experiment.build(config)
+  checkpoint.claim(workdir, run.identity)
+  train.train(run, workdir)
+  return workdir
 
 
-def _mapping(num_devices=1):
-  return parallel.create('auto', tuple(jax.devices()[:num_devices]))
+def test_file_over_radii(capsys, tmp_path):
+  path = tmp_path / 'results.json'
+  out = _run(capsys, *_FILE, '--attacks=clean,fgsm,autoattack_fast',
+             '--eps', '0,0.1', '2/10', f'--json={path}',
+             f'--state-dir={tmp_path / "state"}')
+  sweep = json.loads(path.read_text())
+  assert [results['eps'] for results in sweep] == [0, 0.1, 0.2]
+  found = [results['models']['model'] for results in sweep]
+  for attack in ('fgsm', 'autoattack_fast'):
+    assert found[0][attack]['average'] == found[0]['clean']['average']
+    averages = [results[attack]['average'] for results in found]
+    assert averages == sorted(averages, reverse=True)
+  for results in found:
+    aa = results['autoattack_fast']
+    assert aa['average'] <= results['fgsm']['average']
+    assert list(aa['after']) == ['apgd-ce', 'apgd-t']
+    assert aa['after']['apgd-t'] == aa['average']
+    assert len(aa['per_class']) == 10
+  assert sweep[0]['num_examples'] == 12 and sweep[0]['seed'] == 0
+  assert 'Linf eps 0.10000' in out and 'model autoattack_fast' in out
+  assert out.count('| autoattack_fast |') == 3
+  assert not list((tmp_path / 'state').glob('*')), 'finished: not needed'
 
 
-@pytest.fixture(scope='module')
-def expected(net, examples):
-  """Per-class accuracies from the attacks called directly, one batch."""
-  model, variables = net
-  images, labels = examples
-  images = jnp.asarray(images, jnp.float32) / 255
-  logits_fn = jax.jit(forward.logits_fn(model, variables))
-  keys = collectives.example_keys(jax.random.key(1), jnp.arange(len(labels)))
-  found = {}
-  for name in evaluate.ATTACKS:
-    attacked = images
-    if name != 'clean':
-      attacked = attacks.preset(name, _EPS)(logits_fn, keys, images, labels)
-    correct = np.asarray(jnp.argmax(logits_fn(attacked), -1)) == labels
-    found[name] = [correct[labels == c].mean() for c in range(3)]
-  return found
+def test_first_examples_and_seed(capsys, tmp_path):
+  accuracies = []
+  for number, seed in ((24, 0), (24, 0), (24, 1)):
+    path = tmp_path / 'results.json'
+    _run(capsys, *_FILE, f'--n-examples={number}', f'--seed={seed}',
+         '--attacks=pgd20', '--eps=0.2', f'--json={path}')
+    accuracies.append(json.loads(path.read_text())[0]['models']['model'])
+  assert accuracies[0] == accuracies[1]
+  assert accuracies[0]['pgd20']['average'] > 0
 
 
-@pytest.mark.parametrize('batch_size, num_devices', [(4, 1), (11, 1), (4, 4)])
-def test_accuracy_does_not_depend_on_batches_or_devices(
-    net, examples, expected, batch_size, num_devices):
-  model, variables = net
-  mapping = _mapping(num_devices)
-  evaluator = evaluate.evaluator(model, evaluate.ATTACKS, _EPS, 3, batch_size,
-                                 mapping)
-  report = evaluator(mapping.replicate(variables), *examples,
-                     jax.random.key(1))
-  for name, per_class in expected.items():
-    np.testing.assert_allclose(report[name]['per_class'], per_class)
-    counts = np.bincount(examples[1], minlength=3)
-    np.testing.assert_allclose(report[name]['average'],
-                               np.average(per_class, weights=counts))
+def test_run_directory(capsys, run_dir, tmp_path):
+  path = tmp_path / 'results.json'
+  out = _run(capsys, run_dir, '--attacks=clean,fgsm', '--targets',
+             '--n-examples=8', '--batch-size=8', f'--json={path}')
+  results, = json.loads(path.read_text())
+  own = json.loads((run_dir / 'results.json').read_text())
+  assert results['eps'] == own['eps'] and results['epoch'] == 1
+  assert list(results['models']) == ['teacher', 'student']
+  assert len(results['targets']['student']['reached']) == 10
+  assert 'student nsd' in out and 'student: how often' in out
 
 
-def test_float_images_and_a_subset_of_attacks(net, examples, expected):
-  model, variables = net
-  images, labels = examples
-  evaluator = evaluate.evaluator(model, ('clean', 'fgsm'), _EPS, 3, 4,
-                                 _mapping())
-  report = evaluator(variables, images.astype(np.float32) / 255, labels,
-                     jax.random.key(1), names=['clean'])
-  assert list(report) == ['clean']
-  np.testing.assert_allclose(report['clean']['per_class'], expected['clean'])
+def test_run_directory_on_all_images_as_the_run_itself(capsys, run_dir,
+                                                       tmp_path):
+  path = tmp_path / 'results.json'
+  _run(capsys, run_dir, '--attacks=clean', '--batch-size=8',
+       f'--json={path}')
+  results, = json.loads(path.read_text())
+  own = json.loads((run_dir / 'results.json').read_text())
+  for model in ('teacher', 'student'):
+    assert results['models'][model]['clean'] == own['models'][model]['clean']
 
 
-def test_class_without_images_is_nan(net, examples):
-  model, variables = net
-  evaluator = evaluate.evaluator(model, ('clean',), _EPS, 3, 4, _mapping())
-  report = evaluator(variables, examples[0][:2], np.array([0, 2]),
-                     jax.random.key(1))
-  per_class = report['clean']['per_class']
-  assert np.isnan(per_class[1]) and np.isfinite([per_class[0], per_class[2]]
-                                                ).all()
+def test_l2(capsys):
+  out = _run(capsys, *_FILE, '--attacks=clean,pgd20', '--norm=L2', '--eps=0.5')
+  assert 'L2 eps 0.50000' in out
 
 
-def test_predictor(net, examples):
-  model, variables = net
-  images = examples[0].astype(np.float32) / 255
-  predict = evaluate.predictor(model, 4, _mapping())
-  logits = forward.logits(model, variables, images)
-  np.testing.assert_array_equal(predict(variables, images),
-                                np.argmax(logits, -1))
+@pytest.mark.parametrize(('argv', 'message'), [
+    (['absent.pth', '--arch=resnet18', '--data=digits'], 'absent.pth'),
+    ([_FILE[0], '--data=digits'], '--arch'),
+    ([_FILE[0], '--arch=cifar_resnet8'], '--data'),
+    ([*_FILE, '--arch=resnet19'], 'resnet19'),
+    ([*_FILE, '--arch=resnet18'], 'do not fit'),
+    ([*_FILE, '--attacks=pgd21'], "attack='pgd21'"),
+    ([*_FILE, '--n-examples=0'], 'n_examples=0'),
+    ([*_FILE, '--n-examples=100000'], 'of at most 599'),
+    ([*_FILE, '--eps=-0.1'], 'eps=-0.1'),
+    ([*_FILE, '--attacks=autoattack', '--eps=8'], 'covers all images'),
+    ([*_FILE, '--data=absent.npz'], 'absent.npz'),
+    (['{tmp}'], 'config.json')])
+def test_mistakes_are_one_line(argv, message, tmp_path):
+  argv = [str(arg).replace('{tmp}', str(tmp_path)) for arg in argv]
+  with pytest.raises(SystemExit) as exit_:
+    evaluate.main(argv)
+  text = str(exit_.value)
+  assert text.startswith('error: ') and message in text
+  assert '\n' not in text
 
 
-def test_stepped_attack_equals_the_whole_one(net, examples, monkeypatch):
-  model, variables = net
-  images = jnp.asarray(examples[0], jnp.float32) / 255
-  arguments = (variables, jax.random.key(2), images, jnp.asarray(examples[1]))
-  attack = attacks.PGD(_EPS, _EPS / 2, 3)
-  apply = functools.partial(forward.logits, model)
-  stepped = attacks.jit(attack, apply, _mapping())(*arguments)
-  monkeypatch.setattr(loops, 'unrolled_here', lambda: False)
-  rolled = attacks.jit(attack, apply, _mapping())(*arguments)
-  assert np.abs(stepped - images).max() > 0
-  np.testing.assert_allclose(stepped, rolled, atol=1e-6)
+@pytest.mark.parametrize('eps', ['eight', '8/0', '', '0.1,'])
+def test_radii_that_are_no_numbers(eps, capsys):
+  with pytest.raises(SystemExit) as exit_:
+    evaluate.main([*map(str, _FILE), f'--eps={eps}'])
+  assert exit_.value.code == 2
+  assert '--eps' in capsys.readouterr().err
 
 
-@pytest.mark.slow
-def test_accuracy_of_a_published_teacher_equals_that_in_pytorch():
-  """Clean and PGD-20, 10,000 images: half an hour on two cores."""
-  torch = pytest.importorskip('torch')
-  import torch_twins  # needs torch
-
-  path = _REAL / 'teachers' / 'CIFAR10-resnet20-adv.pth'
-  if not path.exists():  # It has no licence to be copied here.
-    pytest.skip(f'{path.name} is not here')
-  eps, size = 4 / 255, 250
-  examples = data.load('cifar10', 'test', data_dir=_REAL / 'tfds')
-  key = jax.random.key(0)
-
-  model = models.build('cifar_resnet20', 10, shortcut='pad_after')
-  variables = torch_io.load_variables(path, model, (32, 32, 3))
-  mapping = _mapping()
-  evaluator = evaluate.evaluator(model, ('clean', 'pgd20'), eps, 10, size,
-                                 mapping)
-  found = evaluator(variables, examples.images, examples.labels, key)
-
-  net = torch_twins.CifarResNet(20, 16, 10, 'pad_after', 'stage').eval()
-  torch_twins.load_published(net, path)
-  net.requires_grad_(False)
-  @jax.jit
-  def start(images, indices):
-    return attacks.preset('pgd20', eps).init(attacks.Problem(
-        images, None, None, jnp.full(len(images), eps),
-        collectives.example_keys(key, indices))).x_adv
-  correct = {'clean': [], 'pgd20': []}
-
-  def to_torch(array):
-    return torch.from_numpy(np.array(array)).permute(0, 3, 1, 2).contiguous()
-  for first in range(0, len(examples.labels), size):
-    batch = slice(first, first + size)
-    images = examples.images[batch].astype(np.float32) / 255
-    labels = torch.from_numpy(examples.labels[batch].astype(np.int64))
-    clean = to_torch(images)
-    attacked = to_torch(start(images, np.arange(first, first + len(images))))
-    correct['clean'].append(net(clean).argmax(-1) == labels)
-    for _ in range(20):
-      attacked.requires_grad_(True)
-      loss = torch.nn.functional.cross_entropy(net(attacked), labels,
-                                               reduction='sum')
-      gradient, = torch.autograd.grad(loss, attacked)
-      attacked = attacked.detach() + eps / 4 * gradient.sign()
-      attacked = torch.clamp(torch.clamp(attacked, clean - eps, clean + eps),
-                             0, 1)
-    correct['pgd20'].append(net(attacked).argmax(-1) == labels)
-
-  for attack, tolerance in (('clean', 0.), ('pgd20', 0.002)):
-    hits = torch.cat(correct[attack]).numpy()
-    expected = [hits[examples.labels == c].mean() for c in range(10)]
-    print(attack, found[attack]['average'], hits.mean(),
-          found[attack]['per_class'], expected)
-    # sign() amplifies rounding: single images may differ under attack.
-    assert found[attack]['average'] == pytest.approx(hits.mean(),
-                                                     abs=tolerance / 2 + 1e-9)
-    np.testing.assert_allclose(found[attack]['per_class'], expected,
-                               atol=tolerance + 1e-9)
+def test_help_names_all_attacks(capsys):
+  with pytest.raises(SystemExit) as exit_:
+    evaluate.main(['--help'])
+  assert exit_.value.code == 0
+  out = capsys.readouterr().out
+  assert 'autoattack_torchattacks' in out and 'work directory' in out

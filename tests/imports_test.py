@@ -14,10 +14,12 @@ _LEVELS = [
     {'losses', 'augment', 'data', 'pool', 'parallel', 'progress'},
     {'models', 'attacks', 'class_weights', 'forward', 'outer_losses'},
     {'features', 'inner_attacks', 'state', 'torch_io'},
-    {'synthesis', 'distill', 'evaluate', 'checkpoint'},
+    {'synthesis', 'distill', 'robustness', 'checkpoint'},
+    {'target_analysis'},
     {'experiment'},
     {'learning_curve'},
     {'train'},
+    {'evaluate'},
 ]
 _LEVEL = {name: level for level, names in enumerate(_LEVELS) for name in names}
 _FILES = sorted(_PACKAGE.rglob('*.py'))
@@ -58,7 +60,7 @@ def test_imports_go_downwards(path):
 @pytest.mark.parametrize('library, owners', [
     ('tensorflow_datasets', {'data'}), ('torch', {'torch_io'}),
     ('orbax', {'checkpoint'}),
-    ('tqdm', {'progress', 'evaluate', 'data', 'attacks'}),
+    ('tqdm', {'progress', 'robustness', 'data', 'attacks'}),
     ('PIL', {'samples', 'data'}), ('ml_collections', {'experiment'}),
     ('tensorflow', set())])
 def test_heavy_libraries_have_one_place(library, owners):

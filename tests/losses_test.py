@@ -138,6 +138,179 @@ def test_gradient_of_margin_is_label_minus_runner_up():
   np.testing.assert_array_equal(gradient, [[1, 0, -1], [-1, 1, 0]])
 
 
+# Attack losses: against the official code, and the formulas in NumPy.
+
+LABELED = {'dlr': losses.dlr, 'targeted_dlr': losses.targeted_dlr,
+           'targeted_margin': losses.targeted_margin,
+           'targeted_cross_entropy': losses.targeted_cross_entropy}
+
+
+def attack_cases(num_classes):
+  """Returns logits, labels of every rank, and other classes as targets."""
+  labels = np.repeat(np.arange(num_classes), num_classes - 1)
+  targets = np.concatenate([np.delete(np.arange(num_classes), y)
+                            for y in range(num_classes)])
+  return draw(len(labels), num_classes, seed=num_classes), labels, targets
+
+
+def ranks(logits, labels):
+  label = logits[np.arange(len(labels)), labels]
+  return 1 + (logits > label[:, None]).sum(-1)
+
+
+def formula(name, logits, y, t):
+  """Returns the loss of one example."""
+  first, *_, last = ordered = np.sort(logits)[::-1]
+  if name == 'targeted_cross_entropy':
+    return np.log(softmax(logits)[t])
+  if name == 'dlr':
+    gap = max(np.delete(logits, y)) - logits[y]
+    return gap if len(logits) < 3 else gap / (first - ordered[2] + 1e-12)
+  gap = logits[t] - logits[y]
+  if name == 'targeted_margin' or len(logits) < 4:
+    return gap
+  return gap / (first - (ordered[2] + ordered[3]) / 2 + 1e-12)
+
+
+def value_and_gradient(name, logits, labels, targets):
+  @jax.jit
+  def loss(logits):
+    others = (labels,) if name == 'dlr' else (labels, targets)
+    values = LABELED[name](logits, *others)
+    return jnp.sum(values), values
+  gradient, values = jax.device_get(jax.grad(loss, has_aux=True)(logits))
+  assert values.dtype == gradient.dtype == logits.dtype
+  return values, gradient
+
+
+@pytest.mark.parametrize('num_classes', [2, 3, 4, 10])
+@pytest.mark.parametrize('name', LABELED)
+def test_attack_losses(name, num_classes):
+  logits, labels, targets = attack_cases(num_classes)
+  values, gradient = value_and_gradient(name, logits, labels, targets)
+  def expected(logits):
+    return np.array([formula(name, *case) for case in
+                     zip(logits, labels, targets, strict=True)])
+  np.testing.assert_allclose(values, expected(logits), rtol=1e-12)
+  for k in range(num_classes):  # Differences in place of the derivative.
+    step = 1e-6 * np.eye(num_classes)[k]
+    slope = (expected(logits + step) - expected(logits - step)) / 2e-6
+    np.testing.assert_allclose(gradient[:, k], slope, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize('dtype', [np.float32, np.float64])
+@pytest.mark.parametrize(('name', 'num_classes'), [
+    *[('dlr', k) for k in (3, 4, 10)], ('targeted_dlr', 4),
+    ('targeted_dlr', 10), *[('targeted_cross_entropy', k) for k in (2, 10)]])
+def test_attack_losses_against_official(name, num_classes, dtype):
+  torch = pytest.importorskip('torch')
+  base = pytest.importorskip('pyautoattack.autopgd_base')
+  logits, labels, targets = attack_cases(num_classes)
+  logits = logits.astype(dtype)
+  official = base.APGDAttack_targeted(None, eps=1.)
+  official.y_target = torch.tensor(targets)
+  leaf = torch.tensor(logits, requires_grad=True)
+  expected = {'dlr': official.dlr_loss,
+              'targeted_dlr': official.dlr_loss_targeted,
+              'targeted_cross_entropy': official.ce_loss_targeted,
+              }[name](leaf, torch.tensor(labels))
+  expected.sum().backward()
+  values, gradient = value_and_gradient(name, logits, labels, targets)
+  rtol = 1e-6 if dtype == np.float32 else 1e-12
+  np.testing.assert_allclose(values, expected.detach().numpy(), rtol=rtol)
+  third = (ranks(logits, labels) == 3) & (name == 'dlr')
+  scale = np.abs(leaf.grad.numpy()[~third]).max()
+  np.testing.assert_allclose(gradient[~third], leaf.grad.numpy()[~third],
+                             rtol=rtol, atol=rtol * scale)
+  assert set(ranks(logits, labels)) == set(range(1, num_classes + 1))
+
+
+@pytest.mark.parametrize('dtype', [np.float32, np.float64])
+@pytest.mark.parametrize('num_classes', [3, 4, 10])
+def test_dlr_of_third_label_has_no_gradient(num_classes, dtype):
+  logits, labels, _ = attack_cases(num_classes)
+  third = ranks(logits, labels) == 3
+  assert third.sum() > 1
+  values, gradient = value_and_gradient(
+      'dlr', logits[third].astype(dtype), labels[third], None)
+  np.testing.assert_allclose(values, 1, rtol=1e-6)
+  assert np.abs(gradient).max() < 10 * np.finfo(dtype).eps
+  _, others = value_and_gradient('dlr', logits[~third], labels[~third], None)
+  assert np.abs(others).max(-1).min() > 0.01
+
+
+TIES = np.array([  # One in each pair, two pairs, three, and all four.
+    [3., 3., 1., 0.], [3., 1., 1., 0.], [3., 1., 0., 0.], [3., 3., 0., 0.],
+    [3., 3., 3., 0.], [3., 0., 0., 0.], [2., 2., 2., 2.]])
+
+
+@pytest.mark.parametrize('dtype', [np.float32, np.float64])
+@pytest.mark.parametrize('name', ['dlr', 'targeted_dlr'])
+def test_attack_losses_of_ties(name, dtype):
+  # For every label and target.
+  logits = np.repeat(TIES, 12, axis=0).astype(dtype)
+  _, labels, targets = (np.tile(a, len(TIES)) for a in attack_cases(4))
+  values, gradient = value_and_gradient(name, logits, labels, targets)
+  expected = [formula(name, *case) for case in
+              zip(logits.astype(float), labels, targets, strict=True)]
+  rtol = 1e-6 if dtype == np.float32 else 1e-12
+  np.testing.assert_allclose(values, expected, rtol=rtol)
+  assert np.isfinite(gradient).all()
+  # A shift of all logits changes nothing.
+  np.testing.assert_allclose(gradient.sum(-1), 0,
+                             atol=rtol * np.abs(gradient).max())
+  torch = pytest.importorskip('torch')
+  base = pytest.importorskip('pyautoattack.autopgd_base')
+  official = base.APGDAttack_targeted(None, eps=1.)
+  official.y_target = torch.tensor(targets)
+  function = {'dlr': official.dlr_loss,
+              'targeted_dlr': official.dlr_loss_targeted}[name]
+  np.testing.assert_allclose(
+      values, function(torch.tensor(logits), torch.tensor(labels)), rtol=rtol)
+
+
+def test_dlr_does_not_scale():
+  logits, labels, targets = attack_cases(4)
+  for name in ('dlr', 'targeted_dlr'):
+    values, _ = value_and_gradient(name, logits, labels, targets)
+    scaled, _ = value_and_gradient(name, 100 * logits + 7, labels, targets)
+    np.testing.assert_allclose(scaled, values)
+  correct = ranks(logits, labels) == 1
+  values = np.asarray(losses.dlr(logits, labels))
+  np.testing.assert_array_equal(values < 0, correct)
+  assert values.min() >= -1
+
+
+@pytest.mark.parametrize('dtype', [np.float32, np.float64])
+def test_divergence_from_against_torch(dtype):
+  torch = pytest.importorskip('torch')
+  logits, target_logits = (draw(6, 5, seed=seed).astype(dtype)
+                           for seed in range(2))
+  leaf = torch.tensor(logits, requires_grad=True)
+  expected = torch.nn.functional.kl_div(
+      leaf.log_softmax(1), torch.tensor(target_logits).softmax(1),
+      reduction='none').sum(1)
+  expected.sum().backward()
+  rtol = 1e-6 if dtype == np.float32 else 1e-12
+  np.testing.assert_allclose(losses.divergence_from(logits, target_logits),
+                             expected.detach().numpy(), rtol=10 * rtol)
+  gradient = grad(lambda z: losses.divergence_from(z, target_logits).sum())(
+      logits)
+  assert gradient.dtype == dtype
+  np.testing.assert_allclose(gradient, leaf.grad.numpy(), rtol=rtol,
+                             atol=rtol)
+
+
+def test_divergence_from():
+  logits, target_logits = draw(5, 4), draw(5, 4, seed=1)
+  p, q = softmax(target_logits), softmax(logits)
+  np.testing.assert_allclose(losses.divergence_from(logits, target_logits),
+                             (p * np.log(p / q)).sum(-1))
+  gradient = grad(lambda z: losses.divergence_from(z, target_logits).sum())(
+      logits)
+  np.testing.assert_allclose(gradient, q - p, atol=1e-14)
+
+
 def test_weighted_mse_equals_double_sum():
   t, s, w = draw(6, 5), draw(6, 5, seed=1), positive(6, 5)
   np.testing.assert_allclose(losses.weighted_mse(t, s, w), double_sum(t, s, w))

@@ -180,22 +180,28 @@ class APGD(attack.Attack):
     return 2 * max(self.eot, 1)
 
   def init(self, problem: attack.Problem) -> APGDState:
-    """Returns the start: on the surface of the ball, or `x_init`."""
+    """Returns the start: on the surface of the ball, or `x_init` inside."""
     x, eps = problem.x, problem.eps
     start = problem.x_init
     if start is None:
       start = x + geometry.surface(problem.keys, x, eps, self.norm)
+    else:  # It may be what is returned.
+      start = geometry.where(
+          geometry.size(start - x, self.norm) > eps, geometry.project(
+              start, x, eps, self.bounds, self.norm), start)
     start = jnp.clip(start, *self.bounds)
-    false = jnp.zeros(x.shape[:1], bool)
-    zero = jnp.zeros(x.shape[:1], x.dtype)
+    # Like the images, for `shard_map` checks what varies over devices.
+    zero = jnp.zeros_like(x, shape=x.shape[:1])
+    false = jnp.zeros_like(zero, bool)
+    none = jnp.zeros_like(zero, jnp.int32)
     return APGDState(
-        iteration=jnp.zeros(x.shape[:1], jnp.int32),
+        iteration=none,
         x=start, x_last=start, x_best=start,
         gradient_best=jnp.zeros_like(x), x_adv=start,
         fooled=false, finite=~false, zero_gradient=false,
         controller=Controller(
-            step_size=2 * eps, f_best=zero - jnp.inf, f_last=zero,
-            f_check=zero, num_up=zero.astype(jnp.int32), reduced=~false))
+            step_size=2 * eps + zero, f_best=zero - jnp.inf, f_last=zero,
+            f_check=zero, num_up=none, reduced=~false))
 
   def step(self, logits_fn: attack.LogitsFn, problem: attack.Problem,
            state: APGDState, key: jax.Array | None = None) -> APGDState:

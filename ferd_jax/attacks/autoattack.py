@@ -43,8 +43,9 @@ class AutoAttack:
       with both losses, close to standard at a tenth of the cost;
       'torchattacks_compat', which reproduces the weaker ensemble of the
       package of that name (L-infinity); or 'custom'.
-    attacks: of 'custom', in order: names of `MEMBERS`, as 'standard' sets them
-      up, or pairs of a name and an APGD, FAB or Square of your own.
+    attacks: of 'custom', in order: names of `MEMBERS`, set up as in
+      'standard', or pairs of a name and an APGD, FAB or Square of your own,
+      with the same eps, norm and bounds.
     bounds: lowest and highest pixel value.
 
   Raises:
@@ -73,12 +74,30 @@ class AutoAttack:
     if (self.version == 'custom') != bool(self.attacks):
       raise ValueError(f'Expected attacks={self.attacks!r} to be given for '
                        f"version='custom', and only then.")
-    object.__setattr__(self, 'attacks', tuple(self.attacks))
+    object.__setattr__(self, 'attacks', tuple(
+        member if isinstance(member, str) else tuple(member)
+        for member in self.attacks))
     for member in self.attacks:
       if isinstance(member, str):
         validate.one_of(MEMBERS, attack=member)
+      else:
+        self._check_own(*member)
     if len(set(self.names)) < len(self.names):
       raise ValueError(f'Expected attacks={self.names} to have one name each.')
+    if len({not isinstance(member, str) and member[1].stochastic
+            for member in self.attacks}) > 1:
+      raise ValueError(f'Expected attacks={self.names} to be for stochastic '
+                       'models all (APGD with eot > 0), or none.')
+
+  def _check_own(self, name, own):
+    if not isinstance(own, apgd.APGD | fab.FAB | square.Square):
+      raise ValueError(f'Expected attack {name!r} to be an APGD, FAB or Square,'
+                       f' got {own!r}.')
+    for setting in ('eps', 'norm', 'bounds'):
+      value, expected = getattr(own, setting), getattr(self, setting)
+      if value != expected:
+        raise ValueError(f'Expected {setting}={value!r} of attack {name!r} to '
+                         f'be {expected!r}, as for all.')
 
   @property
   def names(self) -> tuple[str, ...]:
@@ -94,6 +113,9 @@ class AutoAttack:
     Args:
       num_classes: K; targeted attacks have 9 targets, or K - 1 if that is
         less ('torchattacks_compat': always K - 1).
+
+    Raises:
+      ValueError: if an attack of your own has more targets than there are.
     """
     compat = self.version == 'torchattacks_compat'
     restarts = 5 if self.version == 'plus' else 1
@@ -116,6 +138,10 @@ class AutoAttack:
     }
     own = dict(member for member in self.attacks
                if not isinstance(member, str))
+    for name, member in own.items():
+      if member.num_targets >= num_classes:
+        raise ValueError(f'Expected num_targets={member.num_targets} of attack '
+                         f'{name!r} below the {num_classes} classes.')
     return {name: own.get(name) or standard[name] for name in self.names}
 
   def __call__(self, logits_fn: attack.LogitsFn, key: jax.Array,
@@ -132,20 +158,21 @@ class AutoAttack:
         in evaluation mode; for 'rand' (images, key) -> logits. As
         `jax.tree_util.Partial(apply_fn, variables)` its variables are an
         argument of the compiled functions, not constants in them.
-      key: one PRNG key. Results depend on it and on nothing else: not on the
-        batch size, devices or interruptions, but for rounding.
+      key: one PRNG key. Beyond it and the images results depend on nothing:
+        not on the batch size, devices or interruptions, but for rounding (those
+        of a stochastic model, whose own noise is a batch's, do).
       x: images `[N, ..., channels]` within `bounds`.
       y: int labels `[N]`.
       batch_size: images at a time, over all devices.
       individual: whether every attack gets all images that the model
         classifies right, instead of those that the attacks before it left.
-      state_file: an `.npz` that keeps the state of the run. If it is there,
-        the run goes on from it.
+      state_file: an `.npz` that keeps the state of the run, for all processes
+        to see. If it is there, the run goes on from it.
       save_every: seconds between two states; one is also kept after every
         attack and on interruption.
       progress: whether to show on stderr what was found, and how long it will
         take.
-      parallel: mapping over devices; default: all of this process.
+      parallel: mapping over devices; default: all.
 
     Returns:
       Flags, accuracies, images and predictions. Its warnings are also

@@ -5,42 +5,46 @@ for what makes them doubtful.
 """
 
 from collections.abc import Callable
+from collections.abc import Mapping
 import itertools
 from typing import Any
 
 import numpy as np
 
+from ferd_jax import losses
 from ferd_jax.attacks import attack as attacks
+from ferd_jax.attacks import saved
 
 _PASSES = 5
 _VARIATION = 1e-4  # of normalised logits between passes
-_DEPENDENCE = 1e-3  # of logits on the rest of the batch
+_DEPENDENCE = 1e-3  # of logits on the rest of the batch, of the largest
 
 
-def inputs(x: np.ndarray, y: np.ndarray, num_classes: int, eps: float,
-           norm: str, bounds: tuple[float, float]) -> None:
-  """Raises ValueError for data that cannot be attacked.
+def inputs(x: np.ndarray, y: np.ndarray, eps: float, norm: str,
+           bounds: tuple[float, float]) -> None:
+  """Raises ValueError for data that no model can be attacked on.
 
   Args:
     x: images `[N, ..., channels]`.
     y: labels `[N]`.
-    num_classes: K of the model.
     eps: radius in the unit of the images.
     norm: 'Linf' or 'L2'.
     bounds: lowest and highest pixel value.
 
   Raises:
-    ValueError: for shapes and dtypes that do not fit, labels that are no
-      class, images that are not finite or out of bounds, images that look
-      like [N, channels, H, W], and a radius that covers all images.
+    ValueError: for shapes and dtypes that do not fit, images that look like
+      [N, channels, H, W], that are not finite or out of bounds, and a radius
+      that covers all images.
   """
+  if x.dtype not in (np.float32, np.float64):
+    # In half precision the ball is as wide as its rounding.
+    raise ValueError('Expected x to be float32 or float64 images, got '
+                     f'{x.dtype}.')
   if not np.issubdtype(y.dtype, np.integer):
     raise ValueError(f'Expected y to be int labels, got {y.dtype}.')
-  if y.shape != x.shape[:1] or not len(y):
+  if y.ndim != 1 or y.shape != x.shape[:1] or not len(y):
     raise ValueError(f'Expected y of shape {y.shape} to be [N], one label for '
                      f'each image in x of shape {x.shape}, N > 0.')
-  attacks.checked_images(x, y=y)
-  attacks.valid_examples(x, y, None, num_classes, bounds)
   if x.ndim == 4 and x.shape[1] in (1, 3) and x.shape[1] < min(x.shape[2:]):
     raise ValueError(f'Expected x with channels last, got shape {x.shape}, '
                      'which looks like [N, channels, H, W].')
@@ -50,6 +54,16 @@ def inputs(x: np.ndarray, y: np.ndarray, num_classes: int, eps: float,
     raise ValueError(
         f'Expected eps={eps:g} below {widest:g}, which covers all images in '
         f'{bounds}; eps has their unit, such as 8/255.')
+  attacks.valid_examples(x, None, None, 0, bounds)
+
+
+def labels(y: np.ndarray, num_classes: int) -> None:
+  """Raises ValueError for labels `[N]` that are none of K classes."""
+  # In NumPy: JAX would take the low 32 bits of an int64.
+  wrong = np.flatnonzero((y < 0) | (y >= num_classes))
+  if len(wrong):
+    raise ValueError(f'Expected y in 0..{num_classes - 1}, got {y[wrong[0]]} '
+                     f'for images {_some(wrong)}.')
 
 
 def outputs(logits: np.ndarray) -> list[str]:
@@ -77,7 +91,7 @@ def determinism(predict: Callable[[np.ndarray], np.ndarray],
 
   Args:
     predict: images `[B, ...]` -> logits `[B, K]`, compiled.
-    trace: returns the model's jaxpr, traced anew.
+    trace: returns the model's jaxpr, with nothing remembered of other traces.
     x: images `[B, ...]`.
   """
   passes = [predict(x) for _ in range(_PASSES)]
@@ -87,48 +101,62 @@ def determinism(predict: Callable[[np.ndarray], np.ndarray],
                   for first, second in itertools.combinations(unit, 2))
   # Noise drawn by Python is a constant once compiled, but another in the next
   # trace.
-  if variation > _VARIATION or _constants(trace()) != _constants(trace()):
+  first, second = trace(), trace()
+  if (variation > _VARIATION
+      or saved.code_of(first) != saved.code_of(second)
+      or saved.digest(first.consts) != saved.digest(second.consts)):
     return ["The model seems to be stochastic. Use version 'rand' and a "
             'logits_fn(images, key).']
   return []
 
 
-def independence(predict: Callable[[np.ndarray], np.ndarray],
-                 x: np.ndarray) -> None:
+def independence(predict: Callable[[np.ndarray], np.ndarray], x: np.ndarray,
+                 bounds: tuple[float, float]) -> None:
   """Raises ValueError if an image's logits depend on the rest of its batch.
 
   Args:
     predict: images `[B, ...]` -> logits `[B, K]`, compiled.
     x: images `[B, ...]`.
+    bounds: lowest and highest pixel value.
 
   Raises:
     ValueError: if they do, as those of a BatchNorm in training mode.
   """
-  half = (len(x) + 1) // 2
-  alone = x.copy()
-  alone[half:] = x[:len(x) - half]
-  first, second = predict(x)[:half], predict(alone)[:half]
-  scale = max(np.abs(first).max(), 1)
-  if np.abs(first - second).max() > _DEPENDENCE * scale:
+  # Every second image is replaced, so that each device has some of both, and
+  # by noise, as the others may all be the same.
+  others = x.copy()
+  others[1::2] = np.random.default_rng(0).uniform(*bounds, x[1::2].shape)
+  first, second = predict(x)[::2], predict(others)[::2]
+  if np.abs(first - second).max() > _DEPENDENCE * np.abs(first).max():
     raise ValueError(
         "Expected an image's logits not to depend on the other images of its "
         'batch; is the model in training mode?')
 
 
-def class_count(num_classes: int, names: list[str]) -> list[str]:
-  """Returns warnings about attacks that need more classes."""
+def class_count(num_classes: int,
+                members: Mapping[str, attacks.Attack]) -> list[str]:
+  """Returns warnings about attacks that would need more classes.
+
+  Args:
+    num_classes: K.
+    members: attacks by name.
+  """
+  def with_loss(loss):
+    return ' and '.join(name for name, attack in members.items()
+                        if getattr(attack, 'loss', None) is loss)
   warnings = []
-  targeted = [name for name in names if name in ('apgd-t', 'fab-t')]
+  targeted = ' and '.join(name for name, attack in members.items()
+                          if attack.num_targets == num_classes - 1)
   if num_classes < 10 and targeted:
     warnings.append(
-        f'{" and ".join(targeted)} usually have 9 target classes; of '
-        f'{num_classes} classes they have {num_classes - 1}: not comparable '
-        'with the standard evaluation of more classes.')
-  if num_classes < 4 and 'apgd-t' in names:
-    warnings.append('The targeted DLR loss needs 4 classes; apgd-t ascends '
+        f'{targeted} usually have 9 target classes; of {num_classes} classes '
+        f'they have {num_classes - 1}: not comparable with the standard '
+        'evaluation of more classes.')
+  if num_classes < 4 and (names := with_loss(losses.targeted_dlr)):
+    warnings.append(f'The targeted DLR loss needs 4 classes; {names} ascends '
                     'the margin z_t - z_y instead.')
-  if num_classes < 3 and 'apgd-dlr' in names:
-    warnings.append('The DLR loss needs 3 classes; apgd-dlr ascends the '
+  if num_classes < 3 and (names := with_loss(losses.dlr)):
+    warnings.append(f'The DLR loss needs 3 classes; {names} ascends the '
                     'margin max_{j != y} z_j - z_y instead.')
   return warnings
 
@@ -149,47 +177,46 @@ def zero_gradients(name: str, indices: list[int]) -> list[str]:
           f'({_some(indices)}). Gradients may be masked.']
 
 
-def square_too_strong(robust: dict[str, float]) -> list[str]:
-  """Returns a warning if Square, without gradients, is much the strongest.
+def square_too_strong(robust: Mapping[str, float]) -> list[str]:
+  """Returns a warning if Square finds what attacks with gradients do not.
 
   Args:
-    robust: robust accuracy after each attack that ran, in order.
+    robust: robust accuracy after each attack, in the order in which they ran,
+      each on what those before left. Attacks after Square are not looked at:
+      theirs is not higher.
   """
-  others = [accuracy for name, accuracy in robust.items() if name != 'square']
-  if 'square' not in robust or not others:
+  names = list(robust)
+  if 'square' not in names[1:]:
     return []
-  if robust['square'] >= min(others) - 0.002:
+  before = robust[names[names.index('square') - 1]]
+  if robust['square'] >= before - 0.002:
     return []
-  return [f"Square lowers the robust accuracy from {min(others):.2%} to "
+  return [f"Square lowers the robust accuracy from {before:.2%} to "
           f"{robust['square']:.2%}, without gradients: they may be masked."]
 
 
-def results(x: np.ndarray, x_adv: np.ndarray, eps: float,
-            norms: np.ndarray, bounds: tuple[float, float]) -> None:
+def results(x_adv: np.ndarray, eps: float, norms: np.ndarray,
+            bounds: tuple[float, float]) -> None:
   """Raises ValueError for adversarial images that are none.
 
   Args:
-    x: images `[N, ...]`.
     x_adv: adversarial images `[N, ...]`.
     eps: radius.
     norms: `[N]`, of x_adv - x.
     bounds: lowest and highest pixel value.
+
+  Raises:
+    ValueError: if they are out of the ball or the bounds, or not finite.
   """
   low, high = bounds
   slack = 1e-6 * (high - low)
-  wrong = ~np.isfinite(x_adv).reshape(len(x), -1).all(-1)
-  wrong |= norms > eps * (1 + 1e-5) + slack
-  wrong |= ((x_adv < low - slack) | (x_adv > high + slack)
-            ).reshape(len(x), -1).any(-1)
-  if wrong.any():
+  flat = x_adv.reshape(len(x_adv), -1)
+  # A NaN is in no interval.
+  valid = ((flat >= low - slack) & (flat <= high + slack)).all(-1)
+  valid &= norms <= eps * (1 + 1e-5) + slack
+  if not valid.all():
     raise ValueError('An attack returned images that are out of the ball or '
-                     f'the bounds: {_some(np.flatnonzero(wrong))}.')
-
-
-def _constants(jaxpr):
-  """Returns a traced function with its constants, to compare."""
-  return str(jaxpr.jaxpr), [np.asarray(const).tobytes()
-                            for const in jaxpr.consts]
+                     f'the bounds: {_some(np.flatnonzero(~valid))}.')
 
 
 def _some(indices):

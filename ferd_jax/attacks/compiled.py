@@ -115,7 +115,10 @@ class CompiledAttack:
           targets: Any = None, **options: Any) -> attacks.AttackResult:
     """Returns the images and what they achieve; arguments as for the call."""
     images = self(variables, key, x, y, targets, **options)
-    return self._result(variables, key, x, y, images)
+    indices = options.get('indices')
+    if indices is None:
+      indices = np.arange(len(x), dtype=np.int32)
+    return self._result(variables, key, x, y, images, indices)
 
   def _checked(self, variables, key, x, y, targets, x_init):
     """Returns `x` after the checks of `Attack.check`."""
@@ -137,12 +140,12 @@ class CompiledAttack:
 
   def _solve_runs(self, variables, given):
     """Returns the images of the first run that fools, else of the last."""
-    clean = self._logits(variables, given.key, given.x)
+    clean = self._logits(variables, given, given.x)
     images, fooled = given.x, self._is_fooled(clean, given.y)
     for run in range(self._attack.num_runs):
       found = self._solve(variables, given._replace(
           run=np.int32(run), clean_logits=clean))
-      logits = self._logits(variables, given.key, found)
+      logits = self._logits(variables, given, found)
       images, fooled = self._merge(images, found, fooled, logits, given.y)
     return images
 
@@ -154,6 +157,12 @@ class CompiledAttack:
     if given.run is None:
       return problem
     return self._attack.nth_run(problem, given.clean_logits, given.run)
+
+  def _evaluation_key(self, key, indices):
+    """Returns the key that `Attack` evaluates images with, or None."""
+    if not self._attack.stochastic:
+      return None
+    return self._attack.step_key(collectives.example_keys(key, indices))
 
   def _compile(self, function, in_specs):
     def on_shard(*args, axis_name=None):
@@ -192,11 +201,11 @@ class CompiledAttack:
 
   @functools.cached_property
   def _logits(self):
-    def logits(variables, key, x):
+    def logits(variables, given, x):
       return attacks.evaluate(
           functools.partial(self._apply_fn, variables), x,
-          key if self._attack.stochastic else None)
-    return self._compile(logits, (_R, _R, _S))
+          self._evaluation_key(given.key, given.indices))
+    return self._compile(logits, (_R, _GIVEN, _S))
 
   @functools.cached_property
   def _is_fooled(self):
@@ -213,9 +222,9 @@ class CompiledAttack:
 
   @functools.cached_property
   def _result(self):
-    def result(variables, key, x, y, images):
+    def result(variables, key, x, y, images, indices):
       problem = attacks.Problem(x, y, None, None, None)
       return self._attack.result(
           functools.partial(self._apply_fn, variables), problem, images,
-          key=key if self._attack.stochastic else None)
-    return self._compile(result, (_R, _R, _S, _S, _S))
+          key=self._evaluation_key(key, indices))
+    return self._compile(result, (_R, _R, _S, _S, _S, _S))

@@ -2,8 +2,10 @@
 
 import collections
 from collections.abc import Callable
+import contextlib
 import dataclasses
 import functools
+import hashlib
 import os
 import sys
 import time
@@ -19,12 +21,12 @@ from ferd_jax import parallel as parallels
 from ferd_jax import validate
 from ferd_jax.attacks import attack as attacks
 from ferd_jax.attacks import checks
-from ferd_jax.attacks import geometry
 from ferd_jax.attacks import saved
 from ferd_jax.attacks import slots
 
 _CLEAN = -1  # of `broken_by`
 _ROBUST = -2
+_LINE_EVERY = 60  # seconds
 _R, _S = parallels.REPLICATED, parallels.SHARDED
 
 
@@ -46,7 +48,8 @@ class Result:
       the model first, -1 for the clean image, -2 for none.
     seconds: by attack, in all sessions of a run.
     warnings: what makes the numbers doubtful.
-    settings: version, eps, norm, images, versions of the library.
+    settings: version, norm, eps, bounds, number of images, seed, dtype and
+      the version of JAX.
     individual: whether every attack had all correct images.
   """
   names: tuple[str, ...]
@@ -88,8 +91,15 @@ class Result:
     Args:
       num_classes: K; default: the highest label and one. A class without
         images has NaN.
+
+    Raises:
+      ValueError: if there are labels of more classes.
     """
-    size = num_classes or int(self.labels.max()) + 1
+    least = int(self.labels.max()) + 1
+    size = least if num_classes is None else num_classes
+    if size < least:
+      raise ValueError(f'Expected num_classes={size} to be at least {least}, '
+                       'for the highest label.')
     counts = np.bincount(self.labels, minlength=size)
     def accuracy(flags):
       with np.errstate(invalid='ignore'):
@@ -150,7 +160,6 @@ class Run:
     x, y = np.asarray(x), np.asarray(y)
     if np.issubdtype(x.dtype, np.floating):
       x = x.astype(jax.dtypes.canonicalize_dtype(x.dtype), copy=False)
-    attacks.checked_images(x, y=y)
     self._eps, self._norm = settings['eps'], settings['norm']
     self._bounds = settings['bounds']
     self._parallel, self._batch_size = parallel, batch_size
@@ -159,19 +168,21 @@ class Run:
     self._logits_fn = (
         logits_fn if isinstance(logits_fn, jax.tree_util.Partial)
         else jax.tree_util.Partial(logits_fn))
+    # Before the model sees them, which may not take their shape.
+    checks.inputs(x, y, self._eps, self._norm, self._bounds)
     self._num_classes = attacks.num_classes(
         logits_fn, x[:1], self._key if stochastic else None)
-    checks.inputs(x, y, self._num_classes, self._eps, self._norm,
-                  self._bounds)
+    checks.labels(y, self._num_classes)
     self._x, self._y = x, y.astype(np.int32)
     self._members = members(self._num_classes)
     self._model = parallel.replicate(self._logits_fn)
     self._settings = settings | {
-        'images': len(y), 'seed': _seed(self._key), 'dtype': str(x.dtype),
-        'jax': jax.__version__}
+        'images': len(y), 'seed': jax.random.key_data(self._key).tolist(),
+        'dtype': str(x.dtype), 'jax': jax.__version__}
     self._display = _Display(progress and jax.process_index() == 0, len(y))
 
-    self._images, self._predictions = x.copy(), np.zeros(len(y), np.int32)
+    self._correct = np.ones(len(y), bool)
+    self._images, self._predictions = x.copy(), self._y.copy()
     self._broken_by = np.full(len(y), _ROBUST, np.int32)
     self._fooled, self._zero_gradient = (
         {name: np.zeros(len(y), bool) for name in self._members}
@@ -191,35 +202,36 @@ class Run:
     Raises:
       ValueError: see `AutoAttack.__call__`.
     """
-    notes = self._check_model()
-    clean_logits = self._logits(self._x)
-    notes += checks.outputs(clean_logits)
-    notes += checks.class_count(self._num_classes, list(self._members))
-    self._predictions[:] = clean_logits.argmax(-1)
-    self._correct = self._predictions == self._y
-    self._broken_by[~self._correct] = _CLEAN
-    notes += checks.clean_accuracy(self._correct.mean(), self._num_classes)
-    save = _Saver(state_file, save_every, self._identity(state_file),
-                  self._arrays)
-    self._restore(save.found)
-    self._display.line(f'clean: accuracy {self._correct.mean():.2%}')
-    try:
-      for position, name in enumerate(self._members):
-        self._attack(position, name, clean_logits, save)
+    validate.non_negative(save_every=save_every)
+    with contextlib.closing(self._display):
+      clean_logits = self._logits(self._x)
+      notes = checks.outputs(clean_logits) + self._check_model()
+      notes += checks.class_count(self._num_classes, self._members)
+      self._predictions[:] = clean_logits.argmax(-1)
+      self._broken_by[self._predictions != self._y] = _CLEAN
+      save = _Saver(state_file, save_every, self._identity(state_file),
+                    self._arrays)
+      self._restore(save.found())
+      # As it was saved: on other hardware a tie may be decided otherwise.
+      self._correct = self._broken_by != _CLEAN
+      notes += checks.clean_accuracy(self._correct.mean(), self._num_classes)
+      self._display.line(f'clean: accuracy {self._correct.mean():.2%}')
+      try:
+        for position, name in enumerate(self._members):
+          self._attack(position, name, clean_logits, save)
+          save(now=True)
+          self._display.after(
+              name, int(self._flags()[name].sum()), self._seconds[name],
+              self._remaining_work(position + 1, self._correct))
+          notes += checks.zero_gradients(
+              name, np.flatnonzero(self._zero_gradient[name]).tolist())
+      except BaseException:  # Also of the keyboard.
         save(now=True)
-        self._display.after(name, int(self._flags()[name].sum()),
-                            self._seconds[name],
-                            self._remaining_work(position + 1, self._correct))
-        notes += checks.zero_gradients(
-            name, np.flatnonzero(self._zero_gradient[name]).tolist())
-    finally:
-      self._display.close()
-      save(now=True)
+        raise
     result = self._result(notes)
     if not self._individual:
       notes += checks.square_too_strong(result.accuracy_after)
-    checks.results(self._x, self._images, self._eps, result.norms,
-                   self._bounds)
+    checks.results(result.images, self._eps, result.norms, self._bounds)
     for note in notes:
       warnings.warn(note, stacklevel=3)
     return result
@@ -238,7 +250,7 @@ class Run:
         (index, int(runs_done[index])) for index in np.flatnonzero(left)
         if runs_done[index] < attack.num_runs)
     started, before = time.monotonic(), self._seconds[name]
-    broken = []  # images whose logits are not finite
+    unclear = set()  # images whose logits are not finite
     def tick(image_steps):
       self._seconds[name] = before + time.monotonic() - started
       self._display.tick(name, image_steps * attack.step_cost,
@@ -254,8 +266,10 @@ class Run:
                                 clean_logits, tasks, tick):
         self._zero_gradient[name][outcome.index] |= outcome.zero_gradient
         if not outcome.finite:
-          broken.append(outcome.index)
-        if outcome.fooled:
+          # No run is counted as done: one that goes on from the saved state
+          # must come here again.
+          unclear.add(outcome.index)
+        elif outcome.fooled:
           found.append(outcome)
         else:
           unfooled(outcome.index, outcome.run)
@@ -264,10 +278,10 @@ class Run:
           found = []
         save()
       self._verify(position, name, found, unfooled)
-    if broken:
+    if unclear:
       raise ValueError(
           f'{name}: the logits are not finite for adversarial images of '
-          f'examples {sorted(set(broken))[:10]} ({len(set(broken))} in all).')
+          f'examples {sorted(unclear)[:10]} ({len(unclear)} in all).')
 
   def _verify(self, position, name, found, unfooled):
     """Takes the images that fool the model once more; others had not."""
@@ -281,11 +295,12 @@ class Run:
       if prediction == self._y[index]:  # By rounding, or by a tie.
         unfooled(index, outcome.run)
         continue
-      self._fooled[name][index] = True
+      # In this order an interruption in between does no harm.
       if self._broken_by[index] == _ROBUST:
-        self._broken_by[index] = position
         self._images[index] = image
         self._predictions[index] = prediction
+        self._broken_by[index] = position
+      self._fooled[name][index] = True
 
   def _remaining_work(self, position, left):
     """Returns what is at most to do, in forward passes.
@@ -311,15 +326,22 @@ class Run:
       return []
     batch = np.resize(self._x[:self._batch_size],
                       (self._batch_size, *self._x.shape[1:]))
-    checks.independence(self._logits, batch)
-    return checks.determinism(
-        self._logits, lambda: jax.make_jaxpr(_call)(self._logits_fn, batch),
-        batch)
+    checks.independence(self._logits, batch, self._bounds)
+    return checks.determinism(self._logits, self._trace, batch)
+
+  def _trace(self):
+    """Returns the model's jaxpr, with all constants on its outside."""
+    key = [self._key] if self._stochastic else []
+    # With a new function, and what the model compiles itself taken apart: what
+    # is compiled remembers its last trace.
+    with jax.disable_jit():
+      return jax.make_jaxpr(lambda model, *args: model(*args))(
+          self._logits_fn, self._x[:1], *key)
 
   def _logits(self, images):
     """Returns the logits `[N, K]` of images `[N, ...]`, in batches."""
-    predict, size = _predict(self._parallel), self._batch_size
-    key = self._parallel.replicate(self._key) if self._stochastic else None
+    predict = _predict(self._parallel, self._stochastic)
+    key, size = self._parallel.replicate(self._key), self._batch_size
     found = []
     for first in range(0, len(images), size):
       batch = images[first:first + size]
@@ -333,12 +355,22 @@ class Run:
     """Returns what tells this run from another, JSON values."""
     if state_file is None:
       return {}  # Hashing takes a while.
+    model = self._trace()
+    settings_of_attacks = {
+        f'{name}.{field.name}': saved.described(getattr(attack, field.name))
+        for name, attack in self._members.items()
+        for field in dataclasses.fields(attack)
+        if field.name not in self._settings}
     return self._settings | {
+        'generator': str(jax.random.key_impl(self._key)),
         'individual': self._individual,
-        'attacks': {name: _described(attack)
-                    for name, attack in self._members.items()},
+        'attacks': [f'{name}: {type(attack).__name__}'
+                    for name, attack in self._members.items()],
         'x': saved.digest(self._x), 'y': saved.digest(self._y),
-        'variables': saved.digest(self._logits_fn)}
+        'model': hashlib.sha256(saved.code_of(model).encode()).hexdigest(),
+        # Of a closure they are constants.
+        'variables': saved.digest((self._logits_fn, model.consts)),
+    } | settings_of_attacks
 
   def _arrays(self):
     """Returns the state to save."""
@@ -365,6 +397,9 @@ class Run:
       self._zero_gradient[name] = arrays[f'zero_gradient/{name}']
       self._runs_done[name] = arrays[f'runs_done/{name}']
       self._seconds[name] = float(arrays[f'seconds/{name}'])
+    for position, name in enumerate(self._members):
+      # Where the interruption came in between.
+      self._fooled[name] |= self._broken_by == position
 
   def _flags(self):
     """Returns by attack which images are robust after it, bool `[N]`."""
@@ -376,10 +411,15 @@ class Run:
     return flags
 
   def _result(self, notes):
+    order = np.inf if self._norm == 'Linf' else 2
+    norms = np.zeros(len(self._y), self._x.dtype)
+    for index in np.flatnonzero(self._broken_by >= 0):
+      norms[index] = np.linalg.norm(
+          (self._images[index] - self._x[index]).ravel(), order)
     return Result(
         names=tuple(self._members), labels=self._y, correct=self._correct,
-        flags=self._flags(), images=self._images, predictions=self._predictions,
-        norms=np.asarray(geometry.size(self._images - self._x, self._norm)),
+        flags=self._flags(), images=self._images,
+        predictions=self._predictions, norms=norms,
         broken_by=self._broken_by, seconds=self._seconds, warnings=notes,
         settings=self._settings, individual=self._individual)
 
@@ -392,9 +432,8 @@ class _Saver:
     self._identity, self._arrays = identity, arrays
     self._last = time.monotonic()
 
-  @property
   def found(self):
-    """The saved state, None if there is none."""
+    """Returns the saved state, None if there is none."""
     if self._path is None:
       return None
     return saved.read(self._path, self._identity)
@@ -430,7 +469,7 @@ class _Display:
       self._bar.total = self._done + remaining
       self._bar.set_description(f'{name}: robust {share:.2%}', refresh=False)
       self._bar.update(work)
-    elif now > self._last_line + 60:
+    elif now > self._last_line + _LINE_EVERY:
       self._last_line = now
       self.line(f'{name}: robust accuracy {share:.2%} so far, '
                 f'{self._left(remaining)} left')
@@ -451,8 +490,10 @@ class _Display:
 
   def _left(self, remaining):
     """Returns the time that `remaining` takes at the speed so far."""
+    if not self._done:
+      return '?'
     elapsed = time.monotonic() - self._started
-    return tqdm.tqdm.format_interval(elapsed / max(self._done, 1) * remaining)
+    return tqdm.tqdm.format_interval(elapsed / self._done * remaining)
 
 
 @functools.lru_cache(maxsize=64)
@@ -462,25 +503,14 @@ def _slots(attack, parallel, batch_size):
 
 
 @functools.lru_cache(maxsize=8)
-def _predict(parallel):
+def _predict(parallel, stochastic):
+  # The key is always passed: with None for an argument pmap may take one leaf
+  # of the model for it (JAX 0.10 to 0.12).
   def predict(model, images, key, *, axis_name=None):
     del axis_name  # Examples do not interact.
-    return attacks.evaluate(model, images, key)
+    return attacks.evaluate(model, images, key if stochastic else None)
   return parallel.compile(predict, (_R, _S, _R), _S)
 
 
 def _call(model, *args):
   return model(*args)
-
-
-def _described(attack):
-  """Returns an attack's settings as JSON values."""
-  values = {field.name: getattr(attack, field.name)
-            for field in dataclasses.fields(attack)}
-  return {'class': type(attack).__name__} | {
-      name: getattr(value, '__qualname__', repr(value))
-      for name, value in values.items()}
-
-
-def _seed(key):
-  return jax.random.key_data(key).tolist()

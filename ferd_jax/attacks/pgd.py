@@ -42,6 +42,8 @@ class PGD(attack.Attack):
     norm: 'Linf' or 'L2'.
     noise: standard deviation of the 'normal' start.
     num_restarts: repetitions from other starts on what is not yet fooled.
+    clip_steps: whether every iterate is clipped to the bounds, or the last one
+      only.
 
   Raises:
     ValueError: for a setting out of range.
@@ -59,6 +61,7 @@ class PGD(attack.Attack):
   norm: str = 'Linf'
   noise: float = 0.001
   num_restarts: int = 1
+  clip_steps: bool = True
 
   num_targets = 0
 
@@ -95,10 +98,13 @@ class PGD(attack.Attack):
       return jnp.sum(self.loss(logits, problem.y, problem.targets))
     # The sum keeps examples apart.
     ascent = geometry.direction(jax.grad(objective)(state.x_adv), self.norm)
+    bounds = self.bounds if self.clip_steps else (-jnp.inf, jnp.inf)
     return PGDState(geometry.project(
-        state.x_adv + self.step_size * ascent, problem.x, problem.eps,
-        self.bounds, self.norm))
+        state.x_adv + self.step_size * ascent, problem.x, problem.eps, bounds,
+        self.norm))
 
   def images(self, problem: attack.Problem, state: PGDState) -> jax.Array:
-    """Returns the last iterate."""
-    return state.x_adv
+    """Returns the last iterate, inside the bounds."""
+    if self.clip_steps:
+      return state.x_adv
+    return jnp.clip(state.x_adv, *self.bounds)

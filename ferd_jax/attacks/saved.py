@@ -3,27 +3,45 @@
 import hashlib
 import json
 import os
-import pathlib
+import re
 from typing import Any
 import zipfile
 
+from etils import epath
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-_FORMAT = 1
+from ferd_jax import atomic
+
+_FORMAT = 2
 
 
 def digest(tree: Any) -> str:
   """Returns a hash of all arrays of a pytree, in their order."""
   found = hashlib.sha256()
   for leaf in jax.tree.leaves(tree):
-    array = np.asarray(leaf)
-    found.update(f'{array.dtype}{array.shape}'.encode())
-    found.update(np.ascontiguousarray(array).tobytes())
+    if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype,
+                                                      jax.dtypes.prng_key):
+      leaf = jax.random.key_data(leaf)
+    array = np.ascontiguousarray(leaf)
+    found.update(f'{array.dtype}{np.shape(leaf)}'.encode())
+    found.update(array.reshape(-1).view(np.uint8))
   return found.hexdigest()
 
 
-def write(path: os.PathLike, identity: dict[str, Any],
+def code_of(jaxpr: Any) -> str:
+  """Returns the text of a traced function, the same in every process."""
+  # Neither colours, which depend on the terminal, nor addresses.
+  return described(jaxpr.jaxpr.pretty_print(use_color=False))
+
+
+def described(value: Any) -> str:
+  """Returns a setting as text, the same in every process."""
+  return re.sub(r' at 0x[0-9a-f]+', '', str(value))
+
+
+def write(path: os.PathLike | str, identity: dict[str, Any],
           arrays: dict[str, np.ndarray]) -> None:
   """Replaces the file as a whole.
 
@@ -32,16 +50,12 @@ def write(path: os.PathLike, identity: dict[str, Any],
     identity: JSON values that tell this run from another.
     arrays: by name.
   """
-  path = pathlib.Path(path)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  partial = path.with_name(f'.{path.name}.partial')
-  meta = json.dumps({'format': _FORMAT} | identity)
-  with partial.open('wb') as file:
+  meta = json.dumps({'arrays': list(arrays), 'run': _run(identity)})
+  with atomic.writing(epath.Path(path)) as file:
     np.savez(file, meta=np.array(meta), **arrays)
-  partial.replace(path)
 
 
-def read(path: os.PathLike,
+def read(path: os.PathLike | str,
          identity: dict[str, Any]) -> dict[str, np.ndarray] | None:
   """Returns the arrays of a run's file, None if there is no file.
 
@@ -52,21 +66,28 @@ def read(path: os.PathLike,
   Raises:
     ValueError: if the file is of another run (with what differs), or damaged.
   """
-  path = pathlib.Path(path)
+  path = epath.Path(path)
   if not path.exists():
     return None
   try:
-    with np.load(path, allow_pickle=False) as file:
-      arrays = {name: file[name] for name in file.files}
-    found = json.loads(str(arrays.pop('meta')))
-  except (ValueError, KeyError, EOFError, OSError,
+    with path.open('rb') as file:
+      loaded = np.load(file, allow_pickle=False)
+      meta = json.loads(str(loaded['meta']))
+      found = dict(meta['run'])
+      arrays = {name: loaded[name] for name in meta['arrays']}
+  except (ValueError, LookupError, TypeError, EOFError, OSError, RuntimeError,
           zipfile.BadZipFile) as error:
     raise ValueError(f'{path} is no state of AutoAttack, or damaged: '
                      f'{error}') from error
-  expected = json.loads(json.dumps({'format': _FORMAT} | identity))
-  differing = [name for name in expected if found.get(name) != expected[name]]
+  expected = json.loads(json.dumps(_run(identity)))
+  differing = [name for name in {**expected, **found}
+               if found.get(name) != expected.get(name)]
   if differing:
-    listed = ', '.join(f'{name} is {expected[name]!r}, there '
+    listed = ', '.join(f'{name} is {expected.get(name)!r}, there '
                        f'{found.get(name)!r}' for name in differing)
     raise ValueError(f'{path} is of another run: {listed}.')
   return arrays
+
+
+def _run(identity):
+  return {'format': _FORMAT} | identity

@@ -1,9 +1,10 @@
 """A fixed batch of slots through which any number of images is attacked.
 
-An image leaves its slot as soon as it is fooled or through, and the next one
+An image leaves its slot soon after it is fooled or through, and the next one
 takes its place: shapes stay, nothing recompiles, and no slot idles but at the
 end, where the batch shrinks in a few sizes. Images do not interact, and the
-noise of each depends on its index only, so that the order does not matter.
+noise of each depends on its index only, so that the order does not matter. (A
+stochastic model's own noise is that of a batch.)
 """
 
 import collections
@@ -17,14 +18,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ferd_jax import collectives as collective
+from ferd_jax import collectives
 from ferd_jax import loops
 from ferd_jax import parallel as parallels
 from ferd_jax.attacks import attack as attacks
 from ferd_jax.attacks import geometry
 
 _R, _S = parallels.REPLICATED, parallels.SHARDED
-_SHRINK = 4  # The batch shrinks to a quarter when that is enough.
+_SHRINK = 2  # A compile pays off when the batch shrinks to half.
 
 
 class Outcome(NamedTuple):
@@ -63,7 +64,7 @@ class Slots:
     """Prepares the compiled functions.
 
     Args:
-      attack: whose state has `fooled` and `finite`.
+      attack: with `done`, and a state that has `fooled` and `finite`.
       apply_fn: (variables, images[, key]) -> logits.
       parallel: mapping over devices.
       batch_size: number of slots, over all devices.
@@ -73,57 +74,51 @@ class Slots:
     # How many steps before looking at what has become of the images: a look
     # interrupts an accelerator, a fooled image waits for it.
     look_every = min(3 if loops.unrolled_here() else 10, attack.num_steps)
+    # On CPU Python repeats a single step.
+    self._calls = look_every if loops.unrolled_here() else 1
+    self._call_steps = look_every // self._calls
 
     def problem_of(rows, key, eps):
       problem = attacks.Problem(
           rows.x, rows.y, None, jnp.broadcast_to(eps, rows.y.shape),
-          collective.example_keys(key, rows.index))
+          collectives.example_keys(key, rows.index))
       return attack.nth_run(problem, rows.clean_logits, rows.run)
 
     def start(rows, key, eps, *, axis_name=None):
       del axis_name  # Examples do not interact, here and below.
-      return (jnp.zeros(rows.y.shape, jnp.int32),
-              attack.init(problem_of(rows, key, eps)))
+      return attack.init(problem_of(rows, key, eps))
 
-    def admit(rows, fresh, carry, key, eps, *, axis_name=None):
+    def admit(rows, fresh, state, key, eps, *, axis_name=None):
       del axis_name
       return jax.tree.map(functools.partial(geometry.where, fresh),
-                          start(rows, key, eps), carry)
+                          start(rows, key, eps), state)
 
-    def step(variables, rows, carry, key, eps, model_key, i):
-      problem = problem_of(rows, key, eps)
+    def step(variables, rows, state, key, eps, model_key, i):
       if model_key is not None:
         model_key = jax.random.fold_in(model_key, i)
-      count, state = carry
-      after = attack.step(functools.partial(apply_fn, variables), problem,
-                          state, model_key)
-      going = count < attack.num_steps
-      return count + going, jax.tree.map(
-          functools.partial(geometry.where, going), after, state)
+      after = attack.step(functools.partial(apply_fn, variables),
+                          problem_of(rows, key, eps), state, model_key)
+      return jax.tree.map(functools.partial(geometry.where, attack.done(state)),
+                          state, after)
 
-    def advance(variables, rows, carry, key, eps, model_key, first, *,
+    def advance(variables, rows, state, key, eps, model_key, first, *,
                 axis_name=None):
       del axis_name
-      # On CPU Python repeats a single step.
-      length = 1 if loops.unrolled_here() else look_every
       return loops.repeat(
-          length, lambda i, carry: step(variables, rows, carry, key, eps,
-                                        model_key, first + i),
-          carry, unroll=length == 1)
+          self._call_steps,
+          lambda i, state: step(variables, rows, state, key, eps, model_key,
+                                first + i),
+          state, unroll=self._call_steps == 1)
 
-    def look(carry, *, axis_name=None):
+    def look(state, *, axis_name=None):
       del axis_name
-      count, state = carry
       zero = getattr(state, 'zero_gradient', jnp.zeros_like(state.fooled))
-      return ((count >= attack.num_steps) | attack.done(state), state.fooled,
-              state.finite, zero)
+      return attack.done(state), state.fooled, state.finite, zero
 
-    def images(rows, carry, key, eps, *, axis_name=None):
+    def images(rows, state, key, eps, *, axis_name=None):
       del axis_name
-      return attack.images(problem_of(rows, key, eps), carry[1])
+      return attack.images(problem_of(rows, key, eps), state)
 
-    self._calls = look_every if loops.unrolled_here() else 1
-    self._call_steps = look_every // self._calls
     compiled = parallel.compile
     self._start = compiled(start, (_S, _R, _R), _S)
     self._admit = compiled(admit, (_S, _S, _S, _R, _R), _S)
@@ -154,8 +149,10 @@ class Slots:
     rows = _Rows(*(np.zeros((size, *like.shape[1:]), like.dtype)
                    for like in (x, y, y, y, clean_logits)))
     rows.x[:] = x[0]  # A valid image in slots that stay empty.
-    used, carry, steps = np.zeros(size, bool), None, 0
+    used, state, steps = np.zeros(size, bool), None, 0
     while True:
+      # Rows may share their memory with a device. Nothing reads them now: what
+      # did has been looked at.
       fresh = np.zeros(len(used), bool)
       for slot in np.flatnonzero(~used):
         if not tasks:
@@ -168,29 +165,29 @@ class Slots:
       if not used.any():
         return
       smaller = self._fitting(int(used.sum()))
-      if smaller < len(used) and carry is not None:
+      if smaller <= len(used) // _SHRINK and state is not None:
         kept = np.argsort(~used, kind='stable')[:smaller]
-        rows, used, fresh, carry = jax.tree.map(
-            lambda array, kept=kept: np.asarray(array)[kept],
-            (rows, used, fresh, gather(carry)))
-        carry = self._parallel.shard(carry)
+        rows, used, fresh, state = jax.tree.map(
+            lambda array, kept=kept: array[kept],
+            (rows, used, fresh, gather(state)))
+        state = self._parallel.shard(state)
         sharded = self._parallel.shard(rows)
       if fresh.any():
         sharded = self._parallel.shard(rows)
-        carry = (self._start(sharded, key, eps) if carry is None else
-                 self._admit(sharded, self._parallel.shard(fresh), carry, key,
+        state = (self._start(sharded, key, eps) if state is None else
+                 self._admit(sharded, self._parallel.shard(fresh), state, key,
                              eps))
       model_key = place(jax.random.fold_in(key, steps)) if (
           self._attack.stochastic) else None
       for call in range(self._calls):
-        carry = self._advance(variables, sharded, carry, key, eps, model_key,
+        state = self._advance(variables, sharded, state, key, eps, model_key,
                               np.int32(call * self._call_steps))
       steps += self._calls * self._call_steps
       tick(int(used.sum()) * self._calls * self._call_steps)
-      done, fooled, finite, zero = gather(self._look(carry))
+      done, fooled, finite, zero = gather(self._look(state))
       leaving = used & done
       if (leaving & fooled).any():
-        images = gather(self._images(sharded, carry, key, eps))
+        images = gather(self._images(sharded, state, key, eps))
       used &= ~leaving
       for slot in np.flatnonzero(leaving):
         yield Outcome(
@@ -206,7 +203,12 @@ class Slots:
 
 
 def _sizes(batch_size, num_devices):
-  """Returns the numbers of slots in use, ascending; each compiles once."""
-  sizes = {max(batch_size // _SHRINK ** i // num_devices, 1) * num_devices
-           for i in range(3)}
-  return sorted(sizes)
+  """Returns the numbers of slots in use, ascending; each compiles once.
+
+  Eighths of the batch, so that few slots stay empty through an attack on few
+  images, and fractions of the smallest.
+  """
+  per_device = batch_size // num_devices
+  eighths = {-(-per_device * i // 8) for i in range(1, 9)}
+  fractions = {-(-per_device // i) for i in (16, 32, 64)}
+  return sorted(size * num_devices for size in eighths | fractions)

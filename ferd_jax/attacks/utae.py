@@ -113,4 +113,4 @@ class UTAE(attack.Attack):
   def images(self, problem: attack.Problem,
              state: pgd.PGDState) -> jax.Array:
     """Returns the last iterate."""
-    return state.x_adv
+    return self._pgd.images(problem, state)

@@ -1,0 +1,255 @@
+"""Accuracy under attack, per class, on fixed-shape batches."""
+
+from collections.abc import Callable
+from collections.abc import Iterator
+from collections.abc import Mapping
+from collections.abc import Sequence
+import dataclasses
+import functools
+from typing import Any
+
+from etils import epath
+from flax import linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tqdm
+
+from ferd_jax import attacks
+from ferd_jax import collectives
+from ferd_jax import forward
+from ferd_jax import metrics
+from ferd_jax import parallel as parallels
+
+CLEAN = 'clean'
+# Versions of AutoAttack by the name under which a table has them.
+AUTOATTACKS = {
+    'autoattack': 'standard', 'autoattack_fast': 'fast',
+    'autoattack_plus': 'plus',
+    'autoattack_torchattacks': 'torchattacks_compat'}
+ATTACKS = (CLEAN, *attacks.PRESETS, *AUTOATTACKS)
+
+
+class EvaluationBatch(flax.struct.PyTreeNode):
+  """Images to attack; the last batch is padded to the shape of the others.
+
+  Attributes:
+    images: float32 `[B, H, W, C]` in [0, 1].
+    labels: int32 `[B]`.
+    indices: int32 `[B]`, position in the data set: an image's randomness
+      depends on it and not on the batch size.
+    mask: bool `[B]`, False for padding.
+  """
+  images: jax.Array
+  labels: jax.Array
+  indices: jax.Array
+  mask: jax.Array
+
+
+def correct_per_class(model: nn.Module, num_classes: int, variables: Any,
+                      images: jax.Array, batch: EvaluationBatch, *,
+                      axis_name: str | None = None) -> jax.Array:
+  """Returns how many images of each class are classified right, int32 `[C]`.
+
+  Args:
+    model: module under evaluation.
+    num_classes: C.
+    variables: of the model.
+    images: `[B, H, W, C]`, those of the batch, attacked or not.
+    batch: for labels and mask.
+    axis_name: mapped axis over which the examples are sharded.
+  """
+  predictions = jnp.argmax(forward.logits(model, variables, images), axis=-1)
+  hits = ((predictions == batch.labels) & batch.mask).astype(jnp.int32)
+  classes = jax.nn.one_hot(batch.labels, num_classes, dtype=jnp.int32)
+  return collectives.psum(jnp.sum(hits[:, None] * classes, axis=0), axis_name)
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluator:
+  """Measures a model's accuracy under named attacks; compiled once.
+
+  Attributes:
+    apply_fn: (variables, images) -> logits.
+    attacks: by name: compiled presets, settings of AutoAttack, None for clean
+      images.
+    count: compiled `correct_per_class`.
+    parallel: the device mapping that they were compiled for.
+    num_classes: C.
+    batch_size: images a step, over all devices.
+    ddof: of the NSD.
+  """
+  apply_fn: Callable[..., jax.Array]
+  attacks: Mapping[str, Callable | attacks.AutoAttack | None]
+  count: Callable
+  parallel: parallels.Parallel
+  num_classes: int
+  batch_size: int
+  ddof: int
+
+  def __call__(self, variables: Any, images: np.ndarray, labels: np.ndarray,
+               key: jax.Array, names: Sequence[str] | None = None, *,
+               state_dir: epath.PathLike | None = None
+               ) -> dict[str, dict]:
+    """Returns, by attack name, the summary and the accuracy per class.
+
+    Args:
+      variables: of the model.
+      images: `[N, H, W, C]`, uint8 or float in [0, 1].
+      labels: int `[N]`.
+      key: typed PRNG key.
+      names: of the attacks to run; default: all.
+      state_dir: where an AutoAttack that is interrupted is gone on with.
+
+    Returns:
+      `metrics.summarise` of each attack, and `per_class`, a list of C
+      accuracies (NaN for a class without images); of AutoAttack also `after`,
+      the robust accuracy after each of its attacks, and `warnings`.
+
+    Raises:
+      ValueError: for logits that AutoAttack refuses, such as NaN.
+    """
+    labels = np.asarray(labels, np.int32)
+    counts = np.bincount(labels, minlength=self.num_classes)
+    names = list(self.attacks if names is None else names)
+    batched = [name for name in names if name not in AUTOATTACKS]
+    correct = self._in_batches(batched, variables, images, labels, key)
+    notes = {}
+    for name in names:
+      if name in AUTOATTACKS:
+        correct[name], notes[name] = self._autoattack(
+            name, variables, images, labels, key, state_dir)
+    report = {}
+    for name in names:
+      with np.errstate(invalid='ignore'):
+        per_class = (correct[name] / counts).tolist()
+      report[name] = metrics.summarise(
+          correct[name], counts, ddof=self.ddof) | {
+              'per_class': per_class} | notes.get(name, {})
+    return report
+
+  def _in_batches(self, names, variables, images, labels, key):
+    """Returns the correct images of each class by attack, `[C]`."""
+    if not names:
+      return {}
+    key = self.parallel.replicate(key)
+    correct = {name: 0 for name in names}
+    with tqdm.tqdm(
+        desc='evaluation', total=len(labels) * len(names), unit='image',
+        leave=False, disable=None if jax.process_index() == 0 else True
+    ) as bar:  # None: on a terminal only.
+      for batch in batches(images, labels, self.batch_size):
+        size = int(batch.mask.sum())
+        batch = self.parallel.shard(batch)
+        for name in names:
+          attacked = batch.images
+          if self.attacks[name] is not None:
+            attacked = self.attacks[name](variables, key, attacked,
+                                          batch.labels, indices=batch.indices)
+          correct[name] += np.asarray(self.count(variables, attacked, batch))
+          bar.update(size)
+    return correct
+
+  def _autoattack(self, name, variables, images, labels, key, state_dir):
+    """Returns the correct images of each class `[C]`, and what else it says."""
+    images = as_float(images)
+    state_file = None
+    if state_dir is not None:
+      run = attacks.digest((variables, images, labels,
+                            jax.random.key_data(key)))
+      state_file = epath.Path(state_dir) / f'{name}-{run[:16]}.npz'
+    result = self.attacks[name](
+        jax.tree_util.Partial(self.apply_fn, variables), key, images, labels,
+        batch_size=self.batch_size, state_file=state_file,
+        parallel=self.parallel)
+    if state_file is not None and jax.process_index() == 0:
+      state_file.unlink()  # It is done with.
+    correct = np.bincount(labels[result.robust], minlength=self.num_classes)
+    return correct, {'after': result.accuracy_after,
+                     'warnings': result.warnings}
+
+
+def evaluator(model: nn.Module, names: Sequence[str], eps: float,
+              num_classes: int, batch_size: int,
+              parallel: parallels.Parallel, *, norm: str = 'Linf',
+              ddof: int = 0) -> Evaluator:
+  """Returns an evaluator of a model under the named attacks.
+
+  Args:
+    model: module to evaluate.
+    names: of `ATTACKS`.
+    eps: radius of the attacks, in [0, 1] pixels.
+    num_classes: C.
+    batch_size: images a step, over all devices.
+    parallel: the device mapping.
+    norm: of the attacks, 'Linf' or 'L2'.
+    ddof: of the NSD.
+  """
+  replicated, sharded = parallels.REPLICATED, parallels.SHARDED
+  apply_fn = functools.partial(forward.logits, model)
+  def prepare(name):
+    if name == CLEAN:
+      return None
+    if name in AUTOATTACKS:
+      return attacks.AutoAttack(eps, norm, AUTOATTACKS[name])
+    return attacks.jit(attacks.preset(name, eps, norm), apply_fn, parallel)
+  return Evaluator(
+      apply_fn=apply_fn, attacks={name: prepare(name) for name in names},
+      count=parallel.compile(
+          functools.partial(correct_per_class, model, num_classes),
+          in_specs=(replicated, sharded, sharded), out_specs=replicated),
+      parallel=parallel, num_classes=num_classes, batch_size=batch_size,
+      ddof=ddof)
+
+
+def as_float(images: np.ndarray) -> np.ndarray:
+  """Returns images of uint8 as float32 in [0, 1], others as they are."""
+  if images.dtype == np.uint8:
+    return images.astype(np.float32) / 255
+  return images
+
+
+def predictor(model: nn.Module, batch_size: int,
+              parallel: parallels.Parallel) -> Callable[..., np.ndarray]:
+  """Returns the function (variables, images) -> predicted labels `[N]`.
+
+  Args:
+    model: module that predicts.
+    batch_size: images a step, over all devices.
+    parallel: the device mapping.
+  """
+  def predictions(variables, images, *, axis_name=None):
+    del axis_name  # Every example is on its own.
+    return jnp.argmax(forward.logits(model, variables, images), axis=-1)
+  step = parallel.compile(
+      predictions, in_specs=(parallels.REPLICATED, parallels.SHARDED),
+      out_specs=parallels.SHARDED)
+
+  def predict(variables, images):
+    labels = np.zeros(len(images), np.int32)
+    found = [parallel.gather(step(variables, parallel.shard(batch.images)))
+             for batch in batches(images, labels, batch_size)]
+    return np.concatenate(found)[:len(images)]
+  return predict
+
+
+def batches(images: np.ndarray, labels: np.ndarray,
+            batch_size: int) -> Iterator[EvaluationBatch]:
+  """Yields a data set in batches of one shape, the last one padded.
+
+  Args:
+    images: `[N, H, W, C]`, uint8 or float in [0, 1].
+    labels: int32 `[N]`.
+    batch_size: B.
+  """
+  for first in range(0, len(labels), batch_size):
+    size = min(batch_size, len(labels) - first)
+
+    def pad(array, first=first, size=size):
+      widths = [(0, batch_size - size)] + [(0, 0)] * (array.ndim - 1)
+      return np.pad(array[first:first + size], widths)
+    yield EvaluationBatch(
+        images=as_float(pad(images)), labels=pad(labels),
+        indices=pad(np.arange(len(labels), dtype=np.int32)),
+        mask=np.arange(batch_size) < size)
