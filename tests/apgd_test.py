@@ -263,14 +263,13 @@ def official(monkeypatch):
 
   class Official:
 
-    def __init__(self, net, norm, eps, num_iterations, loss='ce', **options):
+    def __init__(self, net, norm, eps, num_iterations, loss='ce'):
       make = (base.APGDAttack_targeted if 'targeted' in loss else
               functools.partial(base.APGDAttack, loss=loss))
       def recorded(x):
         self.queried.append(x.detach().numpy().copy())
         return net.torch(x)
-      self.attack = make(recorded, norm=norm, eps=eps, n_iter=num_iterations,
-                         **options)
+      self.attack = make(recorded, norm=norm, eps=eps, n_iter=num_iterations)
       self.queried = []
 
     def __call__(self, x, y, x_init=None, targets=None):
@@ -728,7 +727,7 @@ def small(num_classes, features):
     flat=st.booleans())
 def test_stays_in_ball_and_bounds(kind, eps, seed, flat):
   norm, shape, num_classes, keep, (low, high) = kind
-  # Beyond the bounds first: some pixels lie on one.
+  # Some pixels lie on a bound, or all.
   x = np.clip(draw(*shape, seed=seed) * 1.4 - 0.2, 0, 1)
   x = low + (high - low) * (np.round(x) if flat else x)
   eps *= high - low
@@ -802,13 +801,12 @@ def test_float32_stays_float32():
 
 def test_gradients_are_stopped():
   net = small(3, 4)
-  def total(x, weights):
-    def scaled(images):
-      return weights * net(images)
-    attack = apgd.APGD(0.1, num_iterations=1, keep='best')
-    return jnp.sum(attack(scaled, jax.random.key(0), x, y))
+  def total(x, shift):
+    attack = apgd.APGD(0.1, 'L2', num_iterations=1, keep='best')
+    return jnp.sum(attack(lambda images: net(images + shift),
+                          jax.random.key(0), x, y))
   x, y = draw(4, 4), np.array([0, 1, 2, 0])
-  for gradient in jax.jit(jax.grad(total, argnums=(0, 1)))(x, 1.):
+  for gradient in jax.jit(jax.grad(total, argnums=(0, 1)))(x, 0.1):
     np.testing.assert_array_equal(gradient, np.zeros_like(gradient))
 
 
@@ -818,27 +816,36 @@ def test_broken_models():
                        x_init=start_of(IMAGES, EPS['L2'], 'L2'))
   states = trace(attack, NET, problem)
   index = np.arange(BATCH)
-  wrong = jax.nn.one_hot((LABELS + 1) % NUM_CLASSES, NUM_CLASSES, dtype=bool)
-  bad = jnp.where(index % 2, jnp.nan, jnp.inf)[:, None]
   second = jnp.asarray(states.x[1])
   def net(x):
-    # Not finite for four, of two on the second iterate only; and without a
-    # gradient for one.
-    now = jnp.all(jnp.abs(x - second) < 1e-9, axis=(1, 2, 3)) | (index > 1)
-    logits = jnp.where((now & (index < 4))[:, None] & wrong, bad, NET(x))
-    return jnp.where(index[:, None] == 4, 0 * logits, logits)
+    logits = NET(x)
+    at_second = jnp.all(jnp.abs(x - second) < 1e-9, axis=(1, 2, 3))
+    # A class that is never predicted, on the second iterate.
+    lowest = logits == jnp.min(logits, axis=-1, keepdims=True)
+    logits = jnp.where((at_second & (index == 0))[:, None] & lowest, -jnp.inf,
+                       logits)
+    # Another than the label's, on the second or on all iterates.
+    wrong = jax.nn.one_hot((LABELS + 1) % NUM_CLASSES, NUM_CLASSES, dtype=bool)
+    for i, where, bad in [(1, at_second, jnp.nan), (2, True, jnp.inf),
+                          (3, True, jnp.nan)]:
+      logits = jnp.where((where & (index == i))[:, None] & wrong, bad, logits)
+    # No gradient: everywhere, or on the second.
+    none = (index == 4) | (at_second & (index == 5))
+    return jnp.where(none[:, None], 0 * logits, logits)
   broken = trace(attack, net, problem)
   np.testing.assert_array_equal(broken.finite[1], ~np.isin(index, [2, 3]))
-  np.testing.assert_array_equal(broken.finite[-1], index >= 4)
-  # They have fooled with what was finite.
+  for finite in broken.finite[2:]:
+    np.testing.assert_array_equal(finite, index >= 4)
+  # Some have fooled with what was finite.
   assert broken.fooled[1, :2].all() and not broken.fooled[:, 2:4].any()
   images = attack.images(problem, last(broken))
-  np.testing.assert_array_equal(images[:2], states.x[0, :2])
+  assert np.isfinite(images).all()
+  np.testing.assert_array_equal(images[1], states.x[0, 1])
   np.testing.assert_array_equal(images[2:4], IMAGES[2:4])
-  np.testing.assert_array_equal(broken.zero_gradient[1:],
-                                np.tile(index == 4, (101, 1)))
+  for zero_gradient in broken.zero_gradient[1:]:
+    np.testing.assert_array_equal(zero_gradient, index == 4)
   np.testing.assert_array_equal(broken.x_best[-1, 4], states.x[0, 4])
-  np.testing.assert_allclose(broken.x[:, 5:], states.x[:, 5:], atol=1e-9)
+  np.testing.assert_allclose(broken.x[:, 6:], states.x[:, 6:], atol=1e-9)
 
 
 @pytest.mark.parametrize(('options', 'message'), [
@@ -860,10 +867,9 @@ NETS = [small(3, 4), Net(4, 3, seed=9)]
 
 def apply(variables, x, key=None):
   first, second, last = variables
-  logits = jnp.tanh((x - 0.5).reshape(len(x), -1) @ first) @ second + last
-  if key is None:
-    return logits
-  return logits * (1 + number_of(key)).astype(x.dtype)
+  if key is not None:
+    x = x + 0.3 * number_of(key).astype(x.dtype)
+  return jnp.tanh((x - 0.5).reshape(len(x), -1) @ first) @ second + last
 
 
 def pure(attack, variables, key, x, y, eps=None, x_init=None):
@@ -904,6 +910,19 @@ def test_compiled_attack(monkeypatch, kind, stepped):
                                 got.images)
   # Other variables, keys, images and radii: the same programs.
   assert 0 < counts[0] == counts[1] == len(traces)
+
+
+def test_compiled_attack_of_variables_of_other_shapes():
+  # A cheap one; labels as a list.
+  attack = attacks.PGD(0.1, 0.1, 1, start='zero')
+  compiled = attacks.jit(attack, apply)
+  for net, highest in ((NETS[0], 2), (Net(4, 5), 4), (NETS[0], 2)):
+    variables, key, x, _ = arguments_of(net, 0, batch=2)
+    result = compiled.run(variables, key, x, [0, highest])
+    assert result.logits.shape == (2, highest + 1)
+    np.testing.assert_allclose(result.norm, 0.1)
+    with pytest.raises(ValueError, match=f'y in 0..{highest}, got'):
+      compiled(variables, key, x, [0, highest + 1])
 
 
 ONE_RUN = apgd.APGD(0.1, num_iterations=2, keep='best', unroll=False)

@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import pty
 import subprocess
 import sys
 import zipfile
@@ -177,6 +178,7 @@ def test_described():
 
 
 _CODE = """
+import pathlib, sys
 import jax, jax.numpy as jnp, numpy as np
 from ferd_jax.attacks import saved
 
@@ -190,18 +192,19 @@ def model(x):
   return jax.jit(lambda x: jax.nn.relu(straight_through({scale} * x)))(x)
 
 jaxpr = jax.make_jaxpr(model)(np.ones((2, 3), np.float32))
-print(saved.code_of(jaxpr))
+pathlib.Path(sys.argv[1]).write_text(saved.code_of(jaxpr))
 """
 
 
-def test_code_is_the_same_in_every_process():
-  def code(scale, python_hash_seed):
-    return subprocess.run(
-        [sys.executable, '-c', _CODE.format(scale=scale)], check=True,
-        capture_output=True, text=True,
-        env=os.environ | {'PYTHONHASHSEED': python_hash_seed}).stdout
-  first = code(2, '1')
+def test_code_is_the_same_in_every_process(tmp_path):
+  def code(scale, stdout, python_hash_seed):
+    subprocess.run(
+        [sys.executable, '-c', _CODE.format(scale=scale), tmp_path / 'code'],
+        check=True, stdout=stdout,
+        env=os.environ | {'PYTHONHASHSEED': python_hash_seed})
+    return (tmp_path / 'code').read_text()
+  first = code(2, subprocess.DEVNULL, '1')
   assert 'custom_vjp' in first and 'callback' in first
-  assert code(2, '2') == first
-  assert code(3, '1') != first
-
+  _, terminal = pty.openpty()  # JAX prints in colours there.
+  assert code(2, terminal, '2') == first
+  assert code(3, subprocess.DEVNULL, '1') != first

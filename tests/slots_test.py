@@ -194,17 +194,29 @@ def test_each_size_compiles_once():
     return apply_fn(variables, images)
   engine = slots.Slots(Toy(), counting, mapping(), 16)
   y = np.ones_like(Y)
-  y[-1], y[-4:-1] = 7, 4  # The last ones are the ones that stay.
+  y[-1], y[-4:-1] = 7, 4
   for _ in range(2):
     outcomes(engine, ALL, y=y)
-  assert sorted(traced) == [1, 4, 16]
+  # The last 5 do not need 16 slots, and the last one not 6. In between are 4,
+  # but a batch shrinks to half or less.
+  assert traced == [16, 6, 1]
 
 
-@pytest.mark.parametrize(('batch_size', 'devices', 'sizes'), [
-    (256, 1, [16, 64, 256]), (256, 8, [16, 64, 256]), (16, 4, [4, 16]),
-    (5, 1, [1, 5]), (1, 1, [1]), (24, 8, [8, 24])])
-def test_sizes(batch_size, devices, sizes):
-  assert slots._sizes(batch_size, devices) == sizes
+def test_without_jit():
+  with jax.disable_jit():
+    assert_right(outcomes(toy_slots(1), ALL[:2]), ALL[:2])
+
+
+@pytest.mark.parametrize(('batch_size', 'devices'), [
+    (256, 1), (256, 8), (128, 1), (16, 4), (100, 1), (5, 1), (1, 1), (24, 8)])
+def test_sizes(batch_size, devices):
+  sizes = slots._sizes(batch_size, devices)
+  assert sizes == sorted(set(sizes)) and sizes[-1] == batch_size
+  assert all(size % devices == 0 and size > 0 for size in sizes)
+  assert sizes[0] == devices * -(-batch_size // devices // 64)
+  # Few slots stay empty.
+  steps = np.diff([0, *sizes])
+  assert steps.max() <= devices * -(-batch_size // devices // 8)
 
 
 def test_ticks_count_steps_of_images():

@@ -92,6 +92,7 @@ class CompiledAttack:
       ValueError: outside of `jit` as for `Attack.__call__`, on several devices
         for missing indices.
     """
+    y = jnp.asarray(y) if isinstance(y, list) else y
     if not attacks.is_concrete(variables, key, x, y, targets, eps, x_init):
       keys = key if indices is None else collectives.example_keys(key, indices)
       return self._attack(functools.partial(self._apply_fn, variables), keys,
@@ -114,6 +115,7 @@ class CompiledAttack:
   def run(self, variables: Any, key: jax.Array, x: jax.Array, y: Any,
           targets: Any = None, **options: Any) -> attacks.AttackResult:
     """Returns the images and what they achieve; arguments as for the call."""
+    y = jnp.asarray(y) if isinstance(y, list) else y
     images = self(variables, key, x, y, targets, **options)
     indices = options.get('indices')
     if indices is None:
@@ -123,11 +125,12 @@ class CompiledAttack:
   def _checked(self, variables, key, x, y, targets, x_init):
     """Returns `x` after the checks of `Attack.check`."""
     x = attacks.checked_images(x, y=y, targets=targets, x_init=x_init)
-    if x.shape not in self._num_classes:  # Tracing a model takes a while.
-      self._num_classes[x.shape] = attacks.num_classes(
+    shapes = x.shape, *map(np.shape, jax.tree.leaves(variables))
+    if shapes not in self._num_classes:  # Tracing a model takes a while.
+      self._num_classes[shapes] = attacks.num_classes(
           functools.partial(self._apply_fn, variables), x,
           key if self._attack.stochastic else None)
-    attacks.valid_examples(x, y, targets, self._num_classes[x.shape],
+    attacks.valid_examples(x, y, targets, self._num_classes[shapes],
                            self._attack.bounds)
     return x
 

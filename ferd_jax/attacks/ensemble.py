@@ -222,7 +222,7 @@ class Run:
           save(now=True)
           self._display.after(
               name, int(self._flags()[name].sum()), self._seconds[name],
-              self._remaining_work(position + 1, self._correct))
+              self._remaining_work(position + 1))
           notes += checks.zero_gradients(
               name, np.flatnonzero(self._zero_gradient[name]).tolist())
       except BaseException:  # Also of the keyboard.
@@ -254,7 +254,7 @@ class Run:
     def tick(image_steps):
       self._seconds[name] = before + time.monotonic() - started
       self._display.tick(name, image_steps * attack.step_cost,
-                         self._remaining_work(position, left),
+                         self._remaining_work(position),
                          int((self._broken_by == _ROBUST).sum()))
     def unfooled(index, run):
       runs_done[index] = run + 1
@@ -302,21 +302,17 @@ class Run:
         self._broken_by[index] = position
       self._fooled[name][index] = True
 
-  def _remaining_work(self, position, left):
-    """Returns what is at most to do, in forward passes.
+  def _remaining_work(self, position):
+    """Returns what attacks from `position` on have to do, in forward passes.
 
-    Args:
-      position: of the attack that runs, or of the next.
-      left: bool `[N]`, images that it was given.
+    It is the most there can be: an image that is fooled is through.
     """
+    left = self._correct
+    if not self._individual:
+      left = left & (self._broken_by == _ROBUST)
     work = 0
-    for i, (name, attack) in enumerate(self._members.items()):
-      if i < position:
-        continue
-      now = left if i == position else self._correct
-      if not self._individual:
-        now = now & (self._broken_by == _ROBUST)
-      runs = attack.num_runs - self._runs_done[name][now & ~self._fooled[name]]
+    for name, attack in list(self._members.items())[position:]:
+      runs = attack.num_runs - self._runs_done[name][left & ~self._fooled[name]]
       work += int(runs.sum()) * attack.num_steps * attack.step_cost
     return work
 

@@ -115,11 +115,11 @@ class FAB(attack.Attack):
       if problem.restart is not None:
         noise = geometry.surface(problem.keys, x, problem.eps / 2, self.norm)
         start = geometry.where(problem.restart > 0, x + noise, x)
-    false = jnp.zeros(x.shape[:1], bool)
+    false = jnp.zeros_like(x, bool, shape=x.shape[:1])
     return FABState(
-        iteration=jnp.zeros(x.shape[:1], jnp.int32),
+        iteration=jnp.zeros_like(x, jnp.int32, shape=x.shape[:1]),
         x=jnp.clip(start, *self.bounds), x_best=x,
-        norm_best=jnp.full(x.shape[:1], _NOT_FOUND, x.dtype),
+        norm_best=jnp.full_like(x, _NOT_FOUND, shape=x.shape[:1]),
         fooled=false, finite=~false)
 
   def step(self, logits_fn: attack.LogitsFn, problem: attack.Problem,

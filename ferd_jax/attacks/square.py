@@ -355,9 +355,9 @@ class Square(attack.Attack):
     else:
       start = geometry.project(problem.x_init, x, problem.eps, self.bounds,
                                self.norm)
-    false = jnp.zeros(x.shape[:1], bool)
+    false = jnp.zeros_like(x, bool, shape=x.shape[:1])
     return SquareState(
-        iteration=jnp.zeros(x.shape[:1], jnp.int32), candidate=start,
+        iteration=jnp.zeros_like(x, jnp.int32, shape=x.shape[:1]), candidate=start,
         x_best=start, margin_best=jnp.full(x.shape[:1], jnp.inf, x.dtype),
         fooled=false, finite=~false)
 
