@@ -220,7 +220,7 @@ def assert_promises(result, model, x, y, eps, norm, bounds=(0., 1.)):
 
 
 @both_norms
-@hypothesis.settings(max_examples=12, deadline=None, derandomize=True)
+@hypothesis.settings(max_examples=10, deadline=None, derandomize=True)
 @hypothesis.given(
     eps=st.floats(0, 0.2), seed=st.integers(0, 2 ** 31),
     wrong=st.sets(st.integers(0, NUM_IMAGES - 1)), flat=st.booleans())
@@ -273,10 +273,8 @@ def test_bounds():
 
 
 def test_batch_size_does_not_matter():
-  for name, batch_size in (('apgd-t', 3), ('square', 20)):
-    autoattack = short(names=[name])
-    assert_like(run(autoattack, net(), batch_size=batch_size),
-                run(autoattack, net()))
+  autoattack = short(names=['apgd-t'])
+  assert_like(run(autoattack, net(), batch_size=3), run(autoattack, net()))
 
 
 def assert_like(result, expected, atol=1e-6):
@@ -312,6 +310,21 @@ def test_several_devices():
 def test_batch_size_that_is_none(batch_size):
   with pytest.raises(ValueError, match='Expected batch_size=.* > 0'):
     run(short(), net(), batch_size=batch_size)
+
+
+@pytest.mark.slow
+def test_without_jit():
+  x = X[:4]
+  autoattack = attacks.AutoAttack(EPS, version='custom', attacks=(
+      ('square', attacks.Square(EPS, num_queries=3)),
+      ('fab', attacks.FAB(EPS, num_iterations=2, keep='first')),
+      ('apgd-ce', attacks.APGD(EPS, num_iterations=3, keep='first'))))
+  compiled = run(autoattack, net(), x, batch_size=4)
+  with jax.disable_jit():
+    plain = run(autoattack, net(), x, batch_size=4)
+  np.testing.assert_array_equal(plain.broken_by, compiled.broken_by)
+  np.testing.assert_allclose(plain.images, compiled.images, atol=1e-6)
+  assert len(set(plain.broken_by)) > 1
 
 
 def test_keys():
@@ -415,15 +428,17 @@ def noisy(model):
   return logits_fn
 
 
-def test_stochastic():
+def test_stochastic(tmp_path):
   model = noisy(net())
   autoattack = attacks.AutoAttack(EPS, version='custom', attacks=[
       ('apgd-ce', attacks.APGD(EPS, num_iterations=3, eot=2, keep='first'))])
-  result = run(autoattack, model, y=labels(net()))
+  options = dict(y=labels(net()), state_file=tmp_path / 'state.npz')
+  result = run(autoattack, model, **options)
   assert 0 < result.robust_accuracy < result.clean_accuracy
   assert result.warnings == []
-  again = run(autoattack, model, y=labels(net()))
-  np.testing.assert_array_equal(again.images, result.images)
+  for again in (run(autoattack, model, **options),
+                run(autoattack, model, y=labels(net()))):
+    np.testing.assert_array_equal(again.images, result.images)
   fooled = labels(net(), result.images) != labels(net())
   assert np.mean(fooled == ~result.robust) > 0.8
 

@@ -216,6 +216,7 @@ class Run:
       self._correct = self._broken_by != _CLEAN
       notes += checks.clean_accuracy(self._correct.mean(), self._num_classes)
       self._display.line(f'clean: accuracy {self._correct.mean():.2%}')
+      save(now=True)  # A file that cannot be written is better known now.
       try:
         for position, name in enumerate(self._members):
           self._attack(position, name, clean_logits, save)

@@ -357,8 +357,9 @@ class Square(attack.Attack):
                                self.norm)
     false = jnp.zeros_like(x, bool, shape=x.shape[:1])
     return SquareState(
-        iteration=jnp.zeros_like(x, jnp.int32, shape=x.shape[:1]), candidate=start,
-        x_best=start, margin_best=jnp.full(x.shape[:1], jnp.inf, x.dtype),
+        iteration=jnp.zeros_like(x, jnp.int32, shape=x.shape[:1]),
+        candidate=start, x_best=start,
+        margin_best=jnp.full_like(x, jnp.inf, shape=x.shape[:1]),
         fooled=false, finite=~false)
 
   def step(self, logits_fn: attack.LogitsFn, problem: attack.Problem,
