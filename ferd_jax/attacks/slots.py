@@ -206,7 +206,7 @@ def _sizes(batch_size, num_devices):
   """Returns the numbers of slots in use, ascending; each compiles once.
 
   Eighths of the batch, so that few slots stay empty through an attack on few
-  images, and fractions of the smallest.
+  images, and a 16th, 32nd and 64th for its end.
   """
   per_device = batch_size // num_devices
   eighths = {-(-per_device * i // 8) for i in range(1, 9)}
