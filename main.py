@@ -72,10 +72,7 @@ def main(argv: list[str]) -> None:
     reason = ' '.join(str(error).split())
     sys.exit(f'stopped: {reason or "interrupted; run again to go on."}')
   if results and jax.process_index() == 0:
-    print(report.table(results))
-    for name, matrix in results.get('targets', {}).items():
-      print()
-      print(report.target_table(name, results['class_names'], matrix))
+    print(report.text(results))
 
 
 if __name__ == '__main__':

@@ -228,10 +228,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     sys.exit('stopped: interrupted' + (
         '; run again to go on.' if args.state_dir else '.'))
   for results in sweep:
-    print(report.table(results), end='\n\n')
-    for name, summary in results.get('targets', {}).items():
-      print(report.target_table(name, results['class_names'], summary),
-            end='\n\n')
+    print(report.text(results), end='\n\n')
   if len(sweep) > 1:
     print(report.sweep_table(sweep))
 

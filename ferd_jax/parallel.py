@@ -107,12 +107,7 @@ class Parallel:
                      compiler_options=self._compiler_options)
     step = functools.partial(step, axis_name=collectives.AXIS)
     if self.mode == 'pmap':
-      axes = functools.partial(jax.tree.map,
-                               lambda s: None if s is REPLICATED else 0)
-      return jax.pmap(step, axis_name=collectives.AXIS,
-                      in_axes=tuple(axes(s) for s in in_specs),
-                      out_axes=axes(out_specs), devices=self.devices,
-                      donate_argnums=donate)
+      return self._pmap(step, in_specs, out_specs, donate)
     def partition(specs):
       return jax.tree.map(
           lambda s: PartitionSpec(*() if s is REPLICATED else
@@ -123,6 +118,33 @@ class Parallel:
         jax.shard_map(step, mesh=self._mesh, in_specs=partition(in_specs),
                       out_specs=partition(out_specs), check_vma=False),
         donate_argnums=donate, compiler_options=self._compiler_options)
+
+  def _pmap(self, step, in_specs, out_specs, donate):
+    """Returns the step mapped by `pmap`, to which it gives leaves.
+
+    Of arguments of which one is None, `pmap` may take a leaf of another for
+    it (JAX 0.10 to 0.12).
+    """
+    def axis(spec):
+      return None if spec is REPLICATED else 0
+
+    @functools.cache
+    def mapped(structure):
+      def on_leaves(*leaves):
+        return step(*structure.unflatten(leaves))
+      numbered = structure.unflatten(range(structure.num_leaves))
+      return jax.pmap(
+          on_leaves, axis_name=collectives.AXIS,
+          in_axes=tuple(map(axis, jax.tree.leaves(
+              jax.tree.broadcast(in_specs, numbered)))),
+          out_axes=jax.tree.map(axis, out_specs), devices=self.devices,
+          donate_argnums=tuple(jax.tree.leaves(
+              [numbered[position] for position in donate])))
+
+    def call(*args):
+      leaves, structure = jax.tree.flatten(args)
+      return mapped(structure)(*leaves)
+    return call
 
   def replicate(self, tree: Any) -> Any:
     """Returns the pytree with every leaf on every device."""

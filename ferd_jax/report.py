@@ -8,6 +8,13 @@ from typing import Any
 _COLUMNS = ('average', 'worst', 'worst10', 'nsd')
 
 
+def text(results: Mapping) -> str:
+  """Returns all that is printed of results: `table` and `target_table`s."""
+  return '\n\n'.join([table(results), *(
+      target_table(name, results['class_names'], matrix)
+      for name, matrix in results.get('targets', {}).items())])
+
+
 def table(results: Mapping) -> str:
   """Returns the results of a run as a Markdown table.
 

@@ -568,7 +568,8 @@ def test_invalid_examples(name, x, y, message):
     (lambda x: NET(x)[:, :1], '(4, 1)'), (lambda x: NET(x)[:2], '(2, 3)'),
     (lambda x: NET(x)[None], '(1, 4, 3)'),
     (lambda x: jnp.argmax(NET(x), -1), 'int'),
-    (lambda x: None, 'object')])
+    (lambda x: (NET(x), None), 'tuple'), (lambda x: [NET(x)], 'list'),
+    (lambda x: {'logits': NET(x)}, 'dict'), (lambda x: None, 'NoneType')])
 def test_models_that_return_no_logits(net, shape):
   for attack in (attacks.PGD(EPS, STEP, 1), attacks.APGD(EPS)):
     with pytest.raises(ValueError, match='Expected logits_fn to return') as e:

@@ -294,15 +294,6 @@ def test_scales_with_the_bounds(norm, bounds):
   assert 2 < states[-1].fooled.sum() < BATCH
 
 
-@pytest.mark.parametrize(('norm', 'num_targets'), [('Linf', 2), ('L2', 0)])
-def test_zero_radius_fools_nobody(norm, num_targets):
-  net = dense_net(6, 3)
-  x = np.random.default_rng(4).uniform(size=(8, 3, 2, 1))
-  y = predicted(net, x)
-  settings = FAB(0., norm, num_iterations=5, num_targets=num_targets)
-  np.testing.assert_array_equal(run(settings, net, key(), x, y), x)
-
-
 @pytest.mark.parametrize('targeted', [False, True])
 def test_wrong_images_stay(targeted):
   x = images()
@@ -340,21 +331,6 @@ def test_logits_that_are_not_finite_fool_nobody(bad, rank):
   assert np.isfinite(np.asarray(state.x_best)).all()
   _, states = trace(settings, conv_net, x, y, 10, ranked(conv_net, x, rank))
   np.testing.assert_allclose(state.x[2:], states[-1].x[2:], rtol=0, atol=1e-12)
-
-
-@pytest.mark.parametrize('options', [
-    {'num_targets': 2}, {'num_restarts': 2, 'norm': 'L2'}],
-    ids=['targets', 'restarts'])
-def test_compiling_and_rolling_change_nothing(options):
-  net = dense_net(6, 3)
-  x = np.random.default_rng(3).uniform(size=(5, 3, 2, 1))
-  y = predicted(net, x)
-  settings = fab.FAB(0.1, num_iterations=2, unroll=True, **options)
-  eager = np.asarray(settings(net, key(), x, y))
-  assert np.abs(eager - x).max() > 0.01
-  settings = dataclasses.replace(settings, unroll=False)
-  np.testing.assert_allclose(run(settings, net, key(), x, y), eager, rtol=0,
-                             atol=1e-12)
 
 
 @both_norms

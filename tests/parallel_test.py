@@ -69,18 +69,16 @@ def _both_phases(mode, num_devices, dtype, num_steps):
       'state': state})
 
 
-# The groups make one process, and so one reference, of each precision's tests.
 _MAPPINGS = [('pmap', 1), ('pmap', 2), ('pmap', 4),
              ('shard_map', 1), ('shard_map', 2), ('shard_map', 4)]
 
 
-@pytest.fixture(scope='session')
+@pytest.fixture(scope='module')
 def reference_float64():
   with jax.enable_x64(True):
     return _both_phases('jit', 1, np.float64, 3)
 
 
-@pytest.mark.xdist_group('float64')
 @pytest.mark.parametrize('mode, num_devices', _MAPPINGS)
 def test_float64_steps_do_not_depend_on_devices(
     mode, num_devices, reference_float64):
@@ -90,20 +88,19 @@ def test_float64_steps_do_not_depend_on_devices(
   chex.assert_trees_all_close(found, reference_float64, rtol=1e-9, atol=1e-9)
 
 
-@pytest.fixture(scope='session')
+@pytest.fixture(scope='module')
 def reference_float32():
   return _both_phases('jit', 1, np.float32, 1)
 
 
-@pytest.mark.xdist_group('float32')
-@pytest.mark.parametrize('mode, num_devices', _MAPPINGS)
+# What depends on the devices shows in float64; this is about the tolerance.
+@pytest.mark.parametrize('mode, num_devices', [('pmap', 4), ('shard_map', 2)])
 def test_float32_step_does_not_depend_on_devices(
     mode, num_devices, reference_float32):
   found = _both_phases(mode, num_devices, np.float32, 1)
   chex.assert_trees_all_close(found, reference_float32, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.xdist_group('float64')
 def test_reference_moves(reference_float64):
   # The comparison above means something only if the steps did something.
   state = reference_float64['state']
@@ -123,6 +120,28 @@ def test_shard_and_gather_are_inverse(mode):
   tree = {'a': np.arange(24.).reshape(8, 3), 'b': np.arange(8)}
   for name, array in mapping.gather(mapping.shard(tree)).items():
     np.testing.assert_array_equal(array, tree[name])
+
+
+@pytest.mark.parametrize('mode', ['jit', 'pmap', 'shard_map'])
+def test_arguments_may_be_none(mode):
+  # pmap itself takes part of the model for the missing argument here.
+  mapping = parallel.create(mode, tuple(jax.devices()))
+  replicated, sharded = parallel.REPLICATED, parallel.SHARDED
+  def step(model, images, key, *, axis_name=None):
+    del axis_name
+    weights, bias = model
+    out = images @ weights + bias[None]
+    return out if key is None else out + jax.random.uniform(key)
+  compiled = mapping.compile(step, (replicated, sharded, replicated), sharded)
+  model = (np.ones((3, 2), np.float32), np.arange(2, dtype=np.float32))
+  images = np.arange(24, dtype=np.float32).reshape(8, 3)
+  expected = images @ model[0] + model[1]
+  for key in (None, jax.random.key(0), None):
+    found = mapping.gather(compiled(
+        mapping.replicate(model), mapping.shard(images),
+        None if key is None else mapping.replicate(key)))
+    noise = 0 if key is None else jax.random.uniform(key)
+    np.testing.assert_allclose(found, expected + noise, rtol=1e-6)
 
 
 def test_replicate_keeps_values_and_keys():

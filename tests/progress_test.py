@@ -8,7 +8,6 @@ import time
 import pytest
 
 from ferd_jax import progress
-from ferd_jax import report
 
 
 def test_epoch_line_and_metrics(tmp_path, capsys):
@@ -67,19 +66,3 @@ def test_resuming_drops_epochs_that_were_not_saved(tmp_path):
   kept = (tmp_path / 'metrics.jsonl').read_text().splitlines()
   assert [json.loads(line) for line in kept] == [
       {'epoch': 1}, {'epoch': 2, 'again': 1.}]
-
-
-def test_table_has_teacher_beside_student():
-  summary = {'average': 0.5, 'worst': 0.25, 'worst10': 0.25, 'nsd': 0.125}
-  results = {'config': 'c', 'dataset': 'd', 'split': 'test', 'epoch': 3,
-             'num_examples': 7, 'eps': 0.1, 'seed': 0, 'models': {
-                 'teacher': {'pgd20': summary},
-                 'student': {'pgd20': summary | {'average': 0.4}}}}
-  title, _, header, _, row = report.table(results).splitlines()
-  assert title.startswith('c: d test, 7 images') and '0.10000' in title
-  assert [cell.strip() for cell in header.split('|')[1:-1]] == [
-      'attack', *(f'{model} {column}' for model in ('teacher', 'student')
-                  for column in ('average', 'worst', 'worst10', 'nsd'))]
-  assert [cell.strip() for cell in row.split('|')[1:-1]] == [
-      'pgd20', '50.00%', '25.00%', '25.00%', '0.125',
-      '40.00%', '25.00%', '25.00%', '0.125']

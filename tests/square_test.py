@@ -435,14 +435,6 @@ def test_zero_radius_gives_the_image(norm):
   np.testing.assert_array_equal(states.iteration[-1], [31] * 11 + [1])
 
 
-def test_jit_changes_nothing():
-  attack, problem, states = search('Linf')
-  state = attack.init(problem)
-  for i in range(2):
-    assert_trees_close(state, rows(states, i))
-    state = attack.step(NET, problem, state)
-
-
 def test_call_gives_the_images_of_the_last_state():
   attack, problem, states = search('Linf')
   @jax.jit

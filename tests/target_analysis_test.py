@@ -102,17 +102,3 @@ def test_nothing_attacked():
   values = _matrix(np.full((2, 2), np.nan), [0, 0]).json_values()
   assert np.isnan(values['mean']) and np.isnan(values['unevenness'])
   json.dumps(report.json_values(values), allow_nan=False)
-
-
-def test_table():
-  values = report.json_values(_matrix(
-      [[np.nan, 0.2, 0.4], [0.6, np.nan, 0.6], [0., 0., np.nan]],
-      [10, 20, 5]).json_values())
-  lines = report.target_table('student', ['a', 'b', 'c'], values).splitlines()
-  assert lines[0].startswith('student: ') and '30.00% on average' in lines[0]
-  cells = [[cell.strip() for cell in line.split('|')[1:-1]]
-           for line in lines[2:]]
-  assert cells[0] == ['class', 'images', 'a', 'b', 'c', 'std / mean']
-  assert cells[2] == ['a', '10', '', '20%', '40%', '0.333']
-  assert cells[3] == ['b', '20', '60%', '', '60%', '0.000']
-  assert cells[4] == ['c', '5', '0%', '0%', '', '-']

@@ -295,12 +295,14 @@ def evaluate(logits_fn: LogitsFn, images: jax.Array,
     ValueError: unless the model returns `[B, K]`, K >= 2, floating-point.
   """
   logits = logits_fn(images) if key is None else logits_fn(images, key)
-  shape, dtype = np.shape(logits), getattr(logits, 'dtype', np.dtype(object))
+  expected = ('Expected logits_fn to return floating-point logits '
+              f'[{images.shape[0]}, K], K >= 2, got ')
+  if not isinstance(logits, jax.Array):
+    raise ValueError(f'{expected}{type(logits).__name__}, no JAX array.')
+  shape, dtype = logits.shape, logits.dtype
   if (len(shape) != 2 or shape[0] != images.shape[0] or shape[1] < 2
       or not jnp.issubdtype(dtype, jnp.floating)):
-    raise ValueError(
-        'Expected logits_fn to return floating-point logits '
-        f'[{images.shape[0]}, K], K >= 2, got {dtype} {shape}.')
+    raise ValueError(f'{expected}{dtype} {shape}.')
   return logits
 
 

@@ -337,8 +337,8 @@ class Run:
 
   def _logits(self, images):
     """Returns the logits `[N, K]` of images `[N, ...]`, in batches."""
-    predict = _predict(self._parallel, self._stochastic)
-    key, size = self._parallel.replicate(self._key), self._batch_size
+    predict, size = _predict(self._parallel), self._batch_size
+    key = self._parallel.replicate(self._key) if self._stochastic else None
     found = []
     for first in range(0, len(images), size):
       batch = images[first:first + size]
@@ -500,12 +500,10 @@ def _slots(attack, parallel, batch_size):
 
 
 @functools.lru_cache(maxsize=8)
-def _predict(parallel, stochastic):
-  # The key is always passed: with None for an argument pmap may take one leaf
-  # of the model for it (JAX 0.10 to 0.12).
+def _predict(parallel):
   def predict(model, images, key, *, axis_name=None):
     del axis_name  # Examples do not interact.
-    return attacks.evaluate(model, images, key if stochastic else None)
+    return attacks.evaluate(model, images, key)
   return parallel.compile(predict, (_R, _S, _R), _S)
 
 

@@ -1,0 +1,200 @@
+"""What every attack promises, whatever it does inside."""
+
+import dataclasses
+import functools
+
+import hypothesis
+from hypothesis import strategies as st
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+import numpy as np
+import pytest
+
+from ferd_jax import attacks
+from ferd_jax import losses
+
+_EPS, _BATCH, _SHAPE, _CLASSES = 0.2, 8, (3, 2, 2), 5
+_BOUNDS = (-0.5, 1.)
+_RNG = np.random.default_rng(0)
+_HIDDEN = _RNG.normal(size=(12, 16))
+_WEIGHTS = _RNG.normal(size=(16, _CLASSES))
+
+_common = dict(bounds=_BOUNDS, unroll=False)
+_ATTACKS = {
+    'fgsm': attacks.PGD(_EPS, _EPS, 1, start='zero', **_common),
+    'pgd': attacks.PGD(_EPS, _EPS / 4, 4, num_restarts=2, **_common),
+    'pgd_l2_cw': attacks.PGD(_EPS, _EPS / 4, 4, loss=losses.carlini_wagner,
+                             norm='L2', start='normal', **_common),
+    'pgd_targeted': attacks.PGD(_EPS, _EPS / 4, 4, loss=losses.targeted_dlr,
+                                clip_steps=False, **_common),
+    'utae': attacks.UTAE(_EPS, _EPS / 4, 4, **_common),
+    'apgd': attacks.APGD(_EPS, num_iterations=8, **_common),
+    'apgd_l2': attacks.APGD(_EPS, 'L2', num_iterations=8, keep='best',
+                            **_common),
+    'apgd_t': attacks.APGD(_EPS, loss=losses.targeted_dlr, num_targets=2,
+                           num_iterations=5, keep='first', **_common),
+    'fab': attacks.FAB(_EPS, num_iterations=4, num_restarts=2, **_common),
+    'fab_l2': attacks.FAB(_EPS, 'L2', num_iterations=4, **_common),
+    'fab_t': attacks.FAB(_EPS, num_targets=2, num_iterations=4, **_common),
+    'square': attacks.Square(_EPS, num_queries=8, **_common),
+    'square_l2': attacks.Square(_EPS, 'L2', num_queries=8, **_common),
+}
+every_attack = pytest.mark.parametrize('name', _ATTACKS)
+
+
+@pytest.fixture(scope='module', autouse=True)
+def _float64():
+  with jax.enable_x64(True):
+    yield
+
+
+def _net(x):
+  flat = x.reshape(x.shape[0], -1)
+  return jnp.tanh(flat @ _HIDDEN) @ _WEIGHTS
+
+
+def _examples(seed, wrong=1):
+  """Returns keys, images, labels and targets; some labels are wrong."""
+  rng = np.random.default_rng(seed)
+  x = jnp.asarray(rng.uniform(*_BOUNDS, (_BATCH, *_SHAPE)))
+  y = np.array(_net(x).argmax(-1), np.int32)
+  y[:wrong] = (y[:wrong] + 1) % _CLASSES
+  targets = (y + 2) % _CLASSES
+  return (jax.random.split(jax.random.key(seed), _BATCH), x, jnp.asarray(y),
+          jnp.asarray(targets))
+
+
+def _call(name, method='run', shift=0., **settings):
+  """Returns the attack as a function of what may be mapped over."""
+  attack = dataclasses.replace(_ATTACKS[name], **settings)
+  def net(x):
+    return _net(x + shift)
+  def call(key, x, y, targets, eps):
+    labels = net(x) if name == 'utae' else y
+    return getattr(attack, method)(
+        net, key, x, labels, targets if name == 'pgd_targeted' else None,
+        eps=eps)
+  return call
+
+
+@functools.cache
+def _jitted(name):
+  return jax.jit(_call(name))
+
+
+def _labels(name, x, y):
+  """Returns what success is measured by."""
+  return np.asarray(_net(x).argmax(-1) if name == 'utae' else y)
+
+
+@every_attack
+@hypothesis.settings(max_examples=15, deadline=None, derandomize=True)
+@hypothesis.given(eps=st.one_of(st.just(0.), st.floats(0, 3)),
+                  seed=st.integers(0, 999), wrong=st.integers(0, _BATCH))
+def test_promises(name, eps, seed, wrong):
+  keys, x, y, targets = _examples(seed, wrong)
+  result = _jitted(name)(keys, x, y, targets, eps)
+  images = np.asarray(result.images)
+  labels = _labels(name, x, y)
+  assert images.shape == x.shape and images.dtype == x.dtype
+  assert np.isfinite(images).all()
+  assert images.min() >= _BOUNDS[0] and images.max() <= _BOUNDS[1]
+  order = 2 if _ATTACKS[name].norm == 'L2' else np.inf
+  norms = np.linalg.norm((images - x).reshape(_BATCH, -1), order, axis=1)
+  assert norms.max() <= eps * (1 + 1e-9)
+  np.testing.assert_allclose(result.norm, norms, atol=1e-12)
+  predictions = np.asarray(_net(images).argmax(-1))
+  np.testing.assert_array_equal(result.predictions, predictions)
+  np.testing.assert_array_equal(result.success, predictions != labels)
+  np.testing.assert_allclose(result.logits, _net(images), atol=1e-9)
+  if eps == 0:
+    clean = np.asarray(_net(x).argmax(-1))
+    np.testing.assert_array_equal(images, x)
+    np.testing.assert_array_equal(result.success, clean != labels)
+
+
+@every_attack
+def test_a_larger_radius_fools_more(name):
+  # Many images: a larger ball may mislead an attack on a single one.
+  robust = []
+  for eps in (0., 0.05, 0.2, 1.):
+    found = [_jitted(name)(*_examples(seed, 0), eps).success
+             for seed in range(12)]
+    robust.append(1 - np.mean(found))
+  assert robust == sorted(robust, reverse=True)
+  assert robust[0] == 1 and robust[-1] < 1
+
+
+@every_attack
+def test_compiling_and_rolling_change_nothing(name):
+  arguments = *_examples(0), _EPS
+  for found, expected in zip(_call(name, unroll=True)(*arguments),
+                             _jitted(name)(*arguments), strict=True):
+    np.testing.assert_allclose(found, expected, atol=1e-9)
+
+
+@every_attack
+def test_other_examples_and_the_batch_size_do_not_matter(name):
+  keys, x, y, targets = _examples(0)
+  expected = _jitted(name)(keys, x, y, targets, _EPS)
+  # Three of them, filled up with copies of another image, in another order.
+  chosen = np.array([5, 2, 7, 3, 3, 3, 3, 3])
+  found = _jitted(name)(keys[chosen], x[chosen], y[chosen], targets[chosen],
+                        _EPS)
+  few = jax.jit(_call(name))(keys[5:6], x[5:6], y[5:6], targets[5:6], _EPS)
+  np.testing.assert_allclose(found.images, expected.images[chosen], atol=1e-9)
+  np.testing.assert_allclose(few.images, expected.images[5:6], atol=1e-9)
+
+
+@every_attack
+def test_each_example_has_its_radius(name):
+  keys, x, y, targets = _examples(0)
+  radii = jnp.where(jnp.arange(_BATCH) % 2 == 0, _EPS, _EPS / 2)
+  found = _jitted(name)(keys, x, y, targets, radii).images
+  for parity, eps in ((0, _EPS), (1, _EPS / 2)):
+    expected = _jitted(name)(keys, x, y, targets, eps).images
+    np.testing.assert_allclose(found[parity::2], expected[parity::2],
+                               atol=1e-9)
+
+
+def _mapped(how, call):
+  if how == 'vmap':
+    return jax.jit(jax.vmap(call))
+  return jax.pmap(call, devices=jax.devices()[:4])
+
+
+@every_attack
+@pytest.mark.parametrize('how', ['vmap', 'pmap'])
+def test_mapped_over_batches(name, how):
+  arguments = _examples(0)
+  expected = _jitted(name)(*arguments, _EPS).images
+  call = functools.partial(_call(name, '__call__'), eps=_EPS)
+  split = [array.reshape(4, 2, *array.shape[1:]) for array in arguments]
+  found = _mapped(how, call)(*split)
+  np.testing.assert_allclose(found.reshape(expected.shape), expected,
+                             atol=1e-9)
+
+
+@every_attack
+def test_sharded_over_devices(name):
+  arguments = _examples(0)
+  expected = _jitted(name)(*arguments, _EPS).images
+  mesh = jax.make_mesh((4,), ('devices',),
+                       axis_types=(jax.sharding.AxisType.Auto,))
+  spec = PartitionSpec('devices')
+  # With the check of what varies over devices, as others call it.
+  sharded = jax.jit(jax.shard_map(
+      functools.partial(_call(name, '__call__'), eps=_EPS), mesh=mesh,
+      in_specs=spec, out_specs=spec))
+  np.testing.assert_allclose(sharded(*arguments), expected, atol=1e-9)
+
+
+@every_attack
+def test_gradients_do_not_leak(name):
+  keys, x, y, targets = _examples(0)
+  def total(x, eps, shift):
+    return jnp.sum(_call(name, '__call__', shift)(keys, x, y, targets, eps))
+  gradients = jax.jit(jax.grad(total, argnums=(0, 1, 2)))(x, _EPS, 0.)
+  for gradient in gradients:
+    np.testing.assert_array_equal(gradient, jnp.zeros_like(gradient))
