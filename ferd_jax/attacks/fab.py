@@ -204,7 +204,6 @@ class FAB(attack.Attack):
       move = box_projection.project_onto_hyperplane(
           images, gradient, b, self.bounds, self.norm)
       return move, jnp.maximum(geometry.size(move, self.norm), shortest)
-    # Both in one sort.
     (move, move_clean), (length, length_clean) = jax.vmap(project)(
         jnp.stack([x, problem.x]))
     share = geometry.per_example(
