@@ -22,6 +22,7 @@ from ferd_jax import atomic
 from ferd_jax import checkpoint
 from ferd_jax import data
 from ferd_jax import experiment
+from ferd_jax import loops
 from ferd_jax import models
 from ferd_jax import parallel as parallels
 from ferd_jax import report
@@ -194,8 +195,9 @@ def _parser() -> argparse.ArgumentParser:
   add('--seed', type=int, default=0, help='of the attacks')
   add('--targets', action='store_true',
       help='also the success rate of attacks by source and target class')
-  add('--batch-size', type=int, default=128,
-      help='images a step, over all devices')
+  add('--batch-size', type=int,
+      help='images a step, over all devices; default: 32 per CPU device, 256 '
+      'per accelerator')
   add('--json', help='where to write the results')
   add('--state-dir', help='where an AutoAttack that is interrupted is gone on '
       'with')
@@ -254,13 +256,16 @@ def _evaluate_all(args):
   for eps in radii:
     validate.non_negative(eps=eps)
   parallel = parallels.create()
-  validate.divisible(parallel.num_devices, 'devices',
-                     batch_size=args.batch_size)
+  batch_size = args.batch_size
+  if batch_size is None:  # On CPU what fits the cache is faster.
+    batch_size = parallel.num_devices * (32 if loops.unrolled_here() else 256)
+  validate.positive(batch_size=batch_size)
+  validate.divisible(parallel.num_devices, 'devices', batch_size=batch_size)
   sweep = []
   for eps in radii:
     sweep.append(evaluate(
         subject, names, eps, parallel, norm=args.norm, seed=args.seed,
-        batch_size=args.batch_size, targets=args.targets,
+        batch_size=batch_size, targets=args.targets,
         state_dir=args.state_dir))
     if args.json is not None:  # After each, for a sweep takes its time.
       atomic.write_text(epath.Path(args.json),

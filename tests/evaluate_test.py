@@ -103,6 +103,7 @@ def test_l2(capsys):
     ([*_FILE, '--arch=resnet18'], 'do not fit'),
     ([*_FILE, '--attacks=pgd21'], "attack='pgd21'"),
     ([*_FILE, '--n-examples=0'], 'n_examples=0'),
+    ([*_FILE, '--batch-size=0'], 'batch_size=0'),
     ([*_FILE, '--n-examples=100000'], 'of at most 599'),
     ([*_FILE, '--eps=-0.1'], 'eps=-0.1'),
     ([*_FILE, '--attacks=autoattack', '--eps=8'], 'covers all images'),

@@ -163,7 +163,8 @@ class AutoAttack:
         of a stochastic model, whose own noise is a batch's, do).
       x: images `[N, ..., channels]` within `bounds`.
       y: int labels `[N]`.
-      batch_size: images at a time, over all devices.
+      batch_size: images at a time, over all devices. On CPU small ones that
+        fit the cache, such as 32, are faster.
       individual: whether every attack gets all images that the model
         classifies right, instead of those that the attacks before it left.
       state_file: an `.npz` that keeps the state of the run, for all processes
