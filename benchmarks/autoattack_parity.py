@@ -100,7 +100,7 @@ def run_jax(name, path, images, labels, eps, batch_size):
   model = _jax_model(name, path)
   result = attacks.AutoAttack(eps)(model, jax.random.key(0), images, labels,
                                    batch_size=batch_size)
-  return {'clean': result.correct.tolist(),
+  return {'clean': result.correct.tolist(), 'batch_size': batch_size,
           'seconds_by_attack': result.seconds,
           'version': f'jax {jax.__version__}',
           'flags': {name: flags.tolist()
@@ -136,7 +136,7 @@ def run_official(name, path, images, labels, eps, batch_size, seed):
                         == y[part]).numpy()
     flags[attack] = robust.tolist()
     spent[attack] = time.monotonic() - begun
-  return {'clean': clean.tolist(), 'flags': flags,
+  return {'clean': clean.tolist(), 'flags': flags, 'batch_size': batch_size,
           'seconds_by_attack': spent, 'version': f'torch {torch.__version__}'}
 
 
@@ -176,62 +176,90 @@ def write(args):
   found = [json.loads(file.read_text())
            for file in sorted(args.results.glob('*.json'))]
   settings = sorted({(one['model'], one['eps'], one['images'])
-                     for one in found})
-  print(_INTRODUCTION)
+                     for one in found}, reverse=True)
+  by_setting = {}
   for setting in settings:
     sides = {one['side']: one for one in found
              if (one['model'], one['eps'], one['images']) == setting}
-    if 'jax' in sides and 'official0' in sides:
-      print(_section(*setting, sides))
+    if 'jax' in sides and len(sides) > 1:
+      by_setting[setting] = sides.pop('jax'), dict(sorted(sides.items()))
+  print(_INTRODUCTION)
+  print(_overview(by_setting))
+  for setting, (ours, official) in by_setting.items():
+    print(_section(*setting, ours, official))
 
 
-def _section(model, eps, images, sides):
+def _overview(by_setting):
+  """Returns a table with a row for each model and radius."""
+  lines = [
+      '## Overview', '',
+      '| network | eps | images | here | official, seed by seed | images with '
+      'the same flag | of two official seeds | official time / time here |',
+      '|' + '---|' * 8]
+  for (model, eps, images), (ours, official) in by_setting.items():
+    final = _final(ours)
+    flags = [_final(side) for side in official.values()]
+    null = [np.mean(one == other)
+            for one, other in itertools.combinations(flags, 2)]
+    lines.append(
+        f'| {_NAMES[model]} | {eps:g}/255 | {images} | {final.mean():.2%} | '
+        + ', '.join(f'{one.mean():.2%}' for one in flags) + ' | '
+        + ', '.join(f'{np.mean(one == final):.1%}' for one in flags) + ' | '
+        + (', '.join(f'{share:.1%}' for share in null) or '-')
+        + f' | {_time_ratio(ours, official):.2f} |')
+  return '\n'.join([*lines, ''])
+
+
+def _final(side):
+  """Returns which images are robust in the end, bool `[N]`."""
+  return np.array(side['flags'][ATTACKS[-1]])
+
+
+def _time_ratio(ours, official):
+  """Returns how often the official code takes the time of this one."""
+  return (np.median([side['cpu_seconds'] for side in official.values()])
+          / ours['cpu_seconds'])
+
+
+def _section(model, eps, images, ours, official):
   """Returns what one model at one radius gave."""
-  ours = sides.pop('jax')
-  clean = np.mean(ours['clean'])
+  sides = {'here': ours} | {f'official, seed {name[-1]}': side
+                            for name, side in official.items()}
+  same = all(ours['clean'] == side['clean'] for side in official.values())
   lines = [
       f'## {_NAMES[model]}, eps {eps:g}/255, {images} images', '',
-      f'Clean accuracy {clean:.2%} on both sides.' if all(
-          ours['clean'] == side['clean'] for side in sides.values()) else
-      'The clean predictions differ.', '',
-      '| robust accuracy after | here | '
-      + ' | '.join(f'official, seed {name[-1]}' for name in sides) + ' |',
-      '|' + '---|' * (2 + len(sides))]
+      f'Clean accuracy {np.mean(ours["clean"]):.2%}, '
+      + ('the same images on both sides.' if same else
+         'on the official side other images.'), '',
+      f'| robust accuracy after | {" | ".join(sides)} |',
+      '|' + '---|' * (1 + len(sides))]
   for attack in ATTACKS:
     lines.append(f'| {attack} | ' + ' | '.join(
         f'{np.mean(side["flags"][attack]):.2%}'
-        for side in (ours, *sides.values())) + ' |')
-  lines.append('| seconds | ' + ' | '.join(
-      f'{side["seconds"]:.0f}' for side in (ours, *sides.values())) + ' |')
-  final = {name: np.array(side['flags']['square'])
-           for name, side in {'here': ours, **sides}.items()}
-  agreement = {name: np.mean(final['here'] == flags)
-               for name, flags in final.items() if name != 'here'}
-  null = [np.mean(final[first] == final[second])
-          for first, second in itertools.combinations(sides, 2)]
-  difference = [final['here'].mean() - final[name].mean() for name in sides]
-  lines += [
-      '', 'Images with the same final flag here and there: '
-      + ', '.join(f'{share:.1%}' for share in agreement.values())
-      + (f'; between two seeds of the official code {min(null):.1%} to '
-         f'{max(null):.1%}' if null else '') + '. Robust accuracy here less '
-      'there: ' + ', '.join(f'{100 * value:+.2f}' for value in difference)
-      + ' points.']
+        for side in sides.values()) + ' |')
+  for attack in ATTACKS:
+    lines.append(f'| {attack}, seconds | ' + ' | '.join(
+        f'{side["seconds_by_attack"][attack]:.0f}'
+        for side in sides.values()) + ' |')
+  for name, title in (('seconds', 'seconds in all'),
+                      ('cpu_seconds', 'CPU seconds in all')):
+    lines.append(f'| {title} | ' + ' | '.join(
+        f'{side[name]:.0f}' for side in sides.values()) + ' |')
+  lines += ['', ', '.join(
+      f'{name}: {side["version"]}, {side["cores"]} core(s), batches of '
+      f'{side["batch_size"]}' for name, side in sides.items()) + '.']
+  final = {name: _final(side) for name, side in sides.items()}
   differing = np.flatnonzero(np.any(
-      [final['here'] != final[name] for name in sides], axis=0))
-  if len(differing):
-    lines += ['', '| image whose flags differ | broken here by | '
-              + ' | '.join(f'official, seed {name[-1]}' for name in sides)
-              + ' |', '|' + '---|' * (2 + len(sides))]
-    lines += [f'| {index} | ' + ' | '.join(
-        _broken_by(side, index) for side in (ours, *sides.values())) + ' |'
-              for index in differing]
-  ratio = np.median([side['seconds'] for side in sides.values()]
-                    ) / ours['seconds']
-  lines += ['', f'{ours["cores"]} core(s), batches of '
-            f'{ours["batch_size"]}, {ours["version"]}; the official '
-            f'code takes {ratio:.2f} times as long (median of its seeds).', '']
-  return '\n'.join(lines)
+      [flags != final['here'] for flags in final.values()], axis=0))
+  if not len(differing):
+    return '\n'.join([*lines, '', 'The final flags of all images agree.', ''])
+  lines += ['', 'Images whose flags differ, and what broke them:', '',
+            f'| image | {" | ".join(sides)} |',
+            '|' + '---|' * (1 + len(sides))]
+  lines += [f'| {index} | ' + ' | '.join(
+      _broken_by(side, index) for side in sides.values()) + ' |'
+            for index in differing]
+  return '\n'.join([*lines, ''])
 
 
 def _broken_by(side, index):

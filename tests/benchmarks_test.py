@@ -124,3 +124,48 @@ def test_variants_of_the_ablation_name_settings(ablation):
       name, _, value = flag.removeprefix('--config.').partition('=')
       group, option = name.split('.')
       assert str(config[group][option]) != value
+
+
+@pytest.fixture
+def parity(monkeypatch):
+  monkeypatch.syspath_prepend(_SCRIPTS)
+  return importlib.import_module('autoattack_parity')
+
+
+def _write_side(path, side, flags, cpu_seconds):
+  path.joinpath(f'{side}.json').write_text(json.dumps({
+      'model': 'resnet20', 'eps': 8.0, 'images': 4, 'side': side, 'cores': 1,
+      'clean': [True, True, True, False], 'batch_size': 32, 'version': 'v',
+      'flags': flags, 'seconds': 9., 'cpu_seconds': cpu_seconds,
+      'seconds_by_attack': dict.fromkeys(flags, 2.)}))
+
+
+def test_autoattack_parity_report(parity, tmp_path, monkeypatch, capsys):
+  flags = {attack: [True, False, False, False] for attack in parity.ATTACKS}
+  other = flags | {'square': [False] * 4}
+  for side, found, seconds in (('jax', flags, 4.), ('official0', flags, 6.),
+                               ('official1', other, 10.)):
+    _write_side(tmp_path, side, found, seconds)
+  monkeypatch.setattr(sys, 'argv', [
+      'autoattack_parity.py', 'write', f'--results={tmp_path}'])
+  parity.main()
+  out = capsys.readouterr().out
+  assert ('| CIFAR10-resnet20-adv.pth | 8/255 | 4 | 25.00% | 25.00%, 0.00% | '
+          '100.0%, 75.0% | 75.0% | 2.00 |') in out
+  assert '| square | 25.00% | 25.00% | 0.00% |' in out
+  assert '\n| 0 | - | - | square |\n' in out  # the image that differs
+  assert out.count('\n| 1 |') == 0
+
+
+@pytest.mark.slow
+def test_autoattack_parity_runs_both_sides(tmp_path):
+  pytest.importorskip('pyautoattack')
+  data = pathlib.Path(__file__).parents[2] / 'shared' / 'data' / 'tfds'
+  if not data.exists():
+    pytest.skip('no CIFAR-10')
+  _run('autoattack_parity.py', 'run', '--model=resnet18', '--eps=8',
+       '--images=2', f'--data_dir={data}', f'--results={tmp_path}',
+       cwd=tmp_path)
+  out = _run('autoattack_parity.py', 'write', f'--results={tmp_path}',
+             cwd=tmp_path)
+  assert '100.0%, 100.0%, 100.0%' in out

@@ -1,5 +1,6 @@
 """Settings for all tests; they must precede the first use of a device."""
 
+import gc
 import os
 import tempfile
 
@@ -16,6 +17,16 @@ if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
 os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.1'
 
 import jax
+import pytest
 
 # [B] + [B, 1] is a mistake, not a broadcast.
 jax.config.update('jax_numpy_rank_promotion', 'raise')
+
+
+@pytest.fixture(scope='module', autouse=True)
+def _forget_what_was_compiled():
+  yield
+  # A compiled function takes pieces of the memory map, of which Linux gives a
+  # process 65,530; a whole suite's are more.
+  jax.clear_caches()
+  gc.collect()
