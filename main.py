@@ -68,7 +68,7 @@ def main(argv: list[str]) -> None:
             'without the directory the run starts anew.')
     else:
       results = train.train(run, workdir)
-  except (FloatingPointError, KeyboardInterrupt, OSError) as error:
+  except (FloatingPointError, KeyboardInterrupt, OSError, ValueError) as error:
     reason = ' '.join(str(error).split())
     sys.exit(f'stopped: {reason or "interrupted; run again to go on."}')
   if results and jax.process_index() == 0:

@@ -5,6 +5,7 @@
   evaluation.json      the same of `--mode=evaluate`
   metrics.jsonl        a line per epoch
   samples/             pictures of synthetic images
+  autoattack/          states of an evaluation that is not finished
   checkpoints/<epoch>  the state, by Orbax: the latest epochs and the best one
   pool/epoch_*.npz     the synthetic images, one file an epoch
 """

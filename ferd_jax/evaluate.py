@@ -17,6 +17,7 @@ from typing import Any
 
 from etils import epath
 import jax
+import numpy as np
 
 from ferd_jax import atomic
 from ferd_jax import checkpoint
@@ -31,6 +32,7 @@ from ferd_jax import target_analysis
 from ferd_jax import torch_io
 from ferd_jax import train
 from ferd_jax import validate
+from ferd_jax.attacks import checks
 
 _DEFAULT_ATTACKS = 'clean,fgsm,pgd20,cw20,autoattack'
 
@@ -44,7 +46,7 @@ class Subject:
     models: (module, variables) by name.
     examples: images, labels and names of the classes.
     dataset: its name.
-    split: of it, None for noise.
+    split: of it, None for noise and files.
     eps: radius that the models were trained for, None if unknown.
     epoch: of a run's student, None for a file.
   """
@@ -72,9 +74,11 @@ def evaluate(subject: Subject, names: Sequence[str], eps: float,
     seed: of the attacks.
     batch_size: images a step, over all devices.
     targets: whether to attack every wrong class of every image, too.
-    state_dir: where an AutoAttack that is interrupted is gone on with.
+    state_dir: where an AutoAttack keeps its state, so that one that was
+      interrupted is gone on with, and one that is done is not repeated.
 
   Raises:
+    FloatingPointError: for logits that are not finite.
     ValueError: for a model or images that AutoAttack refuses.
   """
   images, labels = subject.examples.images, subject.examples.labels
@@ -82,13 +86,16 @@ def evaluate(subject: Subject, names: Sequence[str], eps: float,
   key = jax.random.key(seed)
   results = {
       'config': subject.name, 'dataset': subject.dataset,
-      'split': subject.split, 'num_examples': len(labels), 'norm': norm,
+      'split': subject.split, 'num_examples': len(labels),
+      'class_counts': np.bincount(labels, minlength=num_classes).tolist(),
+      'norm': norm,
       'eps': eps, 'seed': seed, 'epoch': subject.epoch,
       **parallel.description,
       'class_names': list(subject.examples.class_names), 'models': {}}
   if targets:
     results['targets'] = {}
   for name, (model, variables) in subject.models.items():
+    print(f'{name}, {norm} eps {eps:.5f}:', file=sys.stderr)
     variables = parallel.replicate(variables)
     evaluator = robustness.evaluator(model, names, eps, num_classes,
                                      batch_size, parallel, norm=norm)
@@ -114,16 +121,23 @@ def from_run(workdir: pathlib.Path, args: argparse.Namespace) -> Subject:
     ValueError: if it is not a run's, or was not trained.
     OSError: if a file cannot be read.
   """
+  _refuse(args, _FILE_OPTIONS, 'a run')
   config = experiment.saved_config(workdir)
-  config.data.update({
-      name: value for name, value in (
-          ('name', args.data), ('dir', args.data_dir), ('split', args.split))
-      if value is not None})
-  if args.data is not None:
-    config.data.noise_examples = 0
-  if args.teacher_path is not None:
-    config.teacher.path = args.teacher_path
-  run = experiment.build(config)
+  try:
+    config.data.update({
+        name: value for name, value in (
+            ('name', args.data), ('dir', args.data_dir), ('split', args.split))
+        if value is not None})
+    if args.data is not None:
+      config.data.noise_examples = 0
+    if args.teacher_path is not None:
+      config.teacher.path = args.teacher_path
+    # One device: what divides the batches of training does not matter here.
+    config.parallel = 'jit'
+    run = experiment.build(config)
+  except AttributeError as error:  # A setting that its config lacks.
+    raise ValueError(
+        f'Expected {workdir} to be a run of this version: {error}') from error
   checkpoint.claim(workdir, run.identity, start=False)
   state, epoch, _ = train.saved_state(run, workdir)
   return Subject(
@@ -144,6 +158,9 @@ def from_file(path: pathlib.Path, args: argparse.Namespace) -> Subject:
     ValueError: for missing or unfit settings, weights or data.
     OSError: if a file cannot be read.
   """
+  if not path.exists():
+    raise FileNotFoundError(f'{path}: there is no such file or directory.')
+  _refuse(args, ('teacher_path',), 'a file')
   for name in ('arch', 'data'):
     if getattr(args, name) is None:
       raise ValueError(f'Expected --{name} for a model from a file.')
@@ -153,28 +170,52 @@ def from_file(path: pathlib.Path, args: argparse.Namespace) -> Subject:
   model = models.build(args.arch, info.num_classes, **options)
   variables = torch_io.load_variables(path, model, info.image_shape,
                                       args.select)
+  own = args.data.endswith('.npz')
+  if own:
+    _refuse(args, ('split', 'data_dir'), 'an .npz')
   split = args.split or 'test'
   examples = data.load(args.data, split, data_dir=args.data_dir)
   return Subject(name=path.name, models={'model': (model, variables)},
-                 examples=examples, dataset=args.data, split=split, eps=None,
-                 epoch=None)
+                 examples=examples, dataset=args.data,
+                 split=None if own else split, eps=None, epoch=None)
 
 
 _NETWORK_OPTIONS = ('width', 'mean', 'std', 'shortcut', 'shortcut_input',
                     'final_bn')
+_FILE_OPTIONS = ('arch', 'select', *_NETWORK_OPTIONS)
+
+
+def _refuse(args, names, kind):
+  """Raises ValueError for an option that would do nothing."""
+  for name in names:
+    if getattr(args, name) is not None:
+      raise ValueError(f'Expected no --{name.replace("_", "-")} for {kind}.')
 
 
 def _radii(text: str) -> list[float]:
-  """Returns numbers such as '8/255' or '0.03', separated by commas."""
+  """Returns numbers such as '8/255' or '0.03', separated by commas.
+
+  Those without a denominator that are 1 or more have the last one's, as in
+  '2,4,8/255'.
+  """
+  parts = text.split(',')
   try:
-    return [float(fractions.Fraction(part)) for part in text.split(',')]
-  except (ValueError, ZeroDivisionError) as error:
+    _, slash, denominator = parts[-1].partition('/')
+    return [float(fractions.Fraction(part) / (
+        fractions.Fraction(denominator) if slash and '/' not in part
+        and fractions.Fraction(part) >= 1 else 1)) for part in parts]
+  except (ArithmeticError, ValueError) as error:
     raise argparse.ArgumentTypeError(
         f'expected numbers such as 8/255 or 0.03, got {text!r}') from error
 
 
-def _floats(text: str) -> tuple[float, ...]:
-  return tuple(float(part) for part in text.split(','))
+def _numbers(text: str) -> tuple[float, ...]:
+  """Returns one number per channel, separated by commas."""
+  try:
+    return tuple(float(part) for part in text.split(','))
+  except ValueError as error:
+    raise argparse.ArgumentTypeError(
+        f'expected numbers such as 0.5,0.5,0.5, got {text!r}') from error
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -189,7 +230,8 @@ def _parser() -> argparse.ArgumentParser:
   add('--attacks', default=_DEFAULT_ATTACKS,
       help=f'of {", ".join(robustness.ATTACKS)}; default: %(default)s')
   add('--eps', nargs='+', type=_radii, metavar='EPS',
-      help='radii such as 8/255; default: the run\'s, 8/255 for a file')
+      help='radii such as 8/255 or 2,4,6,8,10/255; default for Linf: the '
+      'run\'s, 8/255 for a file')
   add('--norm', choices=('Linf', 'L2'), default='Linf')
   add('--n-examples', type=int, help='the first so many images; default: all')
   add('--seed', type=int, default=0, help='of the attacks')
@@ -199,8 +241,8 @@ def _parser() -> argparse.ArgumentParser:
       help='images a step, over all devices; default: 32 per CPU device, 256 '
       'per accelerator')
   add('--json', help='where to write the results')
-  add('--state-dir', help='where an AutoAttack that is interrupted is gone on '
-      'with')
+  add('--state-dir', help='keeps what every AutoAttack found: one that was '
+      'interrupted is gone on with, one that is done is not repeated')
   add('--data', help='a data set\'s name or the path of an .npz')
   add('--data-dir', help='of TFDS')
   add('--split', help='in TFDS syntax; default: test, or the run\'s')
@@ -208,8 +250,8 @@ def _parser() -> argparse.ArgumentParser:
   file.add_argument('--arch', help='architecture, e.g. resnet18, wrn_34_10')
   file.add_argument('--select', help='the dict of weights in the file')
   file.add_argument('--width', type=int, help='channels of the first layer')
-  file.add_argument('--mean', type=_floats, help='normalisation, e.g. 0.5')
-  file.add_argument('--std', type=_floats, help='normalisation')
+  file.add_argument('--mean', type=_numbers, help='normalisation, e.g. 0.5')
+  file.add_argument('--std', type=_numbers, help='normalisation')
   file.add_argument('--shortcut', help='of cifar_resnet')
   file.add_argument('--shortcut-input', help='of preact_resnet')
   file.add_argument('--final-bn', action='store_true', default=None,
@@ -223,23 +265,27 @@ def main(argv: Sequence[str] | None = None) -> None:
   """Evaluates as the command line says, prints tables and writes JSON."""
   args = _parser().parse_args(argv)
   try:
-    sweep = _evaluate_all(args)
-  except (ValueError, OSError) as error:
+    sweep = []
+    for results in _sweep(args):  # Each as it comes: they take their time.
+      print(report.text(results), end='\n\n', flush=True)
+      sweep.append(results)
+      if args.json is not None:
+        atomic.write_text(epath.Path(args.json),
+                          json.dumps(sweep, indent=2) + '\n')
+  except (FloatingPointError, OSError, ValueError) as error:
     sys.exit(f'error: {" ".join(str(error).split())}')
   except KeyboardInterrupt:
     sys.exit('stopped: interrupted' + (
         '; run again to go on.' if args.state_dir else '.'))
-  for results in sweep:
-    print(report.text(results), end='\n\n')
   if len(sweep) > 1:
     print(report.sweep_table(sweep))
 
 
-def _evaluate_all(args):
-  """Returns the results at each radius; also writes them."""
+def _sweep(args):
+  """Yields the results at each radius, after checking all there is to."""
   names = [name.strip() for name in args.attacks.split(',')]
-  for name in names:
-    validate.one_of(robustness.ATTACKS, attack=name)
+  robustness.check_names(attacks=names)
+  validate.in_range(0, 2 ** 32 - 1, seed=args.seed)
   load = from_run if args.model.is_dir() else from_file
   subject = load(args.model, args)
   if args.n_examples is not None:
@@ -251,26 +297,38 @@ def _evaluate_all(args):
         subject.examples.images[:args.n_examples],
         subject.examples.labels[:args.n_examples],
         subject.examples.class_names))
-  radii = (sum(args.eps, []) if args.eps else
-           [8 / 255 if subject.eps is None else subject.eps])
-  for eps in radii:
-    validate.non_negative(eps=eps)
+  radii = _checked_radii(args, subject)
   parallel = parallels.create()
   batch_size = args.batch_size
   if batch_size is None:  # On CPU what fits the cache is faster.
     batch_size = parallel.num_devices * (32 if loops.unrolled_here() else 256)
   validate.positive(batch_size=batch_size)
   validate.divisible(parallel.num_devices, 'devices', batch_size=batch_size)
-  sweep = []
+  if args.json is not None:  # Known before and not after hours.
+    probe = epath.Path(f'{args.json}.probe')
+    try:
+      atomic.write_text(probe, '')
+    except OSError as error:
+      raise ValueError(f'Cannot write --json={args.json}: {error}') from error
+    probe.unlink()
   for eps in radii:
-    sweep.append(evaluate(
+    yield evaluate(
         subject, names, eps, parallel, norm=args.norm, seed=args.seed,
-        batch_size=batch_size, targets=args.targets,
-        state_dir=args.state_dir))
-    if args.json is not None:  # After each, for a sweep takes its time.
-      atomic.write_text(epath.Path(args.json),
-                        json.dumps(sweep, indent=2) + '\n')
-  return sweep
+        batch_size=batch_size, targets=args.targets, state_dir=args.state_dir)
+
+
+def _checked_radii(args, subject):
+  """Returns the radii, all of them checked before the first is used."""
+  if args.eps:
+    radii = sum(args.eps, [])
+  elif args.norm == 'L2':
+    raise ValueError('Expected --eps for --norm=L2.')
+  else:
+    radii = [8 / 255 if subject.eps is None else subject.eps]
+  for eps in radii:
+    validate.non_negative(eps=eps)
+    checks.radius(eps, args.norm, subject.examples.images.shape[1:], (0., 1.))
+  return radii
 
 
 if __name__ == '__main__':

@@ -179,7 +179,8 @@ def _check(config, num_devices):
   """Raises ValueError for the first setting out of range."""
   validate.in_range(0, 2 ** 32 - 1, seed=config.seed)
   validate.positive(eps=config.eps)
-  validate.in_range(0, 1, eps=config.eps)
+  if config.eps >= 1:
+    raise ValueError(f'Expected eps={config.eps!r} < 1, in [0, 1] pixels.')
   if config.step_size is not None:
     validate.positive(step_size=config.step_size)
     validate.in_range(0, 1, step_size=config.step_size)
@@ -200,11 +201,9 @@ def _check(config, num_devices):
   validate.divisible(2, 'channels',
                      **{'synthesis.width': config.synthesis.width})
   validate.one_of(pool.DTYPES, **{'pool.dtype': config.pool.dtype})
-  for name in ('attacks', 'curve_attacks'):
-    if not config.eval[name]:
-      raise ValueError(f'Expected eval.{name}=() to name an attack.')
-    for attack in config.eval[name]:
-      validate.one_of(robustness.ATTACKS, **{f'eval.{name}': attack})
+  robustness.check_names(**{
+      f'eval.{name}': config.eval[name] for name in ('attacks',
+                                                     'curve_attacks')})
   validate.one_of(synthesis.MARGIN_BATCHES,
                   **{'class_weights.batch': config.class_weights.batch})
   if not (config.distill.w_clean or config.distill.w_adv):

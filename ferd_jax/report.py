@@ -20,9 +20,9 @@ def table(results: Mapping) -> str:
 
   Args:
     results: as written to `results.json`: `config`, `norm`, `eps`, `seed`,
-      `dataset`, `split` (None for noise), `num_examples`, `epoch` (None for
-      models from files) and `models`, a dict by model ('teacher', 'student')
-      of dicts by attack of `metrics.summarise`.
+      `dataset`, `split` (None for noise), `num_examples`, `class_counts`,
+      `epoch` (None for models from files) and `models`, a dict by model
+      ('teacher', 'student') of dicts by attack of `metrics.summarise`.
   """
   models = results['models']
   header = ['attack', *(f'{model} {column}' for model in models
@@ -32,8 +32,8 @@ def table(results: Mapping) -> str:
     cells = [_cell(column, models[model][attack][column])
              for model in models for column in _COLUMNS]
     rows.append([attack, *cells])
-  title = [f'{results["num_examples"]} images',
-           f'{results["norm"]} eps {results["eps"]:.5f}',
+  title = [f'{results["num_examples"]} images{_per_class(results)}',
+           f'{results.get("norm", "Linf")} eps {results["eps"]:.5f}',
            f'epoch {results["epoch"]}' if results['epoch'] else '',
            f'seed {results["seed"]}']
   source = ' '.join(filter(None, (results['dataset'], results['split'])))
@@ -43,7 +43,7 @@ def table(results: Mapping) -> str:
            for text in found.get('warnings', ())]
   return '\n'.join([
       f'{results["config"]}: {source}, {", ".join(filter(None, title))}', '',
-      *_markdown(header, rows), *notes])
+      *_markdown(header, rows), *([''] if notes else []), *notes])
 
 
 def sweep_table(sweep: Sequence[Mapping]) -> str:
@@ -95,6 +95,15 @@ def json_values(tree: Any) -> Any:
   if isinstance(tree, float) and not math.isfinite(tree):
     return None
   return tree
+
+
+def _per_class(results):
+  """Returns how many images a class has, on which a worst class depends."""
+  counts = results.get('class_counts')
+  if not counts:
+    return ''
+  fewest, most = min(counts), max(counts)
+  return f' ({fewest}{f" to {most}" if most > fewest else ""} a class)'
 
 
 def _markdown(header, rows):

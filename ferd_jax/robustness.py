@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import dataclasses
 import functools
 from typing import Any
+import warnings
 
 from etils import epath
 from flax import linen as nn
@@ -21,6 +22,8 @@ from ferd_jax import collectives
 from ferd_jax import forward
 from ferd_jax import metrics
 from ferd_jax import parallel as parallels
+from ferd_jax import validate
+from ferd_jax.attacks import checks
 
 CLEAN = 'clean'
 # Versions of AutoAttack by the name under which a table has them.
@@ -47,10 +50,23 @@ class EvaluationBatch(flax.struct.PyTreeNode):
   mask: jax.Array
 
 
+def check_names(**settings: Sequence[str]) -> None:
+  """Raises ValueError unless each setting names some of `ATTACKS`, once."""
+  for setting, names in settings.items():
+    for name in names:
+      validate.one_of(ATTACKS, **{setting: name})
+    if not names or len(set(names)) < len(names):
+      raise ValueError(f'Expected {setting}={tuple(names)} to name attacks, '
+                       'each once.')
+
+
 def correct_per_class(model: nn.Module, num_classes: int, variables: Any,
                       images: jax.Array, batch: EvaluationBatch, *,
-                      axis_name: str | None = None) -> jax.Array:
+                      axis_name: str | None = None
+                      ) -> tuple[jax.Array, jax.Array]:
   """Returns how many images of each class are classified right, int32 `[C]`.
+
+  Also of how many images logits are not finite, which predict nothing.
 
   Args:
     model: module under evaluation.
@@ -60,10 +76,13 @@ def correct_per_class(model: nn.Module, num_classes: int, variables: Any,
     batch: for labels and mask.
     axis_name: mapped axis over which the examples are sharded.
   """
-  predictions = jnp.argmax(forward.logits(model, variables, images), axis=-1)
-  hits = ((predictions == batch.labels) & batch.mask).astype(jnp.int32)
+  logits = forward.logits(model, variables, images)
+  finite = jnp.all(jnp.isfinite(logits), axis=-1)
+  hits = finite & (jnp.argmax(logits, axis=-1) == batch.labels) & batch.mask
   classes = jax.nn.one_hot(batch.labels, num_classes, dtype=jnp.int32)
-  return collectives.psum(jnp.sum(hits[:, None] * classes, axis=0), axis_name)
+  return collectives.psum(
+      (jnp.sum(hits[:, None] * classes, axis=0),
+       jnp.sum((~finite & batch.mask).astype(jnp.int32))), axis_name)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,15 +119,18 @@ class Evaluator:
       labels: int `[N]`.
       key: typed PRNG key.
       names: of the attacks to run; default: all.
-      state_dir: where an AutoAttack that is interrupted is gone on with.
+      state_dir: where an AutoAttack keeps its state, so that one that was
+        interrupted is gone on with, and one that is done is not repeated.
 
     Returns:
-      `metrics.summarise` of each attack, and `per_class`, a list of C
-      accuracies (NaN for a class without images); of AutoAttack also `after`,
-      the robust accuracy after each of its attacks, and `warnings`.
+      `metrics.summarise` of each attack, `per_class`, a list of C accuracies
+      (NaN for a class without images), and `warnings`; of AutoAttack also
+      `after`, by attack, the robust accuracy after it, `per_class` and its
+      `seconds`.
 
     Raises:
-      ValueError: for logits that AutoAttack refuses, such as NaN.
+      FloatingPointError: for logits that are not finite.
+      ValueError: for what else AutoAttack refuses.
     """
     labels = np.asarray(labels, np.int32)
     counts = np.bincount(labels, minlength=self.num_classes)
@@ -116,6 +138,10 @@ class Evaluator:
     batched = [name for name in names if name not in AUTOATTACKS]
     correct = self._in_batches(batched, variables, images, labels, key)
     notes = {}
+    if CLEAN in correct:
+      accuracy = correct[CLEAN].sum() / len(labels)
+      notes[CLEAN] = {'warnings': checks.clean_accuracy(
+          accuracy, self.num_classes)}
     for name in names:
       if name in AUTOATTACKS:
         correct[name], notes[name] = self._autoattack(
@@ -126,7 +152,7 @@ class Evaluator:
         per_class = (correct[name] / counts).tolist()
       report[name] = metrics.summarise(
           correct[name], counts, ddof=self.ddof) | {
-              'per_class': per_class} | notes.get(name, {})
+              'per_class': per_class, 'warnings': []} | notes.get(name, {})
     return report
 
   def _in_batches(self, names, variables, images, labels, key):
@@ -147,7 +173,13 @@ class Evaluator:
           if self.attacks[name] is not None:
             attacked = self.attacks[name](variables, key, attacked,
                                           batch.labels, indices=batch.indices)
-          correct[name] += np.asarray(self.count(variables, attacked, batch))
+          found, broken = jax.tree.map(
+              np.asarray, self.count(variables, attacked, batch))
+          if broken:
+            raise FloatingPointError(
+                f'{name}: the logits of {broken} images in a batch are not '
+                'finite.')
+          correct[name] += found
           bar.update(size)
     return correct
 
@@ -156,18 +188,24 @@ class Evaluator:
     images = as_float(images)
     state_file = None
     if state_dir is not None:
+      settings = np.frombuffer(repr(self.attacks[name]).encode(), np.uint8)
       run = attacks.digest((variables, images, labels,
-                            jax.random.key_data(key)))
+                            jax.random.key_data(key), settings))
       state_file = epath.Path(state_dir) / f'{name}-{run[:16]}.npz'
-    result = self.attacks[name](
-        jax.tree_util.Partial(self.apply_fn, variables), key, images, labels,
-        batch_size=self.batch_size, state_file=state_file,
-        parallel=self.parallel)
-    if state_file is not None and jax.process_index() == 0:
-      state_file.unlink()  # It is done with.
+    with warnings.catch_warnings():  # They are returned.
+      warnings.simplefilter('ignore', UserWarning)
+      result = self.attacks[name](
+          jax.tree_util.Partial(self.apply_fn, variables), key, images, labels,
+          batch_size=self.batch_size, state_file=state_file,
+          parallel=self.parallel)
+    per_class = result.per_class(self.num_classes)
     correct = np.bincount(labels[result.robust], minlength=self.num_classes)
-    return correct, {'after': result.accuracy_after,
-                     'warnings': result.warnings}
+    return correct, {
+        'after': {attack: {'average': average,
+                           'per_class': per_class[attack].tolist(),
+                           'seconds': result.seconds[attack]}
+                  for attack, average in result.accuracy_after.items()},
+        'warnings': result.warnings}
 
 
 def evaluator(model: nn.Module, names: Sequence[str], eps: float,

@@ -13,6 +13,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import tqdm
 
 from ferd_jax import attacks
 from ferd_jax import collectives
@@ -108,21 +109,34 @@ class TargetAnalysis:
       images: `[N, H, W, C]`, uint8 or float in [0, 1].
       labels: int `[N]`.
       key: typed PRNG key; the same for models to be compared.
+
+    Raises:
+      FloatingPointError: for logits that are not finite.
     """
     key = self._parallel.replicate(key)
     shape = (self._num_classes, self._num_classes)
     reached, fooled, tried = (np.zeros(shape, np.int64) for _ in range(3))
-    for batch in robustness.batches(images, labels, self._batch_size):
-      batch = self._parallel.shard(batch)
-      for offset in range(1, self._num_classes):
-        targets = self._targets(batch.labels,
-                                self._parallel.replicate(np.int32(offset)))
-        attacked = self._attack(variables, key, batch.images, batch.labels,
-                                targets, indices=batch.indices)
-        for total, found in zip(
-            (reached, fooled, tried),
-            self._count(variables, batch, targets, attacked), strict=True):
-          total += np.asarray(found)
+    with tqdm.tqdm(
+        desc='targets', total=len(labels) * (self._num_classes - 1),
+        unit='image', leave=False,
+        disable=None if jax.process_index() == 0 else True) as bar:
+      for batch in robustness.batches(images, labels, self._batch_size):
+        size = int(batch.mask.sum())
+        batch = self._parallel.shard(batch)
+        for offset in range(1, self._num_classes):
+          targets = self._targets(batch.labels,
+                                  self._parallel.replicate(np.int32(offset)))
+          attacked = self._attack(variables, key, batch.images, batch.labels,
+                                  targets, indices=batch.indices)
+          *found, broken = jax.tree.map(np.asarray, self._count(
+              variables, batch, targets, attacked))
+          if broken:
+            raise FloatingPointError(
+                f'targets: the logits of {broken} images in a batch are not '
+                'finite.')
+          for total, count in zip((reached, fooled, tried), found, strict=True):
+            total += count
+          bar.update(size)
     with np.errstate(invalid='ignore'):
       return TargetMatrix(reached / tried, fooled / tried, tried.max(axis=1))
 
@@ -135,17 +149,23 @@ def _targets(num_classes, labels, offset, *, axis_name=None):
 
 def _count(model, num_classes, variables, batch, targets, attacked, *,
            axis_name=None):
-  """Returns by source and target how many reached, fooled and were tried."""
-  clean = jnp.argmax(forward.logits(model, variables, batch.images), axis=-1)
-  found = jnp.argmax(forward.logits(model, variables, attacked), axis=-1)
+  """Returns by source and target how many reached, fooled and were tried.
+
+  Also of how many images logits are not finite.
+  """
+  logits = [forward.logits(model, variables, images)
+            for images in (batch.images, attacked)]
+  clean, found = (jnp.argmax(values, axis=-1) for values in logits)
+  finite = jnp.all(jnp.isfinite(jnp.concatenate(logits, axis=-1)), axis=-1)
   tried = batch.mask & (clean == batch.labels)
   cells = (jax.nn.one_hot(batch.labels, num_classes, dtype=jnp.int32)[..., None]
            * jax.nn.one_hot(targets, num_classes, dtype=jnp.int32)[:, None])
   def total(hits):
-    return collectives.psum(
-        jnp.einsum('b,bst->st', hits.astype(jnp.int32), cells), axis_name)
-  return (total(tried & (found == targets)),
-          total(tried & (found != batch.labels)), total(tried))
+    return jnp.einsum('b,bst->st', hits.astype(jnp.int32), cells)
+  return collectives.psum(
+      (total(tried & (found == targets)),
+       total(tried & (found != batch.labels)), total(tried),
+       jnp.sum((~finite & batch.mask).astype(jnp.int32))), axis_name)
 
 
 def _known(rates):

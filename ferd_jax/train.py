@@ -41,6 +41,7 @@ from ferd_jax.checkpoint import Checkpoints
 from ferd_jax.learning_curve import LearningCurve
 
 EVALUATION = 'evaluation.json'  # of a saved student, at any time
+_AUTOATTACK = 'autoattack'  # states of unfinished evaluations
 REPLICATED, SHARDED = parallels.REPLICATED, parallels.SHARDED
 
 
@@ -296,14 +297,15 @@ def evaluate_run(run: experiment.Experiment, workdir: epath.PathLike, *,
       'config': config.name, 'seed': config.seed, 'norm': 'Linf',
       'eps': config.eps,
       **data_source(config.data),
-      'num_examples': len(run.examples.labels), 'epoch': epoch,
+      'num_examples': len(labels), 'epoch': epoch,
+      'class_counts': np.bincount(labels, minlength=run.num_classes).tolist(),
       'trained_epochs': last_epoch, 'num_epochs': config.num_epochs,
       'select': config.eval.select,
       'train_seconds': _train_seconds(workdir, epoch),
       **run.parallel.description, 'class_names': list(run.examples.class_names),
       'models': report.json_values({
           name: evaluator(variables, images, labels, key, names,
-                          state_dir=workdir / 'autoattack')
+                          state_dir=workdir / _AUTOATTACK)
           for name, evaluator, variables in (
               ('teacher', run.teacher_evaluator, teacher),
               ('student', run.student_evaluator, state.student))})}
@@ -319,6 +321,8 @@ def evaluate_run(run: experiment.Experiment, workdir: epath.PathLike, *,
   if jax.process_index() == 0:
     atomic.write_text(workdir / file_name,
                       json.dumps(results, indent=2, allow_nan=False) + '\n')
+    if (workdir / _AUTOATTACK).exists():  # Its results are kept now.
+      (workdir / _AUTOATTACK).rmtree()
   return results
 
 

@@ -151,7 +151,7 @@ def test_autoattack_parity_report(parity, tmp_path, monkeypatch, capsys):
   parity.main()
   out = capsys.readouterr().out
   assert ('| CIFAR10-resnet20-adv.pth | 8/255 | 4 | 25.00% | 25.00%, 0.00% | '
-          '100.0%, 75.0% | 75.0% | 2.00 |') in out
+          '100.0%, 75.0% | 75.0% | no | 2.00 |') in out
   assert '| square | 25.00% | 25.00% | 0.00% |' in out
   assert '\n| 0 | - | - | square |\n' in out  # the image that differs
   assert out.count('\n| 1 |') == 0

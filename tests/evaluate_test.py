@@ -2,7 +2,9 @@
 
 import json
 
+import numpy as np
 import pytest
+from safetensors import numpy
 
 from configs import digits
 from ferd_jax import assets
@@ -10,6 +12,8 @@ from ferd_jax import checkpoint
 from ferd_jax import evaluate
 from ferd_jax import experiment
 from ferd_jax import train
+from ferd_jax.attacks import ensemble
+from ferd_jax.attacks import slots
 
 _FILE = [assets.path('digits_resnet8_adv.safetensors'), '--arch=cifar_resnet8',
          '--data=digits', '--n-examples=12', '--batch-size=12']
@@ -36,10 +40,10 @@ def run_dir(tmp_path_factory):
 def test_file_over_radii(capsys, tmp_path):
   path = tmp_path / 'results.json'
   out = _run(capsys, *_FILE, '--attacks=clean,fgsm,autoattack_fast',
-             '--n-examples=6', '--eps', '0.2,0.3', '2/5', f'--json={path}',
+             '--n-examples=6', '--eps', '0.3,0.35', '2/5', f'--json={path}',
              f'--state-dir={tmp_path / "state"}')
   sweep = json.loads(path.read_text())
-  assert [results['eps'] for results in sweep] == [0.2, 0.3, 0.4]
+  assert [results['eps'] for results in sweep] == [0.3, 0.35, 0.4]
   found = [results['models']['model'] for results in sweep]
   for attack in ('fgsm', 'autoattack_fast'):
     averages = [results[attack]['average'] for results in found]
@@ -48,12 +52,36 @@ def test_file_over_radii(capsys, tmp_path):
     aa = results['autoattack_fast']
     assert aa['average'] <= results['fgsm']['average']
     assert list(aa['after']) == ['apgd-ce', 'apgd-t']
-    assert aa['after']['apgd-t'] == aa['average']
+    assert aa['after']['apgd-t']['average'] == aa['average']
+    assert aa['after']['apgd-t']['per_class'] == aa['per_class']
     assert len(aa['per_class']) == 10
   assert sweep[0]['num_examples'] == 6 and sweep[0]['seed'] == 0
-  assert 'Linf eps 0.20000' in out and 'model autoattack_fast' in out
+  assert 'Linf eps 0.30000' in out and 'model autoattack_fast' in out
   assert out.count('| autoattack_fast |') == 3
-  assert not list((tmp_path / 'state').glob('*')), 'finished: not needed'
+  assert len(list((tmp_path / 'state').glob('autoattack_fast-*.npz'))) == 3
+
+
+def test_a_sweep_that_is_interrupted_is_gone_on_with(capsys, tmp_path,
+                                                     monkeypatch):
+  flags = [*_FILE, '--n-examples=4', '--attacks=autoattack_fast',
+           '--eps=0.3,0.4', f'--state-dir={tmp_path / "state"}']
+  expected = _run(capsys, *flags[:-1])
+  attack, calls = ensemble.Run._attack, []
+  def interrupted(run, position, name, *args):
+    calls.append((run._eps, name))
+    if len(calls) == 3:
+      raise KeyboardInterrupt
+    attack(run, position, name, *args)
+  monkeypatch.setattr(ensemble.Run, '_attack', interrupted)
+  with pytest.raises(SystemExit, match='run again to go on'):
+    _run(capsys, *flags)
+  assert 'eps 0.30000' in capsys.readouterr().out  # what is done is shown
+  done = []
+  monkeypatch.setattr(slots.Slots, 'run', lambda self, variables, key, eps,
+                      *args, _run=slots.Slots.run: done.append(eps) or
+                      _run(self, variables, key, eps, *args))
+  assert _run(capsys, *flags) == expected
+  assert done and set(done) == {0.4}  # not again at 0.3
 
 
 def test_first_examples_and_seed(capsys, tmp_path):
@@ -101,13 +129,20 @@ def test_l2(capsys):
     ([_FILE[0], '--arch=cifar_resnet8'], '--data'),
     ([*_FILE, '--arch=resnet19'], 'resnet19'),
     ([*_FILE, '--arch=resnet18'], 'do not fit'),
-    ([*_FILE, '--attacks=pgd21'], "attack='pgd21'"),
+    ([*_FILE, '--attacks=pgd21'], "attacks='pgd21'"),
     ([*_FILE, '--n-examples=0'], 'n_examples=0'),
     ([*_FILE, '--batch-size=0'], 'batch_size=0'),
     ([*_FILE, '--n-examples=100000'], 'of at most 599'),
     ([*_FILE, '--eps=-0.1'], 'eps=-0.1'),
     ([*_FILE, '--attacks=autoattack', '--eps=8'], 'covers all images'),
     ([*_FILE, '--data=absent.npz'], 'absent.npz'),
+    ([*_FILE, '--attacks=clean,clean'], 'each once'),
+    ([*_FILE, '--seed=4294967296'], 'seed=4294967296'),
+    ([*_FILE, '--attacks=fgsm', '--eps=0.1,2'], 'covers all images'),
+    ([*_FILE, '--norm=L2'], '--eps'),
+    ([*_FILE, '--teacher-path=a'], '--teacher-path'),
+    ([*_FILE, '--json=/proc/a/b.json'], 'b.json'),
+    (['{tmp}', '--arch=resnet18'], '--arch for a run'),
     (['{tmp}'], 'config.json')])
 def test_mistakes_are_one_line(argv, message, tmp_path):
   argv = [str(arg).replace('{tmp}', str(tmp_path)) for arg in argv]
@@ -118,12 +153,43 @@ def test_mistakes_are_one_line(argv, message, tmp_path):
   assert '\n' not in text
 
 
-@pytest.mark.parametrize('eps', ['eight', '8/0', '', '0.1,'])
+def test_run_of_another_version(run_dir, tmp_path):
+  saved = json.loads((run_dir / 'config.json').read_text())
+  del saved['eval']['target_examples']
+  (tmp_path / 'config.json').write_text(json.dumps(saved))
+  with pytest.raises(SystemExit, match='this version: .*target_examples'):
+    evaluate.main([str(tmp_path)])
+
+
+@pytest.mark.parametrize('eps', ['eight', '8/0', '', '0.1,', '1e400', 'nan'])
 def test_radii_that_are_no_numbers(eps, capsys):
   with pytest.raises(SystemExit) as exit_:
     evaluate.main([*map(str, _FILE), f'--eps={eps}'])
   assert exit_.value.code == 2
   assert '--eps' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(('text', 'radii'), [
+    ('8/255', [8 / 255]), ('0.1,1/10', [0.1, 0.1]), ('0.5,1.5', [0.5, 1.5]),
+    ('2,4,8/255', [2 / 255, 4 / 255, 8 / 255])])
+def test_radii(text, radii):
+  np.testing.assert_allclose(evaluate._radii(text), radii)
+
+
+def test_logits_that_are_not_finite(tmp_path):
+  # Class 0 would be predicted everywhere, and withstand every attack.
+  weights = dict(numpy.load_file(_FILE[0]))
+  weights['linear.bias'] = np.full_like(weights['linear.bias'], np.nan)
+  path = tmp_path / 'broken.safetensors'
+  numpy.save_file(weights, path)
+  for option in ('--attacks=clean', '--attacks=fgsm', '--attacks=autoattack'):
+    with pytest.raises(SystemExit, match='finite'):
+      evaluate.main([str(path), *_FILE[1:], option])
+
+
+def test_a_model_no_better_than_chance_is_doubted(capsys):
+  out = _run(capsys, *_FILE, '--attacks=clean', '--mean=40', '--std=0.01')
+  assert 'Warning: model, clean: The clean accuracy is' in out
 
 
 def test_help_names_all_attacks(capsys):

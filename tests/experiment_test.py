@@ -61,6 +61,7 @@ def odd_data(tmp_path_factory):
     ({'eps': float('nan')}, ['eps=nan']),
     ({'augment.pad': 8}, ['augment.pad=8', '[0, 7]']),
     ({'eval.attacks': ()}, ['eval.attacks=()']),
+    ({'eval.attacks': ('clean', 'clean')}, ['eval.attacks', 'each once']),
     ({'eval.curve_attacks': ()}, ['eval.curve_attacks=()']),
     ({'data.name': 'five.npz'}, ['(8, 8, 5)', '1 or 3 channels']),
     ({'data.name': 'wide.npz'}, ['(8, 12, 3)', 'square']),

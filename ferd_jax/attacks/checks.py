@@ -48,13 +48,26 @@ def inputs(x: np.ndarray, y: np.ndarray, eps: float, norm: str,
   if x.ndim == 4 and x.shape[1] in (1, 3) and x.shape[1] < min(x.shape[2:]):
     raise ValueError(f'Expected x with channels last, got shape {x.shape}, '
                      'which looks like [N, channels, H, W].')
+  radius(eps, norm, x.shape[1:], bounds)
+  attacks.valid_examples(x, None, None, 0, bounds)
+
+
+def radius(eps: float, norm: str, shape: tuple[int, ...],
+           bounds: tuple[float, float]) -> None:
+  """Raises ValueError for a radius that covers all images.
+
+  Args:
+    eps: radius in the unit of the images.
+    norm: 'Linf' or 'L2'.
+    shape: of an image.
+    bounds: lowest and highest pixel value.
+  """
   low, high = bounds
-  widest = (high - low) * (1 if norm == 'Linf' else np.prod(x.shape[1:]) ** .5)
+  widest = (high - low) * (1 if norm == 'Linf' else np.prod(shape) ** .5)
   if eps >= widest:
     raise ValueError(
         f'Expected eps={eps:g} below {widest:g}, which covers all images in '
         f'{bounds}; eps has their unit, such as 8/255.')
-  attacks.valid_examples(x, None, None, 0, bounds)
 
 
 def labels(y: np.ndarray, num_classes: int) -> None:
