@@ -238,8 +238,8 @@ def _parser() -> argparse.ArgumentParser:
   add('--targets', action='store_true',
       help='also the success rate of attacks by source and target class')
   add('--batch-size', type=int,
-      help='images a step, over all devices; default: 32 per CPU device, 256 '
-      'per accelerator')
+      help='images a step, over all devices; default: 256 per '
+      'accelerator, on CPU what fits the cache')
   add('--json', help='where to write the results')
   add('--state-dir', help='keeps what every AutoAttack found: one that was '
       'interrupted is gone on with, one that is done is not repeated')
@@ -300,8 +300,12 @@ def _sweep(args):
   radii = _checked_radii(args, subject)
   parallel = parallels.create()
   batch_size = args.batch_size
-  if batch_size is None:  # On CPU what fits the cache is faster.
-    batch_size = parallel.num_devices * (32 if loops.unrolled_here() else 256)
+  if batch_size is None:
+    height, width, _ = subject.examples.images.shape[1:]
+    # On CPU what fits the cache is faster: 32 images of CIFAR.
+    batch_size = parallel.num_devices * (
+        min(max(2 ** 15 // (height * width), 8), 128)
+        if loops.unrolled_here() else 256)
   validate.positive(batch_size=batch_size)
   validate.divisible(parallel.num_devices, 'devices', batch_size=batch_size)
   if args.json is not None:  # Known before and not after hours.
