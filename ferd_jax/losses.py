@@ -116,7 +116,14 @@ def divergence_from(logits: jax.Array, target_logits: jax.Array) -> jax.Array:
 
   `kl_divergence` with its arguments as attacks pass them, TRADES' inner loss
   for the model's logits on the clean images.
+
+  Raises:
+    ValueError: if the shapes differ; one class would broadcast.
   """
+  if jnp.shape(target_logits) != jnp.shape(logits):
+    raise ValueError(
+        f'Expected target_logits of shape {jnp.shape(target_logits)} to have '
+        f'the shape of the logits, {jnp.shape(logits)}.')
   return kl_divergence(target_logits, logits)
 
 

@@ -24,6 +24,7 @@ from ferd_jax import metrics
 from ferd_jax import parallel as parallels
 from ferd_jax import validate
 from ferd_jax.attacks import checks
+from ferd_jax.attacks import saved
 
 CLEAN = 'clean'
 # Versions of AutoAttack by the name under which a table has them.
@@ -189,7 +190,7 @@ class Evaluator:
     state_file = None
     if state_dir is not None:
       settings = np.frombuffer(repr(self.attacks[name]).encode(), np.uint8)
-      run = attacks.digest((variables, images, labels,
+      run = saved.digest((variables, images, labels,
                             jax.random.key_data(key), settings))
       state_file = epath.Path(state_dir) / f'{name}-{run[:16]}.npz'
     with warnings.catch_warnings():  # They are returned.

@@ -1,6 +1,7 @@
 """Tests of ferd_jax.attacks and inner_attacks on toy nets."""
 
 import dataclasses
+import functools
 import subprocess
 import sys
 
@@ -391,6 +392,7 @@ def test_starts_of_presets():
     (lambda: attacks.UTAE(EPS, STEP, 0), 'num_steps=0'),
     (lambda: attacks.PGD(EPS, STEP, 1, bounds=(1., 0.)),
      r'bounds=\(1.0, 0.0\)'),
+    (lambda: attacks.PGD(EPS, STEP, 1, bounds=(0., np.inf)), 'two finite'),
     (lambda: attacks.UTAE(EPS, STEP, 1, bounds=[0.]), r'bounds=\[0.0\]')])
 def test_invalid_settings(make, message):
   with pytest.raises(ValueError, match=message):
@@ -457,7 +459,7 @@ def test_targets_of_another_batch_size(attack, y, unroll, size):
 
 def test_targets_without_a_batch_axis():
   message = refused(attacks.PGD(EPS, STEP, 1), keys(), IMAGES, LABELS[0])
-  assert 'y of shape ()' in message
+  assert 'int labels [B]' in message and '()' in message
 
 
 def test_targets_may_be_a_tree():
@@ -487,7 +489,7 @@ def test_images_that_are_no_floating_point_batch(attack, y):
   for x in (np.zeros(SHAPE, np.uint8), np.zeros(SHAPE, int),
             np.zeros(SHAPE, bool), np.float64(0)):
     assert refused(attack, keys(), x, y) == (
-        'Expected x to be floating-point images [B, ...], got '
+        'Expected x to be float32 or float64 images [B, ...], got '
         f'{x.dtype} {x.shape}.')
 
 
@@ -561,6 +563,111 @@ def test_invalid_examples(name, x, y, message):
     np.testing.assert_allclose(np.asarray(got)[[0, 2, 3]],
                                np.asarray(expected)[[0, 2, 3]],
                                atol=1e-12)
+
+
+@pytest.mark.parametrize(('y', 'message'), [
+    (LABELS[:, None], r'labels \[B\] or .* \(4, 1\)'),
+    (LABELS.astype(float), r'labels \[B\] or .*float'),
+    (LABELS > 0, r'labels \[B\] or .*bool'),
+    ({'a': draw(4), 'y': LABELS}, r'labels \[B\] or .*float'),
+    ((), r'labels \[B\] or '), ((LABELS + 9,), 'y in 0..2, got 9'),
+    # Their low 32 bits are classes.
+    (LABELS + 2 ** 32, 'y in 0..2, got 4294967296'),
+    (np.full((4, 3), np.nan), 'y to be finite')])
+def test_labels_that_are_none(y, message):
+  attack = attacks.PGD(EPS, STEP, 1, loss=losses.carlini_wagner)
+  compiled = attacks.jit(attack, lambda _, x: NET(x))
+  with jax.enable_x64(False):
+    for call in (functools.partial(attack, NET),
+                 functools.partial(attack.run, NET),
+                 functools.partial(compiled, ()),
+                 functools.partial(compiled.run, ())):
+      with pytest.raises(ValueError, match=message):
+        call(jax.random.key(0), IMAGES, y)
+
+
+@pytest.mark.parametrize(('options', 'message'), [
+    ({'eps': -0.1}, '-0.1'), ({'eps': np.nan}, 'nan'),
+    ({'eps': np.full(4, -0.1)}, 'eps'), ({'eps': np.ones(3)}, 'eps'),
+    ({'x_init': IMAGES[:, :1]}, r'x_init of shape \(4, 1, 2, 1\)'),
+    ({'x_init': IMAGES * np.nan}, 'x_init to be finite'),
+    ({'key': jax.random.split(jax.random.key(0), 3)}, 'key')])
+def test_options_that_are_none(options, message):
+  attack = attacks.PGD(EPS, STEP, 1)
+  compiled = attacks.jit(attack, lambda _, x: NET(x))
+  key = options.pop('key', jax.random.key(0))
+  for call in (functools.partial(attack, NET), functools.partial(compiled, ()),
+               functools.partial(compiled.run, ())):
+    with pytest.raises(ValueError, match=message):
+      call(key, IMAGES, LABELS, **options)
+
+
+@pytest.mark.parametrize('attack', [
+    attacks.PGD(EPS, STEP, 2), attacks.APGD(EPS, num_iterations=2),
+    attacks.FAB(EPS, num_iterations=2), attacks.Square(EPS, num_queries=2)],
+    ids=lambda attack: type(attack).__name__)
+def test_traced_options_that_are_none(attack):
+  call = jax.jit(lambda **options: attack.run(
+      NET, keys(), IMAGES, LABELS, **options))
+  fine = call(eps=EPS, x_init=IMAGES)
+  for options in ({'eps': np.array([EPS, -EPS, np.nan, EPS]),
+                   'x_init': IMAGES},
+                  {'eps': EPS, 'x_init': np.where(
+                      np.arange(4)[:, None, None, None] % 3, np.nan, IMAGES)}):
+    result = call(**options)
+    assert np.isnan(result.images[1:3]).all()
+    np.testing.assert_array_equal(result.predictions[1:3], -1)
+    np.testing.assert_allclose(result.images[::3], fine.images[::3],
+                               atol=1e-12)
+
+
+def test_a_start_has_the_dtype_of_the_images():
+  x, start = IMAGES.astype(np.float32), IMAGES  # float64
+  for attack in (attacks.PGD(EPS, STEP, 2), attacks.FAB(EPS)):
+    call = functools.partial(attack, NET, keys(), x, LABELS, x_init=start)
+    assert jax.eval_shape(call).dtype == np.float32
+
+
+def test_a_model_that_breaks_predicts_nothing():
+  def net(x):  # All it has seen are the clean images.
+    return jnp.where(jnp.all(x == IMAGES), NET(x), jnp.nan)
+  result = attacks.PGD(EPS, STEP, 1).run(net, keys(), IMAGES, LABELS)
+  assert not result.success.any() and (result.predictions == -1).all()
+
+
+def test_more_targets_than_classes():
+  for attack in (attacks.APGD(EPS, loss=losses.targeted_margin, num_targets=3),
+                 attacks.FAB(EPS, num_targets=3)):
+    compiled = attacks.jit(attack, lambda _, x: NET(x))
+    for call in (functools.partial(attack, NET),
+                 functools.partial(compiled, ())):
+      with pytest.raises(ValueError, match='num_targets=3 below the 3 classes'):
+        call(keys()[0], IMAGES, LABELS)
+
+
+@pytest.mark.parametrize('method', ['__call__', 'run'])
+def test_compiled_attacks_within_what_is_traced(method):
+  attack = attacks.PGD(EPS, STEP, 2)
+  first, second = weights(6, 3)
+  def apply(matrix, x):
+    return jnp.tanh(x.reshape(len(x), -1) @ matrix) @ second
+  compiled = getattr(attacks.jit(attack, apply), method)
+  key = jax.random.key(0)
+  expected = compiled(first, key, IMAGES, LABELS)
+  images = expected if method == '__call__' else expected.images
+  def check(found):
+    found = found if method == '__call__' else found.images
+    np.testing.assert_allclose(found, images, atol=1e-12)
+  check(jax.jit(lambda x: compiled(first, key, x, LABELS))(IMAGES))
+  check(jax.jit(lambda i: compiled(first, key, IMAGES, LABELS, indices=i))(
+      np.arange(4)))
+  # All that it takes is constant.
+  check(jax.jit(lambda x: jax.tree.map(
+      lambda leaf: leaf + x, compiled(first, key, IMAGES, LABELS)))(0))
+  _, found = jax.lax.scan(
+      lambda carry, _: (carry, compiled(first, key, IMAGES, LABELS)), 0, None,
+      length=1)
+  check(jax.tree.map(lambda leaf: leaf[0], found))
 
 
 @pytest.mark.parametrize(('net', 'shape'), [

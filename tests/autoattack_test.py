@@ -183,7 +183,7 @@ def test_custom():
     (dict(version='custom', attacks=(
         'square', ('mine', attacks.APGD(EPS, eot=2)))),
      r"attacks=\('square', 'mine'\) to be for stochastic models all"),
-    (dict(bounds=(1, 0)), r'bounds=\(1, 0\) to be two values, low < high'),
+    (dict(bounds=(1, 0)), r'bounds=\(1, 0\) to be two finite values'),
 ])
 def test_settings_that_do_not_fit(settings, match):
   with pytest.raises(ValueError, match='Expected ' + match):

@@ -390,8 +390,8 @@ def test_square_finds_what_gradients_do_not():
   after = result.accuracy_after
   assert after['square'] < after['apgd']
   assert one(result.warnings) == (
-      f'Square lowers the robust accuracy from {after["apgd"]:.2%} to '
-      f'{after["square"]:.2%}, without gradients: they may be masked.')
+      f'square leaves a robust accuracy of {after["square"]:.2%}, attacks with '
+      f'gradients alone {after["apgd"]:.2%}: gradients may be masked.')
   # First of all it has nothing to be compared with.
   assert run(masking, members=[square, SHORT_APGD],
              y=labels(masking)).warnings == []
@@ -407,7 +407,16 @@ def test_square_finds_what_gradients_do_not():
     ({'square': 0.4, 'apgd-t': 0.3}, False),
     ({'square': 0.4}, False), ({'apgd-ce': 0.4}, False), ({}, False)])
 def test_square_too_strong(robust, warns):
-  assert bool(checks.square_too_strong(robust)) == warns
+  assert bool(checks.square_too_strong(robust, ['square'], False)) == warns
+
+
+@pytest.mark.parametrize(('robust', 'warns'), [
+    ({'apgd-ce': 0.5, 'sq': 0.4979}, True),
+    ({'apgd-ce': 0.5, 'sq': 0.6}, False),
+    ({'sq': 0.4, 'apgd-ce': 0.5}, True), ({'sq': 0.4}, False),
+    ({'apgd-ce': 0.5, 'sq': 0.4, 'apgd-t': 0.3}, False)])
+def test_square_too_strong_alone(robust, warns):
+  assert bool(checks.square_too_strong(robust, ['sq'], True)) == warns
 
 
 def test_results():

@@ -296,6 +296,27 @@ def test_weights_in_a_closure_are_those_of_a_run(tmp_path, jitted):
     run(wrap(closure(2)), **options)
 
 
+def test_losses_and_gradients_are_those_of_a_run(tmp_path):
+  # Neither their text nor the logits tell these apart.
+  def model(scale):
+    @jax.custom_vjp
+    def passed(logits):
+      return logits
+    passed.defvjp(lambda logits: (logits, None),
+                  lambda _, gradient: (scale * gradient,))
+    return lambda x: passed(apply_fn(weights(), x))
+  def settings(sign):
+    return attacks.AutoAttack(EPS, version='custom', attacks=[(
+        'apgd', attacks.APGD(EPS, loss=lambda logits, y: sign *
+                             losses.cross_entropy(logits, y)))])
+  options = dict(state_file=tmp_path / 'state.npz', y=(Y + 1) % NUM_CLASSES)
+  run(model(1.), settings=settings(1.), **options)
+  run(model(1.), settings=settings(1.), **options)
+  for other in ((model(0.), settings(1.)), (model(1.), settings(-1.))):
+    with pytest.raises(ValueError, match='another run: code is'):
+      run(other[0], settings=other[1], **options)
+
+
 def test_keys_of_another_generator_are_refused(tmp_path):
   def attack(impl):
     return autoattack()(

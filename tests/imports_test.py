@@ -60,7 +60,7 @@ def test_imports_go_downwards(path):
 @pytest.mark.parametrize('library, owners', [
     ('tensorflow_datasets', {'data'}), ('torch', {'torch_io'}),
     ('orbax', {'checkpoint'}),
-    ('tqdm', {'progress', 'robustness', 'data', 'attacks'}),
+    ('tqdm', {'progress', 'robustness', 'target_analysis', 'data', 'attacks'}),
     ('PIL', {'samples', 'data'}), ('ml_collections', {'experiment'}),
     ('tensorflow', set())])
 def test_heavy_libraries_have_one_place(library, owners):

@@ -10,8 +10,9 @@ _ROOT = pathlib.Path(__file__).parents[1]
 _README = (_ROOT / 'README.md').read_text()
 
 
-def test_examples():
+def test_examples(tmp_path, monkeypatch):
   pytest.importorskip('equinox')
+  monkeypatch.chdir(tmp_path)
   found = doctest.testfile(str(_ROOT / 'README.md'), module_relative=False)
   assert found.attempted > 20 and not found.failed
 

@@ -23,10 +23,10 @@ from ferd_jax.attacks.fab import FAB
 from ferd_jax.attacks.pgd import PGD
 from ferd_jax.attacks.presets import PRESETS
 from ferd_jax.attacks.presets import preset
-from ferd_jax.attacks.saved import digest
 from ferd_jax.attacks.square import Square
 from ferd_jax.attacks.utae import UTAE
+from ferd_jax.collectives import example_keys
 
 __all__ = ['APGD', 'FAB', 'PGD', 'PRESETS', 'UTAE', 'Attack', 'AttackResult',
-           'AutoAttack', 'Problem', 'Result', 'Square', 'digest', 'jit',
+           'AutoAttack', 'Problem', 'Result', 'Square', 'example_keys', 'jit',
            'preset']

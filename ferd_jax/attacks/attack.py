@@ -9,6 +9,7 @@ that exchanges images while it runs.
 
 from collections.abc import Callable
 import contextlib
+import functools
 from typing import Any
 from typing import NamedTuple
 
@@ -54,7 +55,8 @@ class AttackResult(NamedTuple):
   """What an attack achieved, from one more evaluation on its images.
 
   Of an example that is no valid input (see `Attack.__call__`) the numbers are
-  NaN, the prediction -1 and the success False.
+  NaN; there, and where the model's logits are not finite, the prediction is -1
+  and the success False.
 
   Attributes:
     images: `[B, ...]`, adversarial.
@@ -132,7 +134,7 @@ class Attack:
       logits_fn: images `[B, ...]` -> logits `[B, K]`, K >= 2: pure, in
         evaluation mode, on each image by itself.
       key: one PRNG key, or `[B]` keys, one per example; typed or legacy.
-      x: floating-point images `[B, ..., channels]` within `bounds`.
+      x: float32 or float64 images `[B, ..., channels]` within `bounds`.
       y: int labels `[B]` in 0..K-1, or what `loss` takes in their place; every
         array in it has a batch axis.
       targets: of a targeted loss, int classes `[B]`.
@@ -145,10 +147,10 @@ class Attack:
       stopped.
 
     Raises:
-      ValueError: if x is not floating-point, y, targets, x_init, eps or key do
-        not fit its batch size, or logits_fn does not return `[B, K]`; outside
-        of `jit` also for labels or targets that are no class, and images that
-        are not finite or out of bounds.
+      ValueError: if x is not float32 or float64, y, targets, x_init, eps or
+        key do not fit its batch size, or logits_fn does not return `[B, K]`;
+        outside of `jit` also for labels or targets that are no class, images
+        that are not finite or out of bounds, and a negative eps.
     """
     return self._attack(logits_fn, key, x, y, targets, eps, x_init)[1]
 
@@ -158,7 +160,7 @@ class Attack:
     """Returns the images and what they achieve; arguments as for the call.
 
     The labels that success is measured by are `y`, or the highest entries if
-    `y` are logits `[B, K]`.
+    `y` are logits `[B, K]`; of a pytree, its first leaf.
     """
     problem, images, valid = self._attack(logits_fn, key, x, y, targets, eps,
                                           x_init)
@@ -181,7 +183,8 @@ class Attack:
     if valid is None:
       valid = jnp.ones(images.shape[:1], bool)
     logits = geometry.where(valid, logits, jnp.full_like(logits, jnp.nan))
-    predictions = jnp.where(valid, jnp.argmax(logits, axis=-1), -1)
+    finite = jnp.all(jnp.isfinite(logits), axis=-1)
+    predictions = jnp.where(finite, jnp.argmax(logits, axis=-1), -1)
     return jax.tree.map(lax.stop_gradient, AttackResult(
         images=images,
         success=is_fooled(logits, labels_of(problem.y)) & valid,
@@ -195,22 +198,26 @@ class Attack:
 
     Arguments and errors are those of the call.
     """
-    y = jnp.asarray(y) if isinstance(y, list) else y
+    y, targets = (np.asarray(classes) if isinstance(classes, list) else classes
+                  for classes in (y, targets))
     x = checked_images(x, y=y, targets=targets, x_init=x_init)
     eps = self.eps if eps is None else eps
     if np.shape(eps) not in ((), x.shape[:1]):
       raise ValueError(f'Expected eps of shape {np.shape(eps)} to be one '
                        f'radius or {x.shape[0]}, one per image.')
-    if is_concrete(eps):
-      for radius in np.unique(np.asarray(eps)):
-        validate.non_negative(eps=float(radius))
+    checked_radii(eps)
     keys = noise_keys(key, x.shape[0])
-    x, y, targets, x_init = jax.tree.map(
-        lax.stop_gradient, (x, y, targets, x_init))
-    valid = valid_examples(
-        x, y, targets, num_classes(logits_fn, x, self.step_key(keys)),
-        self.bounds)
+    classes = num_classes(logits_fn, x, self.step_key(keys))
+    if self.num_targets >= classes:
+      raise ValueError(f'Expected num_targets={self.num_targets} below the '
+                       f'{classes} classes.')
     eps = jnp.broadcast_to(jnp.asarray(eps, x.dtype), x.shape[:1])
+    valid = valid_examples(x, y, targets, classes, self.bounds, x_init)
+    valid &= jnp.isfinite(eps) & (eps >= 0)
+    if x_init is not None:
+      x_init = jnp.asarray(x_init, x.dtype)
+    x, y, targets, eps, x_init = jax.tree.map(
+        lax.stop_gradient, (x, y, targets, eps, x_init))
     return Problem(x, y, targets, eps, keys, x_init), valid
 
   def _attack(self, logits_fn, key, x, y, targets, eps, x_init):
@@ -323,15 +330,34 @@ def is_fooled(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
 
 def labels_of(y: Any) -> jax.Array:
-  """Returns the labels in `y`, `[B]`: its own, or the highest of its logits."""
-  y = jnp.asarray(jax.tree.leaves(y)[0])
-  return y if jnp.issubdtype(y.dtype, jnp.integer) else jnp.argmax(y, axis=-1)
+  """Returns the labels `[B]` that success is measured by.
+
+  Args:
+    y: int labels `[B]`, or logits `[B, K]`, whose highest are the labels, or a
+      pytree whose first leaf is one of them.
+
+  Raises:
+    ValueError: for anything else.
+  """
+  leaves = jax.tree.leaves(y)
+  y = jnp.asarray(leaves[0]) if leaves else jnp.zeros(())
+  if y.ndim == 1 and jnp.issubdtype(y.dtype, jnp.integer):
+    return y
+  if y.ndim == 2 and jnp.issubdtype(y.dtype, jnp.floating):
+    return jnp.argmax(y, axis=-1)
+  raise ValueError('Expected y to be int labels [B] or floating-point logits '
+                   f'[B, K], got {y.dtype} {y.shape}.')
 
 
 def is_concrete(*arrays: Any) -> bool:
   """Returns whether the values can be looked at, which none traced can."""
   return not any(isinstance(leaf, jax.core.Tracer)
                  for leaf in jax.tree.leaves(arrays))
+
+
+def is_tracing(*arrays: Any) -> bool:
+  """Returns whether a function is being traced, which may close over arrays."""
+  return not is_concrete(arrays, jnp.add(0, 0))
 
 
 def freeze(settings: Any, *names: str) -> None:
@@ -346,14 +372,15 @@ def freeze(settings: Any, *names: str) -> None:
     *names: of the settings that are floats.
 
   Raises:
-    ValueError: unless `bounds` are a lower and a higher value.
+    ValueError: unless `bounds` are a finite lower and higher value.
   """
   for name in names:
     object.__setattr__(settings, name, float(getattr(settings, name)))
   bounds = tuple(float(bound) for bound in settings.bounds)
-  if len(bounds) != 2 or not bounds[0] < bounds[1]:
-    raise ValueError(f'Expected bounds={settings.bounds!r} to be two values, '
-                     'low < high.')
+  if (len(bounds) != 2 or not bounds[0] < bounds[1]
+      or not np.isfinite(bounds).all()):
+    raise ValueError(f'Expected bounds={settings.bounds!r} to be two finite '
+                     'values, low < high.')
   object.__setattr__(settings, 'bounds', bounds)
 
 
@@ -369,12 +396,20 @@ def checked_images(x: jax.Array, **targets: Any) -> jax.Array:
     **targets: pytrees of arrays `[B, ...]`, by the caller's names for them.
 
   Raises:
-    ValueError: unless x is floating-point and all have one batch size.
+    ValueError: unless x is float32 or float64, all have one batch size, `y`
+      are labels or logits, and `x_init` has the shape of x.
   """
   x = jnp.asarray(x)
-  if not x.ndim or not jnp.issubdtype(x.dtype, jnp.floating):
-    raise ValueError('Expected x to be floating-point images [B, ...], got '
+  # In half precision the ball is as wide as its rounding.
+  if not x.ndim or x.dtype not in (jnp.float32, jnp.float64):
+    raise ValueError('Expected x to be float32 or float64 images [B, ...], got '
                      f'{x.dtype} {x.shape}.')
+  if targets.get('y') is not None:
+    labels_of(targets['y'])
+  start = targets.get('x_init')
+  if start is not None and np.shape(start) != x.shape:
+    raise ValueError(f'Expected x_init of shape {np.shape(start)} to have the '
+                     f'shape of x, {x.shape}.')
   for name, tree in targets.items():
     for leaf in jax.tree.leaves(tree):
       if np.shape(leaf)[:1] != x.shape[:1]:
@@ -382,6 +417,13 @@ def checked_images(x: jax.Array, **targets: Any) -> jax.Array:
             f'Expected {name} of shape {np.shape(leaf)} to have the batch '
             f'size of x of shape {x.shape}.')
   return x
+
+
+def checked_radii(eps: Any) -> None:
+  """Raises ValueError for radii that are negative or not finite, if known."""
+  if is_concrete(eps):
+    for radius in np.unique(np.asarray(eps)):
+      validate.non_negative(eps=float(radius))
 
 
 def noise_keys(key: jax.Array, batch_size: int) -> jax.Array:
@@ -439,7 +481,8 @@ def _typed(key):
 
 
 def valid_examples(x: jax.Array, y: Any, targets: Any, num_classes: int,
-                   bounds: tuple[float, float]) -> jax.Array:
+                   bounds: tuple[float, float],
+                   x_init: jax.Array | None = None) -> jax.Array:
   """Returns which examples are valid input, `[B]`; outside of `jit` all are.
 
   Args:
@@ -448,23 +491,28 @@ def valid_examples(x: jax.Array, y: Any, targets: Any, num_classes: int,
     targets: of a targeted loss.
     num_classes: of the model.
     bounds: lowest and highest pixel value.
+    x_init: to start from.
 
   Raises:
     ValueError: outside of `jit`, for images that are not finite or out of
-      bounds, and labels or targets that are no class.
+      bounds, labels or targets that are no class, and logits in their place or
+      a start that are not finite.
   """
   low, high = bounds
   slack = _SLACK * (high - low)
-  inside = _all(jnp.isfinite(x) & (x >= low - slack) & (x <= high + slack))
-  valid, checks = inside, {'x': (x, inside)}
-  for name, classes in (('y', y), ('targets', targets)):
-    if classes is None or isinstance(classes, tuple | list | dict):
+  checks = {'x': (x, _all(jnp.isfinite(x) & (x >= low - slack)
+                          & (x <= high + slack)))}
+  for name, leaf in (('y', next(iter(jax.tree.leaves(y)), None)),
+                     ('targets', targets), ('x_init', x_init)):
+    if leaf is None or isinstance(leaf, tuple | list | dict):
       continue  # What a loss of the caller's takes is the caller's.
-    classes = jnp.asarray(classes)
-    if not jnp.issubdtype(classes.dtype, jnp.integer):
-      continue
-    known = _all((classes >= 0) & (classes < num_classes))
-    valid, checks[name] = valid & known, (classes, known)
+    # NumPy's before JAX takes the low half of their bits.
+    leaf = leaf if isinstance(leaf, np.ndarray) else jnp.asarray(leaf)
+    checks[name] = leaf, _all(
+        (leaf >= 0) & (leaf < num_classes)
+        if jnp.issubdtype(leaf.dtype, jnp.integer) else jnp.isfinite(leaf))
+  valid = functools.reduce(jnp.logical_and,
+                           (fine for _, fine in checks.values()))
   if is_concrete(valid):
     for name, (values, fine) in checks.items():
       if not bool(jnp.all(fine)):
@@ -480,6 +528,8 @@ def _refuse(name, values, fine, num_classes, bounds):
     expected = f'x to be finite images in {bounds}'
     found = ('a value that is not finite' if not np.isfinite(value).all()
              else f'values from {value.min():g} to {value.max():g}')
+  elif not np.issubdtype(values.dtype, np.integer):
+    expected, found = f'{name} to be finite', 'a value that is not'
   else:
     expected, found = f'{name} in 0..{num_classes - 1}', f'{value}'
   raise ValueError(f'Expected {expected}, got {found} in example {first} '

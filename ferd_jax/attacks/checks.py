@@ -5,6 +5,7 @@ for what makes them doubtful.
 """
 
 from collections.abc import Callable
+from collections.abc import Collection
 from collections.abc import Mapping
 import itertools
 from typing import Any
@@ -190,22 +191,26 @@ def zero_gradients(name: str, indices: list[int]) -> list[str]:
           f'({_some(indices)}). Gradients may be masked.']
 
 
-def square_too_strong(robust: Mapping[str, float]) -> list[str]:
-  """Returns a warning if Square finds what attacks with gradients do not.
+def square_too_strong(robust: Mapping[str, float], squares: Collection[str],
+                      individual: bool) -> list[str]:
+  """Returns warnings if Square finds what attacks with gradients do not.
 
   Args:
-    robust: robust accuracy after each attack, in the order in which they ran,
-      each on what those before left. Attacks after Square are not looked at:
-      theirs is not higher.
+    robust: robust accuracy after each attack, in the order in which they ran.
+    squares: the names of those that are Square.
+    individual: whether each attack had all images. Else each had what those
+      before left, and only these tell: accuracies after it are not higher.
   """
-  names = list(robust)
-  if 'square' not in names[1:]:
-    return []
-  before = robust[names[names.index('square') - 1]]
-  if robust['square'] >= before - 0.002:
-    return []
-  return [f"Square lowers the robust accuracy from {before:.2%} to "
-          f"{robust['square']:.2%}, without gradients: they may be masked."]
+  names, warnings = list(robust), []
+  for position, name in enumerate(names):
+    others = [robust[other] for other in (names if individual else
+                                          names[:position])
+              if other not in squares]
+    if name in squares and others and robust[name] < min(others) - 0.002:
+      warnings.append(
+          f'{name} leaves a robust accuracy of {robust[name]:.2%}, attacks '
+          f'with gradients alone {min(others):.2%}: gradients may be masked.')
+  return warnings
 
 
 def results(x_adv: np.ndarray, eps: float, norms: np.ndarray,

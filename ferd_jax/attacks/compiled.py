@@ -79,7 +79,7 @@ class CompiledAttack:
 
     Args:
       variables: of the model, any pytree of arrays.
-      key: one typed PRNG key.
+      key: one PRNG key.
       x: as for `Attack.__call__`, as are y, targets and x_init.
       y: labels.
       targets: of a targeted loss.
@@ -89,50 +89,77 @@ class CompiledAttack:
         noise; default, on one device: 0..B-1.
 
     Raises:
-      ValueError: outside of `jit` as for `Attack.__call__`, on several devices
-        for missing indices.
+      ValueError: as for `Attack.__call__`. On several devices values are not
+        looked at, as under `jit`, but there must be indices.
     """
-    y = jnp.asarray(y) if isinstance(y, list) else y
-    if not attacks.is_concrete(variables, key, x, y, targets, eps, x_init):
-      keys = key if indices is None else collectives.example_keys(key, indices)
-      return self._attack(functools.partial(self._apply_fn, variables), keys,
-                          x, y, targets, eps=eps, x_init=x_init)
-    eps = self._attack.eps if eps is None else eps
-    if self._parallel.mode == 'jit':  # Else the caller has prepared arrays.
-      x = self._checked(variables, key, x, y, targets, x_init)
-    if indices is None:
-      if self._parallel.mode != 'jit':
-        raise ValueError('Expected indices, laid out as x is over devices.')
-      indices = np.arange(len(x), dtype=np.int32)
-    given = _Given(key, x, y, targets, jnp.asarray(eps, x.dtype), x_init,
-                   indices)
-    if not loops.unrolled_here():
-      return self._whole(variables, given)
-    if self._attack.num_runs == 1 and not self._attack.num_targets:
-      return self._solve(variables, given)
-    return self._solve_runs(variables, given)
+    if attacks.is_tracing(variables, key, x, y, targets, eps, x_init, indices):
+      return self._attack(
+          functools.partial(self._apply_fn, variables),
+          self._keys(key, indices), x, y, targets, eps=eps, x_init=x_init)
+    given = self._given(variables, key, x, y, targets, eps, x_init, indices)
+    return self._images_of(variables, given)
 
   def run(self, variables: Any, key: jax.Array, x: jax.Array, y: Any,
-          targets: Any = None, **options: Any) -> attacks.AttackResult:
+          targets: Any = None, *, eps: jax.Array | float | None = None,
+          x_init: jax.Array | None = None, indices: jax.Array | None = None
+          ) -> attacks.AttackResult:
     """Returns the images and what they achieve; arguments as for the call."""
-    y = jnp.asarray(y) if isinstance(y, list) else y
-    images = self(variables, key, x, y, targets, **options)
-    indices = options.get('indices')
-    if indices is None:
-      indices = np.arange(len(x), dtype=np.int32)
-    return self._result(variables, key, x, y, images, indices)
+    if attacks.is_tracing(variables, key, x, y, targets, eps, x_init, indices):
+      return self._attack.run(
+          functools.partial(self._apply_fn, variables),
+          self._keys(key, indices), x, y, targets, eps=eps, x_init=x_init)
+    given = self._given(variables, key, x, y, targets, eps, x_init, indices)
+    return self._result(variables, given, self._images_of(variables, given))
 
-  def _checked(self, variables, key, x, y, targets, x_init):
-    """Returns `x` after the checks of `Attack.check`."""
-    x = attacks.checked_images(x, y=y, targets=targets, x_init=x_init)
+  def _keys(self, key, indices):
+    return key if indices is None else collectives.example_keys(
+        attacks.one_key(key), indices)
+
+  def _given(self, variables, key, x, y, targets, eps, x_init, indices):
+    """Returns the arguments after the checks of `Attack.check`."""
+    eps = self._attack.eps if eps is None else eps
+    if np.shape(eps):
+      raise ValueError('Expected eps to be one radius, got shape '
+                       f'{np.shape(eps)}.')
+    attacks.checked_radii(eps)
+    key = attacks.one_key(key)
+    if self._parallel.mode == 'jit':  # Else the caller has laid out arrays.
+      y, targets = (
+          np.asarray(classes) if isinstance(classes, list) else classes
+          for classes in (y, targets))
+      x = attacks.checked_images(x, y=y, targets=targets, x_init=x_init)
+      self._check_values(variables, key, x, y, targets, x_init)
+      x_init = None if x_init is None else jnp.asarray(x_init, x.dtype)
+      if indices is None:
+        indices = np.arange(len(x), dtype=np.int32)
+    elif indices is None:
+      raise ValueError('Expected indices, laid out as x is over devices.')
+    return _Given(key, x, y, targets, jnp.asarray(eps, x.dtype), x_init,
+                  indices)
+
+  def _check_values(self, variables, key, x, y, targets, x_init):
+    """Raises ValueError for what is no valid input."""
     shapes = x.shape, *map(np.shape, jax.tree.leaves(variables))
     if shapes not in self._num_classes:  # Tracing a model takes a while.
       self._num_classes[shapes] = attacks.num_classes(
           functools.partial(self._apply_fn, variables), x,
           key if self._attack.stochastic else None)
-    attacks.valid_examples(x, y, targets, self._num_classes[shapes],
-                           self._attack.bounds)
-    return x
+    classes = self._num_classes[shapes]
+    if self._attack.num_targets >= classes:
+      raise ValueError(f'Expected num_targets={self._attack.num_targets} below '
+                       f'the {classes} classes.')
+    attacks.valid_examples(x, y, targets, classes, self._attack.bounds, x_init)
+
+  def _images_of(self, variables, given):
+    """Returns adversarial images, NaN for examples that are no valid input."""
+    if not loops.unrolled_here():
+      return self._whole(variables, given)
+    images = (self._solve(variables, given)
+              if self._attack.num_runs == 1 and not self._attack.num_targets
+              else self._solve_runs(variables, given))
+    if self._parallel.mode == 'jit':  # All were looked at.
+      return images
+    return self._masked(variables, given, images)
 
   def _solve(self, variables, given):
     """Returns the images of one run, one compiled step after the other."""
@@ -224,10 +251,24 @@ class CompiledAttack:
     return self._compile(merge, (_S, _S, _S, _S, _S))
 
   @functools.cached_property
+  def _masked(self):
+    def masked(variables, given, images):
+      return geometry.where(self._valid(variables, given), images,
+                            jnp.full_like(images, jnp.nan))
+    return self._compile(masked, (_R, _GIVEN, _S))
+
+  @functools.cached_property
   def _result(self):
-    def result(variables, key, x, y, images, indices):
-      problem = attacks.Problem(x, y, None, None, None)
+    def result(variables, given, images):
       return self._attack.result(
-          functools.partial(self._apply_fn, variables), problem, images,
-          key=self._evaluation_key(key, indices))
-    return self._compile(result, (_R, _R, _S, _S, _S, _S))
+          functools.partial(self._apply_fn, variables), self._problem(given),
+          images, self._valid(variables, given),
+          self._evaluation_key(given.key, given.indices))
+    return self._compile(result, (_R, _GIVEN, _S))
+
+  def _valid(self, variables, given):
+    """Returns which examples are valid input, `[B]`, under `jit`."""
+    return self._attack.check(
+        functools.partial(self._apply_fn, variables),
+        collectives.example_keys(given.key, given.indices), given.x, given.y,
+        given.targets, given.eps, given.x_init)[1]

@@ -14,6 +14,7 @@ import warnings
 import zlib
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import tqdm
 
@@ -23,6 +24,7 @@ from ferd_jax.attacks import attack as attacks
 from ferd_jax.attacks import checks
 from ferd_jax.attacks import saved
 from ferd_jax.attacks import slots
+from ferd_jax.attacks import square
 
 _CLEAN = -1  # of `broken_by`
 _ROBUST = -2
@@ -230,8 +232,10 @@ class Run:
         save(now=True)
         raise
     result = self._result(notes)
-    if not self._individual:
-      notes += checks.square_too_strong(result.accuracy_after)
+    notes += checks.square_too_strong(
+        result.accuracy_after, [
+            name for name, attack in self._members.items()
+            if isinstance(attack, square.Square)], self._individual)
     checks.results(result.images, self._eps, result.norms, self._bounds)
     for note in notes:
       warnings.warn(note, stacklevel=3)
@@ -323,8 +327,10 @@ class Run:
       return []
     batch = np.resize(self._x[:self._batch_size],
                       (self._batch_size, *self._x.shape[1:]))
-    checks.independence(self._logits, batch, self._bounds)
-    return checks.determinism(self._logits, self._trace, batch)
+    notes = checks.determinism(self._logits, self._trace, batch)
+    if not notes:  # Noise is no dependence.
+      checks.independence(self._logits, batch, self._bounds)
+    return notes
 
   def _trace(self):
     """Returns the model's jaxpr, with all constants on its outside."""
@@ -367,7 +373,23 @@ class Run:
         'model': hashlib.sha256(saved.code_of(model).encode()).hexdigest(),
         # Of a closure they are constants.
         'variables': saved.digest((self._logits_fn, model.consts)),
+        'code': [self._code(self._members[name])
+                 for name in sorted(self._members)],
     } | settings_of_attacks
+
+  def _code(self, attack):
+    """Returns a digest of what an attack computes, loss and gradient too."""
+    def step(model, x, y, eps, keys):
+      problem = attack.nth_run(
+          attacks.Problem(x, y, None, eps, keys),
+          jnp.zeros((1, self._num_classes), x.dtype), 0)
+      return attack.step(model, problem, attack.init(problem),
+                         attack.step_key(keys))
+    jaxpr = jax.make_jaxpr(step)(
+        self._logits_fn, self._x[:1], self._y[:1],
+        np.full(1, self._eps, self._x.dtype), jax.random.split(self._key, 1))
+    text = saved.code_of(jaxpr) + saved.digest(jaxpr.consts)
+    return hashlib.sha256(text.encode()).hexdigest()
 
   def _arrays(self):
     """Returns the state to save."""

@@ -26,7 +26,8 @@ _SETTINGS = {
 PRESETS = tuple(_SETTINGS)
 
 
-def preset(name: str, eps: float, norm: str = 'Linf') -> pgd.PGD:
+def preset(name: str, eps: float, norm: str = 'Linf',
+           bounds: tuple[float, float] = (0., 1.)) -> pgd.PGD:
   """Returns the attack of that name at radius `eps`.
 
   At eps = 8/255 in L-infinity they are those of the sources named; the step
@@ -45,8 +46,9 @@ def preset(name: str, eps: float, norm: str = 'Linf') -> pgd.PGD:
 
   Args:
     name: one of `PRESETS`.
-    eps: radius, at least 0, in the unit of the images, which lie in [0, 1].
+    eps: radius, at least 0, in the unit of the images.
     norm: 'Linf', as in the tables, or 'L2' with the same steps.
+    bounds: lowest and highest pixel value.
 
   Raises:
     ValueError: for an unknown name or norm, or a negative eps.
@@ -54,4 +56,5 @@ def preset(name: str, eps: float, norm: str = 'Linf') -> pgd.PGD:
   validate.one_of(PRESETS, attack=name)
   validate.non_negative(eps=eps)
   share, settings = _SETTINGS[name]
-  return pgd.PGD(eps, step_size=share * eps, norm=norm, **settings)
+  return pgd.PGD(eps, step_size=share * eps, norm=norm, bounds=bounds,
+                 **settings)
