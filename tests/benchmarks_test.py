@@ -39,6 +39,7 @@ def test_train_teacher_starts(tmp_path):
   assert 'fashion_mnist' in _run('train_teacher.py', '--help', cwd=tmp_path)
 
 
+@pytest.mark.slow
 def test_paper_length_stops_in_time_and_goes_on(tmp_path):
   flags = ['--teacher=random', '--variants=paper_length,smoke',
            f'--workdir={tmp_path}']
@@ -136,6 +137,7 @@ def _write_side(path, side, flags, cpu_seconds):
   path.joinpath(f'{side}.json').write_text(json.dumps({
       'model': 'resnet20', 'eps': 8.0, 'images': 4, 'side': side, 'cores': 1,
       'clean': [True, True, True, False], 'batch_size': 32, 'version': 'v',
+      'processor': 'p',
       'flags': flags, 'seconds': 9., 'cpu_seconds': cpu_seconds,
       'seconds_by_attack': dict.fromkeys(flags, 2.)}))
 

@@ -94,6 +94,7 @@ def reference_float32():
 
 
 # What depends on the devices shows in float64; this is about the tolerance.
+@pytest.mark.slow
 @pytest.mark.parametrize('mode, num_devices', [('pmap', 4), ('shard_map', 2)])
 def test_float32_step_does_not_depend_on_devices(
     mode, num_devices, reference_float32):
