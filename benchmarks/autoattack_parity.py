@@ -94,7 +94,8 @@ def _torch_model(name, path):
   if name == 'resnet18':
     from pyautoattack.examples import resnet
     net = resnet.ResNet18()
-    net.load_state_dict(torch.load(path, weights_only=True))
+    net.load_state_dict(torch.load(path, map_location='cpu',
+                                   weights_only=True))
   else:
     net = torch_twins.CifarResNet(20, 16, 10, 'pad_after', 'stage')
     torch_twins.load_published(net, path)
