@@ -214,7 +214,8 @@ def _overview(by_setting):
       'Robust accuracies after all four attacks. Accepted are differences of '
       'at most 0.3\npoints and the same flag for at least 99.5% of the images, '
       'with every seed. The\nlast column is the CPU time of the official code '
-      'over that here, compilation\nincluded.', '',
+      'over that here, compilation\nincluded. Below, seconds of a run that '
+      'was suspended or shared its core are longer\nthan its CPU seconds.', '',
       '| network | eps | images | here | official, seed by seed | images with '
       'the same flag | of two official seeds | accepted | time |',
       '|' + '---|' * 9]
