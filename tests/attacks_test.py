@@ -480,7 +480,7 @@ def test_teacher_logits_of_another_number_of_classes():
   for num_classes in (1, 2):
     message = refused(attacks.UTAE(EPS, STEP, 1), keys(), IMAGES,
                       TEACHER_LOGITS[:, :num_classes])
-    assert f'teacher_logits of shape (4, {num_classes})' in message
+    assert f'target_logits of shape (4, {num_classes})' in message
     assert '(4, 3)' in message
 
 

@@ -163,7 +163,7 @@ def test_autoattack_parity_report(parity, tmp_path, monkeypatch, capsys):
 def test_autoattack_parity_runs_both_sides(tmp_path):
   pytest.importorskip('pyautoattack')
   data = pathlib.Path(__file__).parents[2] / 'shared' / 'data' / 'tfds'
-  if not data.exists():
+  if not data.exists():  # Nobody has to have it to run the tests.
     pytest.skip('no CIFAR-10')
   _run('autoattack_parity.py', 'run', '--model=resnet18', '--eps=8',
        '--images=2', f'--data_dir={data}', f'--results={tmp_path}',

@@ -208,9 +208,7 @@ class Attack:
     checked_radii(eps)
     keys = noise_keys(key, x.shape[0])
     classes = num_classes(logits_fn, x, self.step_key(keys))
-    if self.num_targets >= classes:
-      raise ValueError(f'Expected num_targets={self.num_targets} below the '
-                       f'{classes} classes.')
+    self.check_num_classes(classes)
     eps = jnp.broadcast_to(jnp.asarray(eps, x.dtype), x.shape[:1])
     valid = valid_examples(x, y, targets, classes, self.bounds, x_init)
     valid &= jnp.isfinite(eps) & (eps >= 0)
@@ -219,6 +217,12 @@ class Attack:
     x, y, targets, eps, x_init = jax.tree.map(
         lax.stop_gradient, (x, y, targets, eps, x_init))
     return Problem(x, y, targets, eps, keys, x_init), valid
+
+  def check_num_classes(self, num_classes: int) -> None:
+    """Raises ValueError if there are not so many wrong classes to target."""
+    if self.num_targets >= num_classes:
+      raise ValueError(f'Expected num_targets={self.num_targets} below the '
+                       f'{num_classes} classes.')
 
   def _attack(self, logits_fn, key, x, y, targets, eps, x_init):
     """Returns the problem, the adversarial images and which are valid."""

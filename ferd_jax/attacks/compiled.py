@@ -145,9 +145,7 @@ class CompiledAttack:
           functools.partial(self._apply_fn, variables), x,
           key if self._attack.stochastic else None)
     classes = self._num_classes[shapes]
-    if self._attack.num_targets >= classes:
-      raise ValueError(f'Expected num_targets={self._attack.num_targets} below '
-                       f'the {classes} classes.')
+    self._attack.check_num_classes(classes)
     attacks.valid_examples(x, y, targets, classes, self._attack.bounds, x_init)
 
   def _images_of(self, variables, given):

@@ -9,7 +9,6 @@ distribution, so that no target is preferred.
 import dataclasses
 
 import jax
-import numpy as np
 
 from ferd_jax import losses
 from ferd_jax import validate
@@ -39,11 +38,7 @@ class UniformTargetLoss:
     Raises:
       ValueError: if the shapes differ; one class would broadcast.
     """
-    if np.shape(teacher_logits) != np.shape(logits):
-      raise ValueError(
-          f'Expected teacher_logits of shape {np.shape(teacher_logits)} to '
-          f'have the shape of the logits, {np.shape(logits)}.')
-    gap = losses.kl_divergence(teacher_logits, logits)
+    gap = losses.divergence_from(logits, teacher_logits)
     if self.gamma == 0:
       return gap
     return gap - self.gamma * losses.uniformity(logits)
