@@ -141,7 +141,7 @@ class JaxSteps:
     batch = self._examples
     attacked = self._attack(self._student, batch.images, batch.labels,
                             batch.indices, self._key)
-    counts = self._count(self._student, attacked, batch)
+    counts, _ = self._count(self._student, attacked, batch)
     if 'evaluation' not in self.first:
       self.first['evaluation'] = jax.tree.map(
           np.array, (batch, attacked, counts))

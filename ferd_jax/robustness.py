@@ -190,8 +190,8 @@ class Evaluator:
     state_file = None
     if state_dir is not None:
       settings = np.frombuffer(repr(self.attacks[name]).encode(), np.uint8)
-      run = saved.digest((variables, images, labels,
-                            jax.random.key_data(key), settings))
+      run = saved.digest((variables, images, labels, jax.random.key_data(key),
+                          settings))
       state_file = epath.Path(state_dir) / f'{name}-{run[:16]}.npz'
     with warnings.catch_warnings():  # They are returned.
       warnings.simplefilter('ignore', UserWarning)
