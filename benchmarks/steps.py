@@ -46,6 +46,7 @@ import optax
 sys.path.append(str(pathlib.Path(__file__).parents[1]))
 sys.path.append(str(pathlib.Path(__file__).parents[1] / 'tests'))
 
+from ferd_jax import attacks
 from ferd_jax import augment
 from ferd_jax import collectives
 from ferd_jax import distill
@@ -139,8 +140,8 @@ class JaxSteps:
 
   def evaluation(self) -> Any:
     batch = self._examples
-    attacked = self._attack(self._student, batch.images, batch.labels,
-                            batch.indices, self._key)
+    attacked = self._attack(self._student, self._key, batch.images,
+                            batch.labels, indices=batch.indices)
     counts, _ = self._count(self._student, attacked, batch)
     if 'evaluation' not in self.first:
       self.first['evaluation'] = jax.tree.map(
@@ -211,7 +212,7 @@ class PyTorchSteps:
     self._labels = tensor(before.examples.labels).long()
     self._batch = tensor(batch.images), tensor(batch.labels).long()
     self._examples = tensor(examples.images), tensor(examples.labels).long()
-    self._attack = robustness.attacks.preset(ATTACK, steps.run.config.eps)
+    self._attack = attacks.preset(ATTACK, steps.run.config.eps)
 
   def generator(self, **draws: Any) -> Any:
     return self._steps.generator_step(self._labels, **draws)
@@ -296,7 +297,10 @@ class PyTorchSteps:
 
     batch, attacked, _ = steps.first['evaluation']
     keys = collectives.example_keys(steps._key, jnp.asarray(batch.indices))
-    start = self._attack.initialise(keys, jnp.asarray(batch.images))
+    images = jnp.asarray(batch.images)
+    start = self._attack.init(attacks.Problem(
+        images, batch.labels, None,
+        jnp.full(len(images), self._attack.eps, images.dtype), keys)).x_adv
     _, got = self.evaluation(start=self.tensor(start))
     compare('evaluation', 'perturbation', 'attacked',
             [attacked - batch.images], [images_of(got) - batch.images])
