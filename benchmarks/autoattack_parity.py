@@ -30,6 +30,7 @@ _NAMES = {'resnet18': "pyautoattack's ResNet-18",
           'resnet20': 'CIFAR10-resnet20-adv.pth'}
 ATTACKS = ('apgd-ce', 'apgd-t', 'fab-t', 'square')
 SEEDS = (0, 1, 2)
+SIDES = (*(f'official{seed}' for seed in SEEDS), 'jax')
 _INTRODUCTION = """# AutoAttack here and in the official code
 
 Made by `benchmarks/autoattack_parity.py`: version 'standard', L-infinity, of
@@ -310,6 +311,8 @@ def main():
   parser.add_argument('--model', choices=['resnet18', 'resnet20'])
   parser.add_argument('--eps', type=float, help='in 255ths')
   parser.add_argument('--images', type=int, default=200)
+  parser.add_argument('--sides', nargs='+', choices=SIDES, default=SIDES,
+                      help='to run some, for example on a core of their own')
   parser.add_argument('--batch_size', type=int, default=64,
                       help='of the official code')
   parser.add_argument('--jax_batch_size', type=int, default=32)
