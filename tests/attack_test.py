@@ -191,6 +191,23 @@ def test_sharded_over_devices(name):
 
 
 @every_attack
+def test_explicit_mesh(name):
+  keys, *images_and_classes = _examples(0)
+  expected = _jitted(name)(keys, *images_and_classes, _EPS).images
+  mesh = jax.make_mesh((4,), ('devices',),
+                       axis_types=(jax.sharding.AxisType.Explicit,))
+  spec = PartitionSpec('devices')
+  call = functools.partial(_call(name, '__call__'), eps=_EPS)
+  sharding = jax.NamedSharding(mesh, spec)
+  with jax.set_mesh(mesh):
+    sharded = jax.device_put(images_and_classes, sharding)
+    found = jax.jit(jax.sharding.auto_axes(
+        lambda *arrays: call(keys, *arrays), out_sharding=spec))(*sharded)
+    assert found.sharding.is_equivalent_to(sharding, found.ndim)
+  np.testing.assert_allclose(found, expected, atol=1e-9)
+
+
+@every_attack
 def test_gradients_do_not_leak(name):
   keys, x, y, targets = _examples(0)
   def total(x, eps, shift):

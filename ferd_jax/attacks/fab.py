@@ -189,7 +189,7 @@ class FAB(attack.Attack):
           lambda new, old: geometry.where(nearer, new, old),
           (distance, difference, gradient), closest)
     # One class after the other: all gradients at once fill the memory.
-    nowhere = jnp.full_like(x, jnp.inf, shape=x.shape[:1])
+    nowhere = jnp.full_like(labels, jnp.inf, dtype=x.dtype)
     _, difference, gradient = loops.repeat(
         num_classes - 1, compare,
         (nowhere, jnp.zeros_like(nowhere), jnp.zeros_like(x)),
