@@ -29,10 +29,10 @@ def _config(name):
 
 
 @pytest.mark.parametrize('config', [
-    'fashion_mnist.py:smoke,released', 'cifar10_resnet20.py:smoke',
     'cifar10.py:smoke', *(
         pytest.param(slow, marks=pytest.mark.slow) for slow in (
-            'cifar10.py:mobilenet_v2,smoke', 'cifar100.py:released,smoke',
+            'cifar10.py:mobilenet_v2,smoke', 'cifar10_resnet20.py:smoke',
+            'cifar100.py:released,smoke', 'fashion_mnist.py:smoke,released',
             'tiny_imagenet.py:smoke'))])
 def test_smoke(config, tmp_path):
   done = _main(_config(config), f'--workdir={tmp_path}')

@@ -69,8 +69,9 @@ def _both_phases(mode, num_devices, dtype, num_steps):
       'state': state})
 
 
-_MAPPINGS = [('pmap', 1), ('pmap', 2), ('pmap', 4),
-             ('shard_map', 1), ('shard_map', 2), ('shard_map', 4)]
+_MAPPINGS = [('pmap', 4), ('shard_map', 2), *(
+    pytest.param(*mapping, marks=pytest.mark.slow) for mapping in (
+        ('pmap', 1), ('pmap', 2), ('shard_map', 1), ('shard_map', 4)))]
 
 
 @pytest.fixture(scope='module')
