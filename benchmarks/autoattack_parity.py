@@ -30,7 +30,7 @@ _NAMES = {'resnet18': "pyautoattack's ResNet-18",
           'resnet20': 'CIFAR10-resnet20-adv.pth'}
 ATTACKS = ('apgd-ce', 'apgd-t', 'fab-t', 'square')
 SEEDS = (0, 1, 2)
-SIDES = (*(f'official{seed}' for seed in SEEDS), 'jax')
+SIDES = ('jax', *(f'official{seed}' for seed in SEEDS))
 _INTRODUCTION = """# AutoAttack here and in the official code
 
 Made by `benchmarks/autoattack_parity.py`: version 'standard', L-infinity, of
@@ -164,7 +164,7 @@ def run(args):
   images = examples.images.astype(np.float32) / 255
   labels = examples.labels
   args.results.mkdir(parents=True, exist_ok=True)
-  for side in ('jax', *(f'official{seed}' for seed in SEEDS)):
+  for side in args.sides:
     file = args.results / (f'{args.model}_{args.eps:g}_{args.images}_'
                            f'{side}.json')
     if file.exists():
