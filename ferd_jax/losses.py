@@ -7,12 +7,14 @@ originals differ in their reductions. Attacks ascend, training descends.
 import jax
 from jax import lax
 import jax.numpy as jnp
+import numpy as np
 
 from ferd_jax import collectives
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
   """Returns -log softmax(logits)[label], `[B]`, for int labels `[B]`."""
+  _check_classes(labels)
   log_probs = jax.nn.log_softmax(logits)
   return -jnp.take_along_axis(log_probs, labels[:, None], axis=-1)[:, 0]
 
@@ -48,7 +50,12 @@ def uniformity(logits: jax.Array) -> jax.Array:
 
 
 def margin(logits: jax.Array, labels: jax.Array) -> jax.Array:
-  """Returns z_y - max_{j != y} z_j, `[B]`: positive iff classified as y."""
+  """Returns z_y - max_{j != y} z_j, `[B]`, for int labels `[B]`.
+
+  It is positive where the logits say y, negative where another class, and 0 for
+  a tie.
+  """
+  _check_classes(labels)
   is_label = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)
   label_logit = jnp.sum(jnp.where(is_label, logits, 0), axis=-1)
   other = jnp.max(jnp.where(is_label, -jnp.inf, logits), axis=-1)
@@ -127,7 +134,16 @@ def divergence_from(logits: jax.Array, target_logits: jax.Array) -> jax.Array:
   return kl_divergence(target_logits, logits)
 
 
+def _check_classes(classes):
+  """Raises ValueError for what is no class per image, such as one-hot ones."""
+  if np.ndim(classes) != 1 or not jnp.issubdtype(
+      jnp.result_type(classes), jnp.integer):
+    raise ValueError('Expected int labels [B] for this loss, got '
+                     f'{jnp.result_type(classes)} {np.shape(classes)}.')
+
+
 def _logit_of(logits: jax.Array, classes: jax.Array) -> jax.Array:
+  _check_classes(classes)
   return jnp.take_along_axis(logits, classes[:, None], axis=-1)[:, 0]
 
 

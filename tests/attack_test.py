@@ -71,7 +71,7 @@ def _call(name, method='run', shift=0., **settings):
   def net(x):
     return _net(x + shift)
   def call(key, x, y, targets, eps):
-    labels = net(x) if name == 'utae' else y
+    labels = net(x) if name == 'utae' and len(x) else y
     return getattr(attack, method)(
         net, key, x, labels, targets if name == 'pgd_targeted' else None,
         eps=eps)
@@ -205,6 +205,22 @@ def test_explicit_mesh(name):
         lambda *arrays: call(keys, *arrays), out_sharding=spec))(*sharded)
     assert found.sharding.is_equivalent_to(sharding, found.ndim)
   np.testing.assert_allclose(found, expected, atol=1e-9)
+
+
+@every_attack
+def test_no_images(name):
+  arguments = [array[:0] for array in _examples(0)]
+  with pytest.raises(ValueError, match='Expected x to have images'):
+    _call(name)(*arguments, _EPS)
+
+
+@every_attack
+def test_logits_may_be_wider_than_images(name):
+  keys, x, y, targets = _examples(0)
+  found = _jitted(name)(keys, x.astype(jnp.float32), y, targets,
+                        jnp.float32(_EPS))
+  assert found.images.dtype == found.norm.dtype == jnp.float32
+  assert found.logits.dtype == jnp.float64
 
 
 @every_attack

@@ -48,6 +48,7 @@ def keys(batch=SHAPE[0], seed=0):
 NET = smooth_net(6, 3)
 IMAGES = draw(*SHAPE)
 LABELS = np.array([0, 1, 2, 1])
+ONE_HOT = np.eye(3)[LABELS]
 TEACHER_LOGITS = 3 * draw(SHAPE[0], 3, seed=1)
 
 ATTACKS = {
@@ -80,7 +81,8 @@ def initial(attack, keyed, x):
 
 
 def objective(attack, net, x, y):
-  return np.asarray(attack.loss(net(jnp.asarray(x)), y))
+  loss = attack.loss or losses.cross_entropy
+  return np.asarray(loss(net(jnp.asarray(x)), y))
 
 
 # Few shapes, since each one compiles.
@@ -460,6 +462,50 @@ def test_targets_of_another_batch_size(attack, y, unroll, size):
 def test_targets_without_a_batch_axis():
   message = refused(attacks.PGD(EPS, STEP, 1), keys(), IMAGES, LABELS[0])
   assert 'int labels [B]' in message and '()' in message
+
+
+@pytest.mark.parametrize('attack', [
+    attacks.Square(EPS, num_queries=2), attacks.UTAE(EPS, EPS, 1),
+    attacks.APGD(EPS, num_iterations=1, num_targets=2),
+    attacks.FAB(EPS, num_iterations=1, num_targets=2)])
+def test_targets_that_would_not_be_used(attack):
+  targets = np.zeros(len(LABELS), int)
+  with pytest.raises(ValueError, match='Expected no targets'):
+    attack(NET, keys(), IMAGES, LABELS, targets)
+  with pytest.raises(ValueError, match='Expected no targets'):
+    attacks.jit(attack, lambda _, x: NET(x))(
+        (), jax.random.key(0), IMAGES, LABELS, targets)
+
+
+@pytest.mark.parametrize('make, untargeted, targeted', [
+    (functools.partial(attacks.PGD, EPS, EPS / 2, 2), losses.cross_entropy,
+     losses.targeted_cross_entropy),
+    (functools.partial(attacks.APGD, EPS, num_iterations=2),
+     losses.cross_entropy, losses.targeted_dlr)])
+def test_default_losses(make, untargeted, targeted):
+  targets = (LABELS + 1) % 3
+  for loss, arguments in ((untargeted, ()), (targeted, (targets,))):
+    np.testing.assert_array_equal(
+        make()(NET, keys(), IMAGES, LABELS, *arguments),
+        make(loss=loss)(NET, keys(), IMAGES, LABELS, *arguments))
+  if make.func is attacks.APGD:
+    np.testing.assert_array_equal(
+        make(num_targets=2)(NET, keys(), IMAGES, LABELS),
+        make(loss=targeted, num_targets=2)(NET, keys(), IMAGES, LABELS))
+
+
+@pytest.mark.parametrize('loss, y, message', [
+    (losses.carlini_wagner, ONE_HOT, r'int labels \[B\]'),
+    (losses.dlr, ONE_HOT, r'int labels \[B\]'),
+    (losses.cross_entropy, ONE_HOT, r'int labels \[B\]'),
+    (lambda *given: losses.cross_entropy(*given).mean(), LABELS,
+     'one value per image')])
+@pytest.mark.parametrize('make', [
+    functools.partial(attacks.PGD, EPS, EPS / 2, 2),
+    functools.partial(attacks.APGD, EPS, num_iterations=2)])
+def test_losses_of_something_else(make, loss, y, message):
+  with pytest.raises(ValueError, match=message):
+    make(loss=loss)(NET, keys(), IMAGES, y)
 
 
 def test_targets_may_be_a_tree():

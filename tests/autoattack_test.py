@@ -106,7 +106,8 @@ SQUARE = dict(num_queries=5000, p_init=0.8, num_restarts=1,
         'apgd-dlr': apgd(DLR, num_restarts=5), 'fab': fab(num_restarts=5),
         'square': SQUARE, 'apgd-t': apgd(TARGETED, num_targets=9),
         'fab-t': fab(num_targets=9)}),
-    ('rand', {'apgd-ce': apgd(CE, eot=20), 'apgd-dlr': apgd(DLR, eot=20)}),
+    ('rand', {'apgd-ce': apgd(CE, eot=20, keep='fooling'),
+              'apgd-dlr': apgd(DLR, eot=20, keep='fooling')}),
     ('fast', {
         'apgd-ce': apgd(CE), 'apgd-t': apgd(TARGETED, num_targets=9)}),
     ('torchattacks_compat', {
@@ -508,3 +509,33 @@ def test_against_official_one_by_one(official):
     else:
       assert np.mean(result.flags[name] == expected) >= 0.9, name
       assert abs(result.accuracy_after[name] - expected.mean()) <= 0.1, name
+
+
+def test_rand_is_as_strong_as_the_official_one():
+  torch = pytest.importorskip('torch')
+  pyautoattack = pytest.importorskip('pyautoattack')
+  # Images at the edge of their classes, whose predictions the noise changes.
+  noise, size, eps = 0.05, 192, 0.03
+  first, second = weights()
+  x = np.random.default_rng(6).uniform(size=(size, *SHAPE)).astype(np.float32)
+  y = labels(net(), x)
+  def jax_model(x, key):
+    return net()(x + noise * jax.random.normal(key, x.shape, x.dtype))
+  def torch_model(x):
+    x = x + noise * torch.randn(x.shape)
+    hidden = torch.tanh((x.permute(0, 2, 3, 1).flatten(1) - 0.5)
+                        @ torch.tensor(first))
+    return hidden @ torch.tensor(second)
+
+  ours = attacks.AutoAttack(eps, version='custom', attacks=[
+      ('apgd-ce', attacks.AutoAttack(eps, version='rand').members(10)[
+          'apgd-ce'])])
+  robust = run(ours, jax_model, x, y, batch_size=size).robust_accuracy
+  theirs = pyautoattack.AutoAttack(torch_model, eps=eps, seed=0,
+                                   version='rand')
+  theirs.attacks_to_run = ['apgd-ce']
+  _, predictions = theirs.run_standard_evaluation(
+      torch.tensor(x).permute(0, 3, 1, 2).contiguous(), torch.tensor(y).long(),
+      batch_size=size)
+  official = np.mean(predictions.numpy() == y)
+  assert 0.05 < robust < 0.9 and robust < official + 0.03

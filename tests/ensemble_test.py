@@ -2,9 +2,11 @@
 
 import dataclasses
 import functools
+import gc
 import io
 import re
 import shutil
+import weakref
 
 import jax
 import jax.numpy as jnp
@@ -558,3 +560,28 @@ def test_table():
       + ' | '.join(f'{value:.1%}' for value in classes) + ' |')
   assert warning == 'Warning: Mind the gap.'
   assert '| after (alone) |' in whole(individual=True).table()
+
+
+def test_models_that_are_changed_in_place():
+  class Model:
+    weights = weights()
+
+    def __call__(self, x):
+      return apply_fn(self.weights, x)
+  model = Model()
+  before = run(model)
+  model.weights = weights(9)
+  after = run(model)
+  expected = run(jax.tree_util.Partial(apply_fn, weights(9)))
+  np.testing.assert_array_equal(after.images, expected.images)
+  assert after.clean_accuracy != before.clean_accuracy
+
+
+def test_models_and_their_weights_are_let_go():
+  def model(x, variables=weights()):  # noqa: B008
+    return apply_fn(variables, x)
+  run(model)
+  gone = weakref.ref(model)
+  del model
+  gc.collect()
+  assert gone() is None

@@ -112,14 +112,15 @@ class APGDState(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class APGD(attack.Attack):
-  """Auto-PGD; with `num_targets` and a targeted loss APGD-T.
+  """Auto-PGD; with `num_targets` APGD-T.
 
   Attributes:
     eps: radius of the ball, at least 0, in the unit of the images.
     num_steps: evaluations of the model; one for the start, one per iteration.
     norm: 'Linf' or 'L2'.
     loss: (logits `[B, K]`, y) -> `[B]`, ascended; with targets
-      (logits, y, targets) -> `[B]`.
+      (logits, y, targets) -> `[B]`. None is the cross-entropy, with targets
+      `losses.targeted_dlr`.
     num_iterations: how many.
     rho: share of iterations that have to raise the loss.
     num_restarts: repetitions from other starts on what is not yet fooled.
@@ -144,7 +145,7 @@ class APGD(attack.Attack):
   """
   eps: float
   norm: str = 'Linf'
-  loss: Callable[..., jax.Array] = losses.cross_entropy
+  loss: Callable[..., jax.Array] | None = None
   num_iterations: int = 100
   rho: float = 0.75
   num_restarts: int = 1
@@ -252,12 +253,16 @@ class APGD(attack.Attack):
       return state.x_best
     return geometry.where(state.fooled, state.x_adv, problem.x)
 
+  def _loss(self, targets):
+    if self.loss is not None:
+      return self.loss
+    return losses.cross_entropy if targets is None else losses.targeted_dlr
+
   def _evaluate(self, logits_fn, problem, x, key):
     """Returns loss, logits and gradient of the loss."""
     def summed_loss(images, key):
       logits = attack.evaluate(logits_fn, images, key)
-      loss = (self.loss(logits, problem.y) if problem.targets is None else
-              self.loss(logits, problem.y, problem.targets))
+      loss = attack.loss_of(self._loss(problem.targets), logits, problem)
       return jnp.sum(loss), (loss, logits)
     gradient_fn = jax.grad(summed_loss, has_aux=True)
     if not self.stochastic:

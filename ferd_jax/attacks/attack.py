@@ -92,6 +92,7 @@ class Attack:
   num_restarts: int
   num_targets: int
   unroll: bool | None
+  takes_targets = True  # Whether a call may name target classes.
   stochastic = False  # Whether logits_fn is called as logits_fn(images, key).
   step_cost = 2  # of a step, in forward passes; a gradient is two
 
@@ -198,6 +199,7 @@ class Attack:
 
     Arguments and errors are those of the call.
     """
+    self.check_targets(targets)
     y, targets = (np.asarray(classes) if isinstance(classes, list) else classes
                   for classes in (y, targets))
     x = checked_images(x, y=y, targets=targets, x_init=x_init)
@@ -217,6 +219,13 @@ class Attack:
     x, y, targets, eps, x_init = jax.tree.map(
         lax.stop_gradient, (x, y, targets, eps, x_init))
     return Problem(x, y, targets, eps, keys, x_init), valid
+
+  def check_targets(self, targets: Any) -> None:
+    """Raises ValueError for targets that the attack would not use."""
+    if targets is not None and (self.num_targets or not self.takes_targets):
+      raise ValueError(f'Expected no targets, as {type(self).__name__} '
+                       + ('chooses num_targets of them.' if self.num_targets
+                          else 'has no use for them.'))
 
   def check_num_classes(self, num_classes: int) -> None:
     """Raises ValueError if there are not so many wrong classes to target."""
@@ -317,6 +326,29 @@ def evaluate(logits_fn: LogitsFn, images: jax.Array,
   return logits
 
 
+def loss_of(loss: Callable[..., jax.Array], logits: jax.Array,
+            problem: Problem) -> jax.Array:
+  """Returns the loss `[B]` of logits, in the dtype of the images.
+
+  Args:
+    loss: (logits, y) -> `[B]`, or (logits, y, targets) -> `[B]` if the problem
+      has targets.
+    logits: `[B, K]`.
+    problem: with y and targets.
+
+  Raises:
+    ValueError: if the loss does not return `[B]`: a mean over the batch would
+      do something else.
+  """
+  given = (problem.y,) if problem.targets is None else (problem.y,
+                                                        problem.targets)
+  found = jnp.asarray(loss(logits, *given))
+  if found.shape != logits.shape[:1]:
+    raise ValueError('Expected the loss to return one value per image, '
+                     f'{logits.shape[:1]}, got {found.shape}.')
+  return found.astype(problem.x.dtype)
+
+
 def num_classes(logits_fn: LogitsFn, x: jax.Array,
                 key: jax.Array | None = None) -> int:
   """Returns the K of a model's logits, without evaluating it."""
@@ -400,8 +432,8 @@ def checked_images(x: jax.Array, **targets: Any) -> jax.Array:
     **targets: pytrees of arrays `[B, ...]`, by the caller's names for them.
 
   Raises:
-    ValueError: unless x is float32 or float64, all have one batch size, `y`
-      are labels or logits, and `x_init` has the shape of x.
+    ValueError: unless x is float32 or float64, all have one batch size above
+      0, `y` are labels or logits, and `x_init` has the shape of x.
   """
   x = jnp.asarray(x)
   # In half precision the ball is as wide as its rounding.
@@ -410,6 +442,8 @@ def checked_images(x: jax.Array, **targets: Any) -> jax.Array:
                      f'{x.dtype} {x.shape}.')
   if targets.get('y') is not None:
     labels_of(targets['y'])
+  if not x.shape[0]:
+    raise ValueError(f'Expected x to have images, got the shape {x.shape}.')
   start = targets.get('x_init')
   if start is not None and np.shape(start) != x.shape:
     raise ValueError(f'Expected x_init of shape {np.shape(start)} to have the '
@@ -541,4 +575,4 @@ def _refuse(name, values, fine, num_classes, bounds):
 
 
 def _all(mask):
-  return jnp.all(mask.reshape(mask.shape[0], -1), axis=-1)
+  return jnp.all(geometry.flat(mask), axis=-1)

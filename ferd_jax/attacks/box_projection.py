@@ -39,7 +39,7 @@ def project_onto_hyperplane(p: jax.Array, w: jax.Array, b: jax.Array,
   """
   low, high = bounds
   shape = p.shape
-  p, w = (array.reshape(shape[0], -1) for array in (p, w))
+  p, w = geometry.flat(p), geometry.flat(w)
   # A product and a sum: accelerators round the factors of a dot product.
   excess = jnp.sum(w * p, axis=-1) - b
   # From here on the plane lies where <w, u> is lower.

@@ -33,9 +33,8 @@ def inputs(x: np.ndarray, y: np.ndarray, eps: float, norm: str,
     bounds: lowest and highest pixel value.
 
   Raises:
-    ValueError: for shapes and dtypes that do not fit, images that look like
-      [N, channels, H, W], that are not finite or out of bounds, and a radius
-      that covers all images.
+    ValueError: for shapes and dtypes that do not fit, images that are not
+      finite or out of bounds, and a radius that covers all images.
   """
   if x.dtype not in (np.float32, np.float64):
     # In half precision the ball is as wide as its rounding.
@@ -46,11 +45,19 @@ def inputs(x: np.ndarray, y: np.ndarray, eps: float, norm: str,
   if y.ndim != 1 or y.shape != x.shape[:1] or not len(y):
     raise ValueError(f'Expected y of shape {y.shape} to be [N], one label for '
                      f'each image in x of shape {x.shape}, N > 0.')
-  if x.ndim == 4 and x.shape[1] in (1, 3) and x.shape[1] < min(x.shape[2:]):
-    raise ValueError(f'Expected x with channels last, got shape {x.shape}, '
-                     'which looks like [N, channels, H, W].')
   radius(eps, norm, x.shape[1:], bounds)
   attacks.valid_examples(x, None, None, 0, bounds)
+
+
+def layout(shape: tuple[int, ...]) -> list[str]:
+  """Returns a warning if images `[N, ...]` seem to have their channels first.
+
+  A model that takes them works, but Square's windows would lie across channels.
+  """
+  if len(shape) == 4 and shape[1] in (1, 3) and shape[2] == shape[3] > 4:
+    return [f'x of shape {shape} looks like [N, channels, H, W]; attacks take '
+            'the last axis for channels.']
+  return []
 
 
 def radius(eps: float, norm: str, shape: tuple[int, ...],

@@ -55,9 +55,11 @@ def jit(attack: attacks.Attack, apply_fn: Callable[..., jax.Array],
     apply_fn: (variables, images `[B, ...]`) -> logits `[B, K]`; with a key in
       third place for stochastic models (`APGD` with eot > 0).
     parallel: mapping over devices, whose layout arguments and results then
-      have; default: one device.
+      have; default: the first device of this process.
   """
-  return CompiledAttack(attack, apply_fn, parallel or parallels.create('jit'))
+  return CompiledAttack(
+      attack, apply_fn,
+      parallel or parallels.create('jit', tuple(jax.local_devices()[:1])))
 
 
 class CompiledAttack:
@@ -122,6 +124,7 @@ class CompiledAttack:
       raise ValueError('Expected eps to be one radius, got shape '
                        f'{np.shape(eps)}.')
     attacks.checked_radii(eps)
+    self._attack.check_targets(targets)
     key = attacks.one_key(key)
     if self._parallel.mode == 'jit':  # Else the caller has laid out arrays.
       y, targets = (

@@ -167,9 +167,12 @@ class Run:
     self._parallel, self._batch_size = parallel, batch_size
     self._individual, self._stochastic = individual, stochastic
     self._key = attacks.one_key(key)
-    self._logits_fn = (
-        logits_fn if isinstance(logits_fn, jax.tree_util.Partial)
-        else jax.tree_util.Partial(logits_fn))
+    if isinstance(logits_fn, jax.tree_util.Partial):
+      self._logits_fn, self._compiled = logits_fn, _SHARED
+    else:
+      # What it closes over may be other weights by the next call.
+      self._logits_fn = jax.tree_util.Partial(_Borrowed(logits_fn))
+      self._compiled = _Compiled()
     # Before the model sees them, which may not take their shape.
     checks.inputs(x, y, self._eps, self._norm, self._bounds)
     self._num_classes = attacks.num_classes(
@@ -209,6 +212,7 @@ class Run:
       clean_logits = self._logits(self._x)
       notes = checks.outputs(clean_logits) + self._check_model()
       notes += checks.class_count(self._num_classes, self._members)
+      notes += checks.layout(self._x.shape)
       self._predictions[:] = clean_logits.argmax(-1)
       self._broken_by[self._predictions != self._y] = _CLEAN
       save = _Saver(state_file, save_every, self._identity(state_file),
@@ -231,6 +235,9 @@ class Run:
       except BaseException:  # Also of the keyboard.
         save(now=True)
         raise
+      finally:
+        if isinstance(self._logits_fn.func, _Borrowed):
+          self._logits_fn.func.function = None
     result = self._result(notes)
     notes += checks.square_too_strong(
         result.accuracy_after, [
@@ -244,8 +251,8 @@ class Run:
   def _attack(self, position, name, clean_logits, save):
     """Runs one attack on all images that it has not been through."""
     attack = self._members[name]
-    engine = _slots(dataclasses.replace(attack, eps=0.), self._parallel,
-                    self._batch_size)
+    engine = self._compiled.slots(dataclasses.replace(attack, eps=0.),
+                                  self._parallel, self._batch_size)
     key = jax.random.fold_in(self._key, zlib.crc32(name.encode()))
     runs_done = self._runs_done[name]
     left = self._correct & ~self._fooled[name]
@@ -343,7 +350,7 @@ class Run:
 
   def _logits(self, images):
     """Returns the logits `[N, K]` of images `[N, ...]`, in batches."""
-    predict, size = _predict(self._parallel), self._batch_size
+    predict, size = self._compiled.predict(self._parallel), self._batch_size
     key = self._parallel.replicate(self._key) if self._stochastic else None
     found = []
     for first in range(0, len(images), size):
@@ -515,14 +522,30 @@ class _Display:
     return tqdm.tqdm.format_interval(elapsed / self._done * remaining)
 
 
-@functools.lru_cache(maxsize=64)
-def _slots(attack, parallel, batch_size):
-  """Returns compiled slots; another radius or model compiles nothing new."""
-  return slots.Slots(attack, _call, parallel, batch_size)
+class _Borrowed:
+  """A function that others who hold this do not keep.
+
+  JAX remembers for good what it compiled for, and so all weights in it.
+  """
+
+  def __init__(self, function):
+    self.function = function
+
+  def __call__(self, *args):
+    return self.function(*args)
 
 
-@functools.lru_cache(maxsize=8)
-def _predict(parallel):
+class _Compiled:
+  """Compiled functions; another radius or other variables are no new ones."""
+
+  def __init__(self):
+    self.slots = functools.lru_cache(maxsize=64)(
+        lambda attack, parallel, batch_size: slots.Slots(
+            attack, _call, parallel, batch_size))
+    self.predict = functools.lru_cache(maxsize=8)(_compiled_predict)
+
+
+def _compiled_predict(parallel):
   def predict(model, images, key, *, axis_name=None):
     del axis_name  # Examples do not interact.
     return attacks.evaluate(model, images, key)
@@ -531,3 +554,7 @@ def _predict(parallel):
 
 def _call(model, *args):
   return model(*args)
+
+
+# For models that say what their variables are, as `Partial`s do.
+_SHARED = _Compiled()

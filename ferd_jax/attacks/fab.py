@@ -198,7 +198,7 @@ class FAB(attack.Attack):
 
   def _move(self, problem, x, difference, gradient):
     """Returns the next iterate, between the projections of `x` and image."""
-    b = jnp.sum((gradient * x).reshape(x.shape[0], -1), axis=-1) - difference
+    b = jnp.sum(geometry.flat(gradient * x), axis=-1) - difference
     shortest = _SHORTEST * (self.bounds[1] - self.bounds[0])
     def project(images):
       move = box_projection.project_onto_hyperplane(
@@ -217,7 +217,7 @@ def _dual_size(gradient, norm):
   """Returns the norm `[B]` that turns a difference into a distance."""
   if norm == 'L2':
     return geometry.size(gradient, norm)
-  return jnp.sum(jnp.abs(gradient.reshape(gradient.shape[0], -1)), axis=-1)
+  return jnp.sum(jnp.abs(geometry.flat(gradient)), axis=-1)
 
 
 def _all_finite(logits):

@@ -21,6 +21,11 @@ def per_example(values: jax.Array | float, x: jax.Array) -> jax.Array:
   return values.reshape(values.shape + (1,) * (x.ndim - 1))
 
 
+def flat(x: jax.Array) -> jax.Array:
+  """Returns `x` `[B, ...]` as `[B, n]`."""
+  return x.reshape(x.shape[0], math.prod(x.shape[1:]))
+
+
 def where(mask: jax.Array, new: jax.Array, old: jax.Array) -> jax.Array:
   """Returns `new` where the example's mask `[B]` is true, else `old`."""
   return jnp.where(per_example(mask, new), new, old)
@@ -28,10 +33,10 @@ def where(mask: jax.Array, new: jax.Array, old: jax.Array) -> jax.Array:
 
 def size(delta: jax.Array, norm: str) -> jax.Array:
   """Returns the norm of each example of `delta` `[B, ...]`, `[B]`."""
-  flat = delta.reshape(delta.shape[0], -1)
+  delta = flat(delta)
   if norm == 'Linf':
-    return jnp.max(jnp.abs(flat), axis=-1, initial=0)
-  return jnp.sqrt(jnp.sum(jnp.square(flat), axis=-1))
+    return jnp.max(jnp.abs(delta), axis=-1, initial=0)
+  return jnp.sqrt(jnp.sum(jnp.square(delta), axis=-1))
 
 
 def project(x_adv: jax.Array, x: jax.Array, eps: jax.Array | float,

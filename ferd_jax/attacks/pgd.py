@@ -31,7 +31,8 @@ class PGD(attack.Attack):
     step_size: at least 0, in the unit of the images, in the attack's norm.
     num_steps: how many, at least 1; the last iterate is returned.
     loss: (logits `[B, K]`, y) -> `[B]`, ascended; a targeted one,
-      (logits, y, targets) -> `[B]`, for calls with targets.
+      (logits, y, targets) -> `[B]`, for calls with targets. None is the
+      cross-entropy, or that of the target class.
     start: 'uniform' in the ball, 'normal' with standard deviation `noise`, or
       'zero' (the image itself). FGSM is one step of size eps from 'zero'. A
       call's `x_init` replaces it.
@@ -53,7 +54,7 @@ class PGD(attack.Attack):
   eps: float
   step_size: float
   num_steps: int
-  loss: Callable[..., jax.Array] = losses.cross_entropy
+  loss: Callable[..., jax.Array] | None = None
   start: str = 'uniform'
   clip_start: bool = True
   bounds: tuple[float, float] = (0., 1.)
@@ -93,15 +94,20 @@ class PGD(attack.Attack):
     """Returns the next iterate, projected."""
     def objective(images):
       logits = attack.evaluate(logits_fn, images, key)
-      if problem.targets is None:
-        return jnp.sum(self.loss(logits, problem.y))
-      return jnp.sum(self.loss(logits, problem.y, problem.targets))
-    # The sum keeps examples apart.
+      # The sum keeps examples apart.
+      return jnp.sum(attack.loss_of(self._loss(problem.targets), logits,
+                                    problem))
     ascent = geometry.direction(jax.grad(objective)(state.x_adv), self.norm)
     bounds = self.bounds if self.clip_steps else (-jnp.inf, jnp.inf)
     return PGDState(geometry.project(
         state.x_adv + self.step_size * ascent, problem.x, problem.eps, bounds,
         self.norm))
+
+  def _loss(self, targets):
+    if self.loss is not None:
+      return self.loss
+    return (losses.cross_entropy if targets is None else
+            losses.targeted_cross_entropy)
 
   def images(self, problem: attack.Problem, state: PGDState) -> jax.Array:
     """Returns the last iterate, inside the bounds."""

@@ -205,10 +205,10 @@ class Slots:
 def _sizes(batch_size, num_devices):
   """Returns the numbers of slots in use, ascending; each compiles once.
 
-  Eighths of the batch, so that few slots stay empty through an attack on few
-  images, and a 16th, 32nd and 64th for its end.
+  The batch is halved up to four times, for few images and for the end of an
+  attack. They depend on the batch size only, so that the next data set, or the
+  next robust ones of this, find all of them compiled.
   """
   per_device = batch_size // num_devices
-  eighths = {-(-per_device * i // 8) for i in range(1, 9)}
-  fractions = {-(-per_device // i) for i in (16, 32, 64)}
-  return sorted(size * num_devices for size in eighths | fractions)
+  return sorted({-(-per_device // 2 ** halvings) * num_devices
+                 for halvings in range(5)})

@@ -331,7 +331,7 @@ class Square(attack.Attack):
   bounds: tuple[float, float] = (0., 1.)
   unroll: bool | None = None
 
-  num_targets = 0
+  num_targets, takes_targets = 0, False
   step_cost = 1  # It asks for no gradient.
 
   def __post_init__(self):

@@ -78,7 +78,7 @@ class UTAE(attack.Attack):
   unroll: bool | None = None
 
   norm = 'Linf'
-  num_restarts, num_targets = 1, 0
+  num_restarts, num_targets, takes_targets = 1, 0, False
 
   def __post_init__(self):
     validate.non_negative(gamma=self.gamma)
