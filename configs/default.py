@@ -100,6 +100,7 @@ def get_config() -> config_dict.ConfigDict:
   config.eval = evaluation = config_dict.ConfigDict()
   # At the end: of ferd_jax.robustness.ATTACKS.
   evaluation.attacks = ('clean', 'fgsm', 'pgd20', 'cw20', 'autoattack')
+  evaluation.autoattack_examples = 0  # the first images only; 0: all
   # Then so many images under attacks on every wrong class: which targets are
   # reached from which classes; 0: none.
   evaluation.target_examples = 10_000

@@ -39,9 +39,10 @@ def fit_to_cpu(config: config_dict.ConfigDict) -> None:
   config.distill.batch_size = 32
   config.distill.attack_steps = 5
   config.eval.batch_size = 100  # fits the cache
-  # AutoAttack and all targets take hours: python -m ferd_jax.evaluate.
-  config.eval.attacks = ('clean', 'fgsm', 'pgd20', 'cw20')
-  config.eval.target_examples = 0
+  # On all images they take hours: python -m ferd_jax.evaluate.
+  config.eval.attacks = ('clean', 'fgsm', 'pgd20', 'cw20', 'autoattack_fast')
+  config.eval.autoattack_examples = 200
+  config.eval.target_examples = 200
 
 
 def synthesise_natural_images(config: config_dict.ConfigDict) -> None:

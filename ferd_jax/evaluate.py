@@ -293,10 +293,8 @@ def _sweep(args):
     if args.n_examples > len(subject.examples.labels):
       raise ValueError(f'Expected n_examples={args.n_examples} of at most '
                        f'{len(subject.examples.labels)} images.')
-    subject = dataclasses.replace(subject, examples=data.Examples(
-        subject.examples.images[:args.n_examples],
-        subject.examples.labels[:args.n_examples],
-        subject.examples.class_names))
+    subject = dataclasses.replace(
+        subject, examples=subject.examples.first(args.n_examples))
   radii = _checked_radii(args, subject)
   parallel = parallels.create()
   batch_size = args.batch_size

@@ -86,7 +86,8 @@ class Experiment:
     names = {*config.eval.attacks, *config.eval.curve_attacks, 'pgd20'}
     return robustness.evaluator(
         model, sorted(names), config.eps, self.num_classes,
-        config.eval.batch_size, self.parallel, ddof=config.eval.nsd_ddof)
+        config.eval.batch_size, self.parallel, ddof=config.eval.nsd_ddof,
+        autoattack_examples=config.eval.autoattack_examples)
 
 
 def saved_config(workdir: epath.PathLike) -> config_dict.ConfigDict:
@@ -211,6 +212,7 @@ def _check(config, num_devices):
   validate.one_of((0, 1), **{'eval.nsd_ddof': config.eval.nsd_ddof})
   validate.non_negative(**{
       'eval.every': config.eval.every,
+      'eval.autoattack_examples': config.eval.autoattack_examples,
       'eval.target_examples': config.eval.target_examples,
       'eval.curve_examples': config.eval.curve_examples,
       'log.samples_every': config.log.samples_every})

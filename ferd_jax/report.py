@@ -22,16 +22,19 @@ def table(results: Mapping) -> str:
     results: as written to `results.json`: `config`, `norm`, `eps`, `seed`,
       `dataset`, `split` (None for noise), `num_examples`, `class_counts`,
       `epoch` (None for models from files) and `models`, a dict by model
-      ('teacher', 'student') of dicts by attack of `metrics.summarise`.
+      ('teacher', 'student') of dicts by attack of `metrics.summarise`, with
+      `num_examples` of an attack that got the first so many only.
   """
   models = results['models']
   header = ['attack', *(f'{model} {column}' for model in models
                         for column in _COLUMNS)]
   rows = []
-  for attack in next(iter(models.values())):
+  for attack, found in next(iter(models.values())).items():
     cells = [_cell(column, models[model][attack][column])
              for model in models for column in _COLUMNS]
-    rows.append([attack, *cells])
+    number = found.get('num_examples', results['num_examples'])
+    rows.append([attack if number >= results['num_examples'] else
+                 f'{attack} (first {number})', *cells])
   title = [f'{results["num_examples"]} images{_per_class(results)}',
            f'{results.get("norm", "Linf")} eps {results["eps"]:.5f}',
            f'epoch {results["epoch"]}' if results['epoch'] else '',

@@ -99,6 +99,7 @@ class Evaluator:
     num_classes: C.
     batch_size: images a step, over all devices.
     ddof: of the NSD.
+    autoattack_examples: how many images, the first, AutoAttack gets; 0: all.
   """
   apply_fn: Callable[..., jax.Array]
   attacks: Mapping[str, Callable | attacks.AutoAttack | None]
@@ -107,6 +108,7 @@ class Evaluator:
   num_classes: int
   batch_size: int
   ddof: int
+  autoattack_examples: int = 0
 
   def __call__(self, variables: Any, images: np.ndarray, labels: np.ndarray,
                key: jax.Array, names: Sequence[str] | None = None, *,
@@ -126,15 +128,16 @@ class Evaluator:
     Returns:
       `metrics.summarise` of each attack, `per_class`, a list of C accuracies
       (NaN for a class without images), and `warnings`; of AutoAttack also
-      `after`, by attack, the robust accuracy after it, `per_class` and its
-      `seconds`.
+      `num_examples` that it got, and `after`, by attack, the robust accuracy
+      after it, `per_class` and its `seconds`.
 
     Raises:
       FloatingPointError: for logits that are not finite.
       ValueError: for what else AutoAttack refuses.
     """
     labels = np.asarray(labels, np.int32)
-    counts = np.bincount(labels, minlength=self.num_classes)
+    counts = dict.fromkeys(
+        self.attacks, np.bincount(labels, minlength=self.num_classes))
     names = list(self.attacks if names is None else names)
     batched = [name for name in names if name not in AUTOATTACKS]
     correct = self._in_batches(batched, variables, images, labels, key)
@@ -145,14 +148,16 @@ class Evaluator:
           accuracy, self.num_classes)}
     for name in names:
       if name in AUTOATTACKS:
+        number = self.autoattack_examples or len(labels)
+        counts[name] = np.bincount(labels[:number], minlength=self.num_classes)
         correct[name], notes[name] = self._autoattack(
-            name, variables, images, labels, key, state_dir)
+            name, variables, images[:number], labels[:number], key, state_dir)
     report = {}
     for name in names:
       with np.errstate(invalid='ignore'):
-        per_class = (correct[name] / counts).tolist()
+        per_class = (correct[name] / counts[name]).tolist()
       report[name] = metrics.summarise(
-          correct[name], counts, ddof=self.ddof) | {
+          correct[name], counts[name], ddof=self.ddof) | {
               'per_class': per_class, 'warnings': []} | notes.get(name, {})
     return report
 
@@ -202,6 +207,7 @@ class Evaluator:
     per_class = result.per_class(self.num_classes)
     correct = np.bincount(labels[result.robust], minlength=self.num_classes)
     return correct, {
+        'num_examples': len(labels),
         'after': {attack: {'average': average,
                            'per_class': per_class[attack].tolist(),
                            'seconds': result.seconds[attack]}
@@ -212,7 +218,7 @@ class Evaluator:
 def evaluator(model: nn.Module, names: Sequence[str], eps: float,
               num_classes: int, batch_size: int,
               parallel: parallels.Parallel, *, norm: str = 'Linf',
-              ddof: int = 0) -> Evaluator:
+              ddof: int = 0, autoattack_examples: int = 0) -> Evaluator:
   """Returns an evaluator of a model under the named attacks.
 
   Args:
@@ -224,6 +230,7 @@ def evaluator(model: nn.Module, names: Sequence[str], eps: float,
     parallel: the device mapping.
     norm: of the attacks, 'Linf' or 'L2'.
     ddof: of the NSD.
+    autoattack_examples: how many images, the first, AutoAttack gets; 0: all.
   """
   replicated, sharded = parallels.REPLICATED, parallels.SHARDED
   apply_fn = functools.partial(forward.logits, model)
@@ -239,7 +246,7 @@ def evaluator(model: nn.Module, names: Sequence[str], eps: float,
           functools.partial(correct_per_class, model, num_classes),
           in_specs=(replicated, sharded, sharded), out_specs=replicated),
       parallel=parallel, num_classes=num_classes, batch_size=batch_size,
-      ddof=ddof)
+      ddof=ddof, autoattack_examples=autoattack_examples)
 
 
 def as_float(images: np.ndarray) -> np.ndarray:

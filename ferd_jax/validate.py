@@ -8,6 +8,7 @@ from collections.abc import Collection
 from collections.abc import Iterator
 import contextlib
 import math
+import numbers
 import re
 from typing import Any
 
@@ -57,6 +58,14 @@ def non_negative(**values: float) -> None:
   for name, value in values.items():
     if not (_is_finite(value) and value >= 0):
       raise ValueError(f'Expected {name}={value!r} >= 0.')
+
+
+def count(minimum: int = 1, **values: int) -> None:
+  """Raises ValueError unless every value is a whole number >= minimum."""
+  for name, value in values.items():
+    if not isinstance(value, numbers.Integral) or value < minimum:
+      raise ValueError(f'Expected {name}={value!r} to be a whole number >= '
+                       f'{minimum}.')
 
 
 def in_range(low: float, high: float, **values: float) -> None:

@@ -389,6 +389,7 @@ def test_starts_of_presets():
     (lambda: attacks.PGD(-1., STEP, 1), 'eps=-1.0'),
     (lambda: attacks.PGD(EPS, -1., 1), 'step_size=-1.0'),
     (lambda: attacks.PGD(EPS, STEP, 0), 'num_steps=0'),
+    (lambda: attacks.PGD(EPS, STEP, 2.5), 'num_steps=2.5 .* whole number'),
     (lambda: attacks.PGD(EPS, STEP, 1, start='best'), "start='best'"),
     (lambda: attacks.UTAE(EPS, STEP, 1, gamma=-0.1), 'gamma=-0.1'),
     (lambda: attacks.UTAE(EPS, STEP, 0), 'num_steps=0'),

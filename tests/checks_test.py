@@ -237,7 +237,8 @@ def variables():
 
 
 @pytest.mark.parametrize(('num_images', 'batch_size', 'num_devices'), [
-    (12, 8, 1), (12, 8, 4), (12, 3, 1), (2, 8, 1), (1, 8, 1)])
+    (12, 8, 1), (12, 8, 4), (12, 3, 1), (2, 8, 1), (1, 8, 1), (12, 1, 1),
+    (12, 4, 4)])
 def test_batch_statistics(variables, num_images, batch_size, num_devices):
   def logits_fn(train, x):
     net = Net(train)
@@ -323,7 +324,7 @@ def members_of(num_classes, version='plus'):
 @pytest.mark.parametrize('num_classes', range(2, 10))
 def test_few_classes(num_classes):
   found = checks.class_count(num_classes, members_of(num_classes))
-  assert (f'apgd-t and fab-t usually have 9 target classes; of {num_classes} '
+  assert (f'(apgd-t and fab-t) usually have 9 target classes; of {num_classes} '
           f'classes they have {num_classes - 1}') in found[0]
   expected = ['The targeted DLR loss needs 4 classes; apgd-t'] * (
       num_classes < 4) + ['The DLR loss needs 3 classes; apgd-dlr'] * (
@@ -344,7 +345,7 @@ def test_few_classes_by_what_attacks_need():
   members = {'mine': attacks.APGD(EPS, loss=losses.targeted_dlr, num_targets=2),
              'other': attacks.Square(EPS)}
   assert checks.class_count(5, members) == []
-  assert 'mine usually have 9' in checks.class_count(3, members)[0]
+  assert '(mine) usually have 9' in checks.class_count(3, members)[0]
   assert 'mine ascends' in checks.class_count(3, members)[1]
 
 

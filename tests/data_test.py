@@ -729,3 +729,24 @@ def test_wrong_file_placed_by_hand(fashion_mnist, tmp_path, opened):
   assert hashlib.sha256(b'x' * size).hexdigest() in str(e.value)
   assert not opened
   assert not (tmp_path / 'fashion_mnist').exists()
+
+
+def test_first_examples_in_the_sources_own_order():
+  images = np.arange(5, dtype=np.uint8).reshape(5, 1, 1, 1)
+  labels = np.arange(5, dtype=np.int32)
+  ids = np.array([b'test_00003', b'test_00010', b'test_00001', b'test_00000',
+                  b'test_00002'])
+  first = data.Examples(images, labels, ('a',) * 5, ids).first(3)
+  assert first.labels.tolist() == first.images.ravel().tolist() == [3, 2, 4]
+  assert first.ids.tolist() == [b'test_00000', b'test_00001', b'test_00002']
+  assert data.Examples(images, labels, ('a',) * 5).first(2).labels.tolist() == [
+      0, 1]
+
+
+def test_ids_of_cifar10_sort_into_its_own_order():
+  folder = pathlib.Path(__file__).parents[2] / 'shared' / 'data' / 'tfds'
+  if not folder.exists():
+    pytest.skip('CIFAR-10 is not here')
+  examples = data.load('cifar10', 'test', data_dir=str(folder), download=False)
+  names = [examples.class_names[label] for label in examples.first(4).labels]
+  assert names == ['cat', 'ship', 'ship', 'airplane']  # of test_batch.bin

@@ -37,6 +37,18 @@ def test_table_has_teacher_beside_student():
                          '40.00%', '25.00%', '25.00%', '0.125']
 
 
+def test_attacks_on_the_first_images_say_so():
+  models = {name: {'pgd20': _SUMMARY, 'autoattack': _SUMMARY
+                   | {'num_examples': number}}
+            for name, number in (('teacher', 4), ('student', 4))}
+  lines = report.table(_RESULTS | {'models': models}).splitlines()
+  assert [_cells(line)[0] for line in lines[4:]] == [
+      'pgd20', 'autoattack (first 4)']
+  models['teacher']['autoattack']['num_examples'] = 7
+  lines = report.table(_RESULTS | {'models': models}).splitlines()
+  assert _cells(lines[5])[0] == 'autoattack'
+
+
 def test_warnings_follow_the_table():
   student = {'pgd20': _SUMMARY | {'warnings': ['few classes', 'zeros']}}
   results = _RESULTS | {'models': _RESULTS['models'] | {'student': student}}

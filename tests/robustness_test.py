@@ -89,6 +89,23 @@ def test_float_images_and_a_subset_of_attacks(net, examples, expected):
   np.testing.assert_allclose(report['clean']['per_class'], expected['clean'])
 
 
+def test_autoattack_gets_the_first_images(net, examples, expected):
+  model, variables = net
+  images, labels = examples
+  def report(images, labels, **options):
+    evaluator = robustness.evaluator(model, ('clean', 'autoattack_fast'), _EPS,
+                                     3, 4, _mapping(), **options)
+    return evaluator(variables, images, labels, jax.random.key(1))
+  some = report(images, labels, autoattack_examples=3)
+  first = report(images[:3], labels[:3])
+  found = some['autoattack_fast']
+  assert found['num_examples'] == 3
+  assert found['average'] == first['autoattack_fast']['average']
+  np.testing.assert_array_equal(found['per_class'],
+                                first['autoattack_fast']['per_class'])
+  np.testing.assert_allclose(some['clean']['per_class'], expected['clean'])
+
+
 def test_class_without_images_is_nan(net, examples):
   model, variables = net
   evaluator = robustness.evaluator(model, ('clean',), _EPS, 3, 4, _mapping())

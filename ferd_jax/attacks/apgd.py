@@ -156,14 +156,16 @@ class APGD(attack.Attack):
   unroll: bool | None = None
 
   def __post_init__(self):
-    validate.non_negative(eps=self.eps, num_targets=self.num_targets,
-                          eot=self.eot)
-    validate.positive(num_iterations=self.num_iterations,
-                      num_restarts=self.num_restarts)
+    validate.non_negative(eps=self.eps)
+    validate.count(num_iterations=self.num_iterations,
+                   num_restarts=self.num_restarts)
+    validate.count(0, num_targets=self.num_targets, eot=self.eot)
     validate.in_range(0, 1, rho=self.rho)
     validate.one_of(geometry.NORMS, norm=self.norm)
     validate.one_of(('fooling', 'first', 'best'), keep=self.keep)
     attack.freeze(self, 'eps', 'rho')
+    if self.num_targets and self.loss is None:
+      object.__setattr__(self, 'loss', losses.targeted_dlr)
 
   @property
   def num_steps(self) -> int:

@@ -146,7 +146,8 @@ def independence(predict: Callable[[np.ndarray], np.ndarray], x: np.ndarray,
   # Every second image is replaced, so that each device has some of both, and
   # by noise, as the others may all be the same.
   others = x.copy()
-  others[1::2] = np.random.default_rng(0).uniform(*bounds, x[1::2].shape)
+  noise = np.random.default_rng(2003)
+  others[1::2] = noise.uniform(*bounds, x[1::2].shape)
   first, second = predict(x)[::2], predict(others)[::2]
   if np.abs(first - second).max() > _DEPENDENCE * np.abs(first).max():
     raise ValueError(
@@ -170,9 +171,9 @@ def class_count(num_classes: int,
                           if attack.num_targets == num_classes - 1)
   if num_classes < 10 and targeted:
     warnings.append(
-        f'{targeted} usually have 9 target classes; of {num_classes} classes '
-        f'they have {num_classes - 1}: not comparable with the standard '
-        'evaluation of more classes.')
+        f'Targeted attacks ({targeted}) usually have 9 target classes; of '
+        f'{num_classes} classes they have {num_classes - 1}: not comparable '
+        'with the standard evaluation of more classes.')
   if num_classes < 4 and (names := with_loss(losses.targeted_dlr)):
     warnings.append(f'The targeted DLR loss needs 4 classes; {names} ascends '
                     'the margin z_t - z_y instead.')

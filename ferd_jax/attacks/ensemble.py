@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import tqdm
 
+import ferd_jax
 from ferd_jax import parallel as parallels
 from ferd_jax import validate
 from ferd_jax.attacks import attack as attacks
@@ -157,7 +158,7 @@ class Run:
     Raises:
       ValueError: see `AutoAttack.__call__`.
     """
-    validate.positive(batch_size=batch_size)
+    validate.count(batch_size=batch_size)
     validate.divisible(parallel.num_devices, 'devices', batch_size=batch_size)
     x, y = np.asarray(x), np.asarray(y)
     if np.issubdtype(x.dtype, np.floating):
@@ -183,7 +184,8 @@ class Run:
     self._model = parallel.replicate(self._logits_fn)
     self._settings = settings | {
         'images': len(y), 'seed': jax.random.key_data(self._key).tolist(),
-        'dtype': str(x.dtype), 'jax': jax.__version__}
+        'dtype': str(x.dtype), 'jax': jax.__version__,
+        'ferd_jax': ferd_jax.__version__}
     self._display = _Display(progress and jax.process_index() == 0, len(y))
 
     self._correct = np.ones(len(y), bool)
@@ -336,7 +338,11 @@ class Run:
                       (self._batch_size, *self._x.shape[1:]))
     notes = checks.determinism(self._logits, self._trace, batch)
     if not notes:  # Noise is no dependence.
-      checks.independence(self._logits, batch, self._bounds)
+      # Of one image a device nothing could depend on another.
+      size = max(self._batch_size, 2 * self._parallel.num_devices)
+      checks.independence(functools.partial(self._logits, size=size),
+                          np.resize(batch, (size, *batch.shape[1:])),
+                          self._bounds)
     return notes
 
   def _trace(self):
@@ -348,9 +354,10 @@ class Run:
       return jax.make_jaxpr(lambda model, *args: model(*args))(
           self._logits_fn, self._x[:1], *key)
 
-  def _logits(self, images):
+  def _logits(self, images, size=None):
     """Returns the logits `[N, K]` of images `[N, ...]`, in batches."""
-    predict, size = self._compiled.predict(self._parallel), self._batch_size
+    predict = self._compiled.predict(self._parallel)
+    size = size or self._batch_size
     key = self._parallel.replicate(self._key) if self._stochastic else None
     found = []
     for first in range(0, len(images), size):

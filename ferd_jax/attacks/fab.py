@@ -94,9 +94,11 @@ class FAB(attack.Attack):
   step_cost = 3  # A gradient, and the prediction where it leads.
 
   def __post_init__(self):
-    validate.non_negative(eps=self.eps, num_targets=self.num_targets)
-    validate.positive(num_iterations=self.num_iterations,
-                      num_restarts=self.num_restarts, eta=self.eta)
+    validate.non_negative(eps=self.eps)
+    validate.positive(eta=self.eta)
+    validate.count(num_iterations=self.num_iterations,
+                   num_restarts=self.num_restarts)
+    validate.count(0, num_targets=self.num_targets)
     validate.in_range(0, 1, alpha_max=self.alpha_max, beta=self.beta)
     validate.one_of(geometry.NORMS, norm=self.norm)
     validate.one_of(('smallest', 'first'), keep=self.keep)

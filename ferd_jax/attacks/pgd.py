@@ -69,8 +69,7 @@ class PGD(attack.Attack):
   def __post_init__(self):
     validate.non_negative(eps=self.eps, step_size=self.step_size,
                           noise=self.noise)
-    validate.positive(num_steps=self.num_steps,
-                      num_restarts=self.num_restarts)
+    validate.count(num_steps=self.num_steps, num_restarts=self.num_restarts)
     validate.one_of(STARTS, start=self.start)
     validate.one_of(geometry.NORMS, norm=self.norm)
     attack.freeze(self, 'eps', 'step_size', 'noise')

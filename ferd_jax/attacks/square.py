@@ -336,8 +336,9 @@ class Square(attack.Attack):
 
   def __post_init__(self):
     validate.non_negative(eps=self.eps)
-    validate.positive(num_queries=self.num_queries, p_init=self.p_init,
-                      num_restarts=self.num_restarts)
+    validate.positive(p_init=self.p_init)
+    validate.count(num_queries=self.num_queries,
+                   num_restarts=self.num_restarts)
     validate.in_range(0, 1, p_init=self.p_init)
     validate.one_of(geometry.NORMS, norm=self.norm)
     attack.freeze(self, 'eps', 'p_init')

@@ -195,7 +195,8 @@ _BUILDERS = {builder.name: builder
 
 
 def read(name: str, split: str, data_dir: pathlib.Path,
-         download: bool) -> tuple[np.ndarray, np.ndarray]:
+         download: bool
+         ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
   """Reads a dataset, which it prepares first if need be.
 
   Args:
@@ -207,7 +208,7 @@ def read(name: str, split: str, data_dir: pathlib.Path,
 
   Returns:
     Images uint8 `[N, H, W, C]` and labels int32 `[N]`, in TFDS's (shuffled,
-    always the same) order.
+    always the same) order, and the examples' ids `[N]`, if they have any.
 
   Raises:
     FileNotFoundError: if archives are missing; says which.
@@ -246,7 +247,9 @@ def read(name: str, split: str, data_dir: pathlib.Path,
         examples += source.__getitems__(range(start, stop))
       images = np.stack([example['image'] for example in examples])
       labels = np.array([example['label'] for example in examples], np.int32)
-  return images, labels
+      ids = np.array([example['id'] for example in examples]
+                     ) if 'id' in examples[0] else None
+  return images, labels, ids
 
 
 @contextlib.contextmanager

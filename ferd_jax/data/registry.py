@@ -88,4 +88,5 @@ def load(name: str, split: str = 'test', *, data_dir: str | None = None,
     raise ValueError(f'Expected data_dir={directory!r} to be a directory of '
                      'this machine.')
   directory = pathlib.Path(directory).expanduser()
-  return Examples(*builders.read(name, split, directory, download), names)
+  images, labels, ids = builders.read(name, split, directory, download)
+  return Examples(images, labels, names, ids)
