@@ -153,10 +153,25 @@ def test_autoattack_parity_report(parity, tmp_path, monkeypatch, capsys):
   parity.main()
   out = capsys.readouterr().out
   assert ('| CIFAR10-resnet20-adv.pth | 8/255 | 4 | 25.00% | 25.00%, 0.00% | '
-          '100.0%, 75.0% | 75.0% | no | 2.00 |') in out
+          '100.0%, 75.0% | 75.0% | 25.00 points | no | 2.00 |') in out
   assert '| square | 25.00% | 25.00% | 0.00% |' in out
   assert '\n| 0 | - | - | square |\n' in out  # the image that differs
   assert out.count('\n| 1 |') == 0
+
+
+def test_parity_is_accepted_of_three_seeds_that_agree(parity):
+  def side(robust, of=1000):
+    flags = [True] * robust + [False] * (of - robust)
+    return {'flags': dict.fromkeys(parity.ATTACKS, flags)}
+  def accepted(*seeds):
+    return parity._accepted(side(500), {
+        f'official{i}': side(robust) for i, robust in enumerate(seeds)})
+  assert accepted(500, 501, 499)
+  assert not accepted(500, 501)
+  assert not accepted(500, 500, 504)
+  assert parity._mcnemar(side(500), side(500)) == 1
+  assert parity._mcnemar(side(500), side(503)) == 0.25
+  assert parity._mcnemar(side(500), side(506)) == 2 / 64
 
 
 @pytest.mark.slow
