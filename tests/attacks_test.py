@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import subprocess
 import sys
+import warnings
 
 import hypothesis
 from hypothesis import strategies as st
@@ -673,6 +674,22 @@ def test_a_start_has_the_dtype_of_the_images():
   for attack in (attacks.PGD(EPS, STEP, 2), attacks.FAB(EPS)):
     call = functools.partial(attack, NET, keys(), x, LABELS, x_init=start)
     assert jax.eval_shape(call).dtype == np.float32
+
+
+def test_probabilities_get_a_warning():
+  attack = attacks.PGD(EPS, STEP, 1)
+  def probabilities(x):
+    return jax.nn.softmax(NET(x))
+  with pytest.warns(UserWarning, match='return probabilities'):
+    attack.run(probabilities, keys(), IMAGES, LABELS)
+  attacked = attacks.jit(attack, lambda _, x: probabilities(x))
+  with pytest.warns(UserWarning, match='return probabilities'):
+    attacked.run((), jax.random.key(0), IMAGES, LABELS)
+  with warnings.catch_warnings():
+    warnings.simplefilter('error')
+    attacked.run((), jax.random.key(0), IMAGES, LABELS)  # Once is enough.
+    attack.run(NET, keys(), IMAGES, LABELS)
+    jax.jit(attack.run, static_argnums=0)(probabilities, keys(), IMAGES, LABELS)
 
 
 def test_a_model_that_breaks_predicts_nothing():

@@ -12,6 +12,7 @@ import contextlib
 import functools
 from typing import Any
 from typing import NamedTuple
+import warnings
 
 import jax
 from jax import lax
@@ -161,12 +162,15 @@ class Attack:
     """Returns the images and what they achieve; arguments as for the call.
 
     The labels that success is measured by are `y`, or the highest entries if
-    `y` are logits `[B, K]`; of a pytree, its first leaf.
+    `y` are logits `[B, K]`; of a pytree, its first leaf. Outside of `jit` a
+    model that seems to return probabilities gets a UserWarning.
     """
     problem, images, valid = self._attack(logits_fn, key, x, y, targets, eps,
                                           x_init)
-    return self.result(logits_fn, problem, images, valid,
-                       self.step_key(problem.keys))
+    result = self.result(logits_fn, problem, images, valid,
+                         self.step_key(problem.keys))
+    warn_of_probabilities(result.logits)
+    return result
 
   def result(self, logits_fn: LogitsFn, problem: Problem, images: jax.Array,
              valid: jax.Array | None = None,
@@ -347,6 +351,22 @@ def loss_of(loss: Callable[..., jax.Array], logits: jax.Array,
     raise ValueError('Expected the loss to return one value per image, '
                      f'{logits.shape[:1]}, got {found.shape}.')
   return found.astype(problem.x.dtype)
+
+
+def seem_probabilities(logits: np.ndarray) -> bool:
+  """Returns whether logits `[B, K]` look like what a softmax returns."""
+  return bool(logits.min() > -1e-5 and logits.max() < 1 + 1e-5
+              and np.abs(logits.sum(-1) - 1).max() < 1e-5)
+
+
+NO_LOGITS = ('The model seems to return probabilities. Attacks need logits: a '
+             'softmax hides gradients.')
+
+
+def warn_of_probabilities(logits: jax.Array) -> None:
+  """Warns of logits `[B, K]` that are none, if their values are known."""
+  if is_concrete(logits) and seem_probabilities(np.asarray(logits)):
+    warnings.warn(NO_LOGITS, stacklevel=3)
 
 
 def num_classes(logits_fn: LogitsFn, x: jax.Array,

@@ -98,12 +98,7 @@ def outputs(logits: np.ndarray) -> list[str]:
     raise ValueError(
         'Expected finite logits, got others for images '
         f'{_some(np.flatnonzero(~finite))}.')
-  warnings = []
-  if (logits.min() > -1e-5 and logits.max() < 1 + 1e-5
-      and np.abs(logits.sum(-1) - 1).max() < 1e-5):
-    warnings.append('The model seems to return probabilities. Attacks need '
-                    'logits: a softmax hides gradients.')
-  return warnings
+  return [attacks.NO_LOGITS] if attacks.seem_probabilities(logits) else []
 
 
 def determinism(predict: Callable[[np.ndarray], np.ndarray],

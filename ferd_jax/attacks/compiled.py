@@ -72,6 +72,7 @@ class CompiledAttack:
     self._apply_fn = apply_fn
     self._parallel = parallel
     self._num_classes = {}
+    self._was_run = False
 
   def __call__(self, variables: Any, key: jax.Array, x: jax.Array, y: Any,
                targets: Any = None, *, eps: jax.Array | float | None = None,
@@ -105,13 +106,21 @@ class CompiledAttack:
           targets: Any = None, *, eps: jax.Array | float | None = None,
           x_init: jax.Array | None = None, indices: jax.Array | None = None
           ) -> attacks.AttackResult:
-    """Returns the images and what they achieve; arguments as for the call."""
+    """Returns the images and what they achieve; arguments as for the call.
+
+    On one device the first call gives a UserWarning for a model that seems to
+    return probabilities.
+    """
     if attacks.is_tracing(variables, key, x, y, targets, eps, x_init, indices):
       return self._attack.run(
           functools.partial(self._apply_fn, variables),
           self._keys(key, indices), x, y, targets, eps=eps, x_init=x_init)
     given = self._given(variables, key, x, y, targets, eps, x_init, indices)
-    return self._result(variables, given, self._images_of(variables, given))
+    result = self._result(variables, given, self._images_of(variables, given))
+    if not self._was_run and self._parallel.mode == 'jit':
+      attacks.warn_of_probabilities(result.logits)
+    self._was_run = True  # Looking waits for the device: once is enough.
+    return result
 
   def _keys(self, key, indices):
     return key if indices is None else collectives.example_keys(
