@@ -307,9 +307,9 @@ def test_several_devices():
     run(autoattack, net(), parallel=devices, batch_size=5)
 
 
-@pytest.mark.parametrize('batch_size', [0, -4])
+@pytest.mark.parametrize('batch_size', [0, -4, 2.5])
 def test_batch_size_that_is_none(batch_size):
-  with pytest.raises(ValueError, match='Expected batch_size=.* > 0'):
+  with pytest.raises(ValueError, match='Expected batch_size=.* >= 1'):
     run(short(), net(), batch_size=batch_size)
 
 
