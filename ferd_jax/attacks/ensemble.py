@@ -45,6 +45,7 @@ class Result:
       and all before it (after it alone if `individual`).
     images: `[N, ...]`, adversarial; clean where no attack fooled the model or
       the clean image does.
+    images_by_attack: if `individual` the same by attack, else empty.
     predictions: int32 `[N]`, on `images`.
     norms: `[N]`, of images - x.
     broken_by: int32 `[N]`, the position in `names` of the attack that fooled
@@ -52,7 +53,7 @@ class Result:
     seconds: by attack, in all sessions of a run.
     warnings: what makes the numbers doubtful.
     settings: version, norm, eps, bounds, number of images, seed, dtype and
-      the version of JAX.
+      the versions of JAX and this package.
     individual: whether every attack had all correct images.
   """
   names: tuple[str, ...]
@@ -60,6 +61,7 @@ class Result:
   correct: np.ndarray
   flags: dict[str, np.ndarray]
   images: np.ndarray
+  images_by_attack: dict[str, np.ndarray]
   predictions: np.ndarray
   norms: np.ndarray
   broken_by: np.ndarray
@@ -188,12 +190,14 @@ class Run:
         'ferd_jax': ferd_jax.__version__}
     self._display = _Display(progress and jax.process_index() == 0, len(y))
 
-    self._correct = np.ones(len(y), bool)
-    self._images, self._predictions = x.copy(), self._y.copy()
-    self._broken_by = np.full(len(y), _ROBUST, np.int32)
+    self._clean_predictions = self._y.copy()
+    # By attack and index, the image that fools the model and its prediction.
+    # All that follows from them is kept besides in the next two.
+    self._found = {name: {} for name in self._members}
     self._fooled, self._zero_gradient = (
         {name: np.zeros(len(y), bool) for name in self._members}
         for _ in range(2))
+    self._broken_by = np.full(len(y), _ROBUST, np.int32)
     self._runs_done = {name: np.zeros(len(y), np.int32)
                        for name in self._members}
     self._seconds = dict.fromkeys(self._members, 0.)
@@ -215,13 +219,12 @@ class Run:
       notes = checks.outputs(clean_logits) + self._check_model()
       notes += checks.class_count(self._num_classes, self._members)
       notes += checks.layout(self._x.shape)
-      self._predictions[:] = clean_logits.argmax(-1)
-      self._broken_by[self._predictions != self._y] = _CLEAN
+      self._clean_predictions[:] = clean_logits.argmax(-1)
       save = _Saver(state_file, save_every, self._identity(state_file),
                     self._arrays)
       self._restore(save.found())
-      # As it was saved: on other hardware a tie may be decided otherwise.
-      self._correct = self._broken_by != _CLEAN
+      self._correct = self._clean_predictions == self._y
+      self._broken_by[~self._correct] = _CLEAN
       notes += checks.clean_accuracy(self._correct.mean(), self._num_classes)
       self._display.line(f'clean: accuracy {self._correct.mean():.2%}')
       save(now=True)  # A file that cannot be written is better known now.
@@ -309,12 +312,14 @@ class Run:
       if prediction == self._y[index]:  # By rounding, or by a tie.
         unfooled(index, outcome.run)
         continue
-      # In this order an interruption in between does no harm.
-      if self._broken_by[index] == _ROBUST:
-        self._images[index] = image
-        self._predictions[index] = prediction
-        self._broken_by[index] = position
-      self._fooled[name][index] = True
+      self._found[name][index] = image, prediction
+      self._note(position, name, index)
+
+  def _note(self, position, name, index):
+    """Notes what follows from an image that was found."""
+    self._fooled[name][index] = True
+    if self._broken_by[index] == _ROBUST:
+      self._broken_by[index] = position
 
   def _remaining_work(self, position):
     """Returns what attacks from `position` on have to do, in forward passes.
@@ -407,12 +412,14 @@ class Run:
 
   def _arrays(self):
     """Returns the state to save."""
-    broken = np.flatnonzero(self._broken_by >= 0)
-    arrays = {'broken_by': self._broken_by, 'broken': broken,
-              'images': self._images[broken],
-              'predictions': self._predictions}
+    arrays = {'clean_predictions': self._clean_predictions}
     for name in self._members:
-      arrays |= {f'fooled/{name}': self._fooled[name],
+      found = self._found[name]
+      images = [image for image, _ in found.values()]
+      predictions = [prediction for _, prediction in found.values()]
+      arrays |= {f'found/{name}': np.array(list(found), np.int64),
+                 f'images/{name}': np.array(images, self._x.dtype),
+                 f'predictions/{name}': np.array(predictions, np.int32),
                  f'zero_gradient/{name}': self._zero_gradient[name],
                  f'runs_done/{name}': self._runs_done[name],
                  f'seconds/{name}': np.array(self._seconds[name])}
@@ -422,17 +429,17 @@ class Run:
     """Takes over a saved state, if there is one."""
     if arrays is None:
       return
-    self._broken_by = arrays['broken_by']
-    self._images[arrays['broken']] = arrays['images']
-    self._predictions = arrays['predictions']
-    for name in self._members:
-      self._fooled[name] = arrays[f'fooled/{name}']
+    # Those saved: on other hardware a tie may be decided otherwise.
+    self._clean_predictions = arrays['clean_predictions']
+    for position, name in enumerate(self._members):
+      for index, *found in zip(*(
+          arrays[f'{kind}/{name}']
+          for kind in ('found', 'images', 'predictions')), strict=True):
+        self._found[name][int(index)] = tuple(found)
+        self._note(position, name, index)
       self._zero_gradient[name] = arrays[f'zero_gradient/{name}']
       self._runs_done[name] = arrays[f'runs_done/{name}']
       self._seconds[name] = float(arrays[f'seconds/{name}'])
-    for position, name in enumerate(self._members):
-      # Where the interruption came in between.
-      self._fooled[name] |= self._broken_by == position
 
   def _flags(self):
     """Returns by attack which images are robust after it, bool `[N]`."""
@@ -444,15 +451,25 @@ class Run:
     return flags
 
   def _result(self, notes):
+    names = tuple(self._members)
     order = np.inf if self._norm == 'Linf' else 2
+    images, predictions = self._x.copy(), self._clean_predictions.copy()
     norms = np.zeros(len(self._y), self._x.dtype)
     for index in np.flatnonzero(self._broken_by >= 0):
+      found = self._found[names[self._broken_by[index]]][index]
+      images[index], predictions[index] = found
       norms[index] = np.linalg.norm(
-          (self._images[index] - self._x[index]).ravel(), order)
+          (images[index] - self._x[index]).ravel(), order)
+    images_by_attack = {}
+    if self._individual:
+      for name in names:
+        images_by_attack[name] = self._x.copy()
+        for index, (image, _) in self._found[name].items():
+          images_by_attack[name][index] = image
     return Result(
-        names=tuple(self._members), labels=self._y, correct=self._correct,
-        flags=self._flags(), images=self._images,
-        predictions=self._predictions, norms=norms,
+        names=names, labels=self._y, correct=self._correct,
+        flags=self._flags(), images=images, images_by_attack=images_by_attack,
+        predictions=predictions, norms=norms,
         broken_by=self._broken_by, seconds=self._seconds, warnings=notes,
         settings=self._settings, individual=self._individual)
 

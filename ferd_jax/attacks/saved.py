@@ -14,7 +14,7 @@ import numpy as np
 
 from ferd_jax import atomic
 
-_FORMAT = 2
+_FORMAT = 3
 
 
 def digest(tree: Any) -> str:
