@@ -34,11 +34,15 @@ def _finish(processes):
   return outputs
 
 
-def _on_two_processes(workdir, minutes=(0, 0)):
-  """Returns (stdout, stderr) of both, joined through Open MPI's variables."""
+def _free_port():
   with socket.socket() as free:
     free.bind(('127.0.0.1', 0))
-    port = free.getsockname()[1]
+    return free.getsockname()[1]
+
+
+def _on_two_processes(workdir, minutes=(0, 0)):
+  """Returns (stdout, stderr) of both, joined through Open MPI's variables."""
+  port = _free_port()
   return _finish([
       _start(workdir, 1, '--distributed',
              f'--config.max_minutes={minutes[rank]}',
@@ -46,6 +50,29 @@ def _on_two_processes(workdir, minutes=(0, 0)):
              OMPI_COMM_WORLD_SIZE='2', OMPI_COMM_WORLD_RANK=str(rank),
              OMPI_COMM_WORLD_LOCAL_RANK=str(rank),
              JAX_COORDINATOR_PORT=str(port)) for rank in range(2)])
+
+
+_ATTACK = """
+import jax, jax.numpy as jnp, sys
+jax.distributed.initialize(f'127.0.0.1:{sys.argv[1]}', 2, int(sys.argv[2]))
+from ferd_jax import attacks
+attacked = attacks.jit(attacks.PGD(0.1, 0.1, 2),
+                       lambda w, x: x.reshape(len(x), -1) @ w)
+x = jnp.full((3, 2, 2, 1), 0.5)
+print(len(jax.devices()), attacked(
+    jnp.arange(8.).reshape(4, 2), jax.random.key(0), x, jnp.ones(3, int)).shape)
+"""
+
+
+@pytest.mark.slow
+def test_each_process_attacks_what_is_its_own():
+  port = _free_port()
+  outputs = _finish([subprocess.Popen(
+      [sys.executable, '-c', _ATTACK, str(port), str(rank)], text=True,
+      cwd=_ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+      env=os.environ | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': ''})
+                     for rank in range(2)])
+  assert [out for out, _ in outputs] == ['2 (3, 2, 2, 1)\n'] * 2
 
 
 def _metrics(workdir):
