@@ -198,19 +198,26 @@ def test_each_size_compiles_once():
   y[-1], y[-4:-1] = 7, 4
   for _ in range(2):
     outcomes(engine, ALL, y=y)
-  # Of the last 5 some are through at once, and the very last needs one slot.
-  assert traced == [16, 8, 4, 1]
+  # The last 5 do not need 16 slots, and the last one not 5.
+  assert traced == [16, 5, 1]
 
 
 @pytest.mark.parametrize(('batch_size', 'devices'), [
     (256, 1), (256, 8), (128, 1), (16, 4), (100, 1), (5, 1), (1, 1), (24, 8)])
-def test_sizes(batch_size, devices):
-  sizes = slots._sizes(batch_size, devices)
+@pytest.mark.parametrize('fine', [False, True])
+def test_sizes(batch_size, devices, fine):
+  sizes = slots._sizes(batch_size, devices, fine)
   assert sizes == sorted(set(sizes)) and sizes[-1] == batch_size
   assert all(size % devices == 0 and size > 0 for size in sizes)
-  assert sizes[0] == devices * -(-batch_size // devices // 16)
-  # At most half of the slots stay empty.
+  # At most half of the slots stay empty, on a CPU an eighth.
   assert all(larger <= 2 * size for size, larger in itertools.pairwise(sizes))
+  if fine:
+    assert sizes[0] == devices
+    steps = np.diff(sizes, prepend=0)
+    assert steps.max() <= devices * max(1, -(-batch_size // devices // 8))
+  else:
+    assert sizes[0] == devices * -(-batch_size // devices // 16)
+    assert len(sizes) <= 5
 
 
 def test_ticks_count_steps_of_images():

@@ -70,7 +70,8 @@ class Slots:
       batch_size: number of slots, over all devices.
     """
     self._attack, self._parallel = attack, parallel
-    self._sizes = _sizes(batch_size, parallel.num_devices)
+    self._sizes = _sizes(batch_size, parallel.num_devices,
+                         fine=loops.unrolled_here())
     # How many steps before looking at what has become of the images: a look
     # interrupts an accelerator, a fooled image waits for it.
     look_every = min(3 if loops.unrolled_here() else 10, attack.num_steps)
@@ -202,13 +203,22 @@ class Slots:
                 self._sizes[-1])
 
 
-def _sizes(batch_size, num_devices):
+def _sizes(batch_size, num_devices, fine):
   """Returns the numbers of slots in use, ascending; each compiles once.
 
-  The batch is halved up to four times, for few images and for the end of an
-  attack. They depend on the batch size only, so that the next data set, or the
+  For few images and for the end of an attack the batch is halved, up to four
+  times. They depend on the batch size only, so that the next data set, or the
   next robust ones of this, find all of them compiled.
+
+  Args:
+    batch_size: over all devices.
+    num_devices: that share it.
+    fine: whether there are all numbers up to eight and eighths of the batch
+      besides, for CPUs: there an empty slot costs as much as another.
   """
   per_device = batch_size // num_devices
-  return sorted({-(-per_device // 2 ** halvings) * num_devices
-                 for halvings in range(5)})
+  sizes = {-(-per_device // 2 ** halvings) for halvings in range(5)}
+  if fine:
+    sizes |= set(range(1, min(per_device, 8) + 1))
+    sizes |= {-(-per_device * i // 8) for i in range(1, 9)}
+  return sorted(size * num_devices for size in sizes)
