@@ -28,9 +28,9 @@ from ferd_jax import state as states
 LAST = 'last'
 # What may differ when a run goes on: of these only `parallel` changes numbers
 # of the training, by rounding.
-_FREE = ('data.dir', 'eval.attacks', 'eval.batch_size', 'eval.nsd_ddof',
-         'eval.target_examples', 'log', 'max_minutes', 'parallel',
-         'teacher.path', 'teacher.select')
+_FREE = ('data.dir', 'eval.attacks', 'eval.autoattack_examples',
+         'eval.batch_size', 'eval.nsd_ddof', 'eval.target_examples', 'log',
+         'max_minutes', 'parallel', 'teacher.path', 'teacher.select')
 # What may differ, besides, when a saved student is only evaluated.
 _FREE_TO_EVALUATE = ('data', 'eps', 'eval.curve_attacks', 'eval.curve_examples',
                      'eval.every', 'step_size')

@@ -55,7 +55,8 @@ def test_default_workdir_is_named_after_the_config(tmp_path):
   assert 'is finished' in again.stdout
   assert again.stdout.splitlines()[1:] == done.stdout.splitlines()
   evaluated = _main(_config('digits.py:smoke'), '--mode=evaluate',
-                    "--config.eval.attacks=('clean',)", cwd=tmp_path)
+                    "--config.eval.attacks=('clean',)",
+                    '--config.eval.autoattack_examples=8', cwd=tmp_path)
   assert evaluated.returncode == 0, evaluated.stderr
   assert 'clean' in evaluated.stdout and 'fgsm' not in evaluated.stdout
   again = _main(_config('digits.py:smoke'), cwd=tmp_path)
