@@ -164,7 +164,7 @@ class APGD(attack.Attack):
     validate.one_of(geometry.NORMS, norm=self.norm)
     validate.one_of(('fooling', 'first', 'best'), keep=self.keep)
     attack.freeze(self, 'eps', 'rho')
-    if self.num_targets and self.loss is None:
+    if self.num_targets and self.loss is None:  # Known here already.
       object.__setattr__(self, 'loss', losses.targeted_dlr)
 
   @property
@@ -255,16 +255,11 @@ class APGD(attack.Attack):
       return state.x_best
     return geometry.where(state.fooled, state.x_adv, problem.x)
 
-  def _loss(self, targets):
-    if self.loss is not None:
-      return self.loss
-    return losses.cross_entropy if targets is None else losses.targeted_dlr
-
   def _evaluate(self, logits_fn, problem, x, key):
     """Returns loss, logits and gradient of the loss."""
     def summed_loss(images, key):
       logits = attack.evaluate(logits_fn, images, key)
-      loss = attack.loss_of(self._loss(problem.targets), logits, problem)
+      loss = attack.loss_of(self.loss, logits, problem, losses.targeted_dlr)
       return jnp.sum(loss), (loss, logits)
     gradient_fn = jax.grad(summed_loss, has_aux=True)
     if not self.stochastic:

@@ -21,6 +21,7 @@ import numpy as np
 
 from ferd_jax import collectives
 from ferd_jax import loops
+from ferd_jax import losses
 from ferd_jax import validate
 from ferd_jax.attacks import geometry
 
@@ -330,23 +331,27 @@ def evaluate(logits_fn: LogitsFn, images: jax.Array,
   return logits
 
 
-def loss_of(loss: Callable[..., jax.Array], logits: jax.Array,
-            problem: Problem) -> jax.Array:
+def loss_of(loss: Callable[..., jax.Array] | None, logits: jax.Array,
+            problem: Problem,
+            targeted: Callable[..., jax.Array]) -> jax.Array:
   """Returns the loss `[B]` of logits, in the dtype of the images.
 
   Args:
     loss: (logits, y) -> `[B]`, or (logits, y, targets) -> `[B]` if the problem
-      has targets.
+      has targets; None for the cross-entropy, or `targeted`.
     logits: `[B, K]`.
     problem: with y and targets.
+    targeted: what None stands for if the problem has targets.
 
   Raises:
     ValueError: if the loss does not return `[B]`: a mean over the batch would
       do something else.
   """
-  given = (problem.y,) if problem.targets is None else (problem.y,
-                                                        problem.targets)
-  found = jnp.asarray(loss(logits, *given))
+  if problem.targets is None:
+    found = (loss or losses.cross_entropy)(logits, problem.y)
+  else:
+    found = (loss or targeted)(logits, problem.y, problem.targets)
+  found = jnp.asarray(found)
   if found.shape != logits.shape[:1]:
     raise ValueError('Expected the loss to return one value per image, '
                      f'{logits.shape[:1]}, got {found.shape}.')

@@ -94,19 +94,13 @@ class PGD(attack.Attack):
     def objective(images):
       logits = attack.evaluate(logits_fn, images, key)
       # The sum keeps examples apart.
-      return jnp.sum(attack.loss_of(self._loss(problem.targets), logits,
-                                    problem))
+      return jnp.sum(attack.loss_of(self.loss, logits, problem,
+                                    losses.targeted_cross_entropy))
     ascent = geometry.direction(jax.grad(objective)(state.x_adv), self.norm)
     bounds = self.bounds if self.clip_steps else (-jnp.inf, jnp.inf)
     return PGDState(geometry.project(
         state.x_adv + self.step_size * ascent, problem.x, problem.eps, bounds,
         self.norm))
-
-  def _loss(self, targets):
-    if self.loss is not None:
-      return self.loss
-    return (losses.cross_entropy if targets is None else
-            losses.targeted_cross_entropy)
 
   def images(self, problem: attack.Problem, state: PGDState) -> jax.Array:
     """Returns the last iterate, inside the bounds."""
