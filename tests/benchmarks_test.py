@@ -133,45 +133,79 @@ def parity(monkeypatch):
   return importlib.import_module('autoattack_parity')
 
 
-def _write_side(path, side, flags, cpu_seconds):
-  path.joinpath(f'{side}.json').write_text(json.dumps({
+def _write_side(path, side, flags, cpu_seconds, first=0):
+  path.joinpath(f'{side}_{first}.json').write_text(json.dumps({
       'model': 'resnet20', 'eps': 8.0, 'images': 4, 'side': side, 'cores': 1,
+      'first': first,
       'clean': [True, True, True, False], 'batch_size': 32, 'version': 'v',
       'processor': 'p',
       'flags': flags, 'seconds': 9., 'cpu_seconds': cpu_seconds,
       'seconds_by_attack': dict.fromkeys(flags, 2.)}))
 
 
-def test_autoattack_parity_report(parity, tmp_path, monkeypatch, capsys):
+def test_autoattack_parity_report(parity, tmp_path, monkeypatch):
   flags = {attack: [True, False, False, False] for attack in parity.ATTACKS}
   other = flags | {'square': [False] * 4}
   for side, found, seconds in (('jax', flags, 4.), ('official0', flags, 6.),
                                ('official1', other, 10.)):
     _write_side(tmp_path, side, found, seconds)
-  monkeypatch.setattr(sys, 'argv', [
-      'autoattack_parity.py', 'write', f'--results={tmp_path}'])
-  parity.main()
-  out = capsys.readouterr().out
+  document = tmp_path / 'parity.md'
+  def write():
+    monkeypatch.setattr(sys, 'argv', [
+        'autoattack_parity.py', 'write', f'--results={tmp_path}',
+        f'--document={document}'])
+    parity.main()
+    return document.read_text()
+  report = write()
   assert ('| CIFAR10-resnet20-adv.pth | 8/255 | 4 | 25.00% | 25.00%, 0.00% | '
-          '100.0%, 75.0% | 75.0% | 25.00 points | no | 2.00 |') in out
-  assert '| square | 25.00% | 25.00% | 0.00% |' in out
-  assert '\n| 0 | - | - | square |\n' in out  # the image that differs
-  assert out.count('\n| 1 |') == 0
+          '100.0%, 75.0% | 75.0% | 25.00 points | no | 2.00 |') in report
+  assert '| square | 25.00% | 25.00% | 0.00% |' in report
+  assert ('\nhere                .cc-\nofficial, seed 0    .cc-\n'
+          'official, seed 1    scc-\nfinal flags differ  ^\n') in report
+  assert write() == report
+
+  # More images join those; another setting's results stay.
+  for side in ('jax', 'official0', 'official1'):
+    _write_side(tmp_path, side, flags, 5., first=4)
+  joined = write()
+  assert ('| 8/255 | 8 | 25.00% | 25.00%, 12.50% |' in joined
+          and '\nofficial, seed 1    scc-.cc-\n' in joined)
+  assert joined.count('\n## ') == report.count('\n## ')
+  document.write_text(joined.replace('8/255', '4/255'))
+  both = write()
+  assert both.count('\n## ') == joined.count('\n## ') + 1
+  assert both.index(' 8/255 |') < both.index(' 4/255 |')
+  assert write() == both
+
+
+def test_parity_refuses_images_that_do_not_fit(parity, tmp_path):
+  flags = dict.fromkeys(parity.ATTACKS, [True] * 4)
+  for first in (0, 8):
+    _write_side(tmp_path, 'jax', flags, 4., first)
+  def found():
+    return [json.loads(file.read_text()) for file in tmp_path.glob('*.json')]
+  with pytest.raises(SystemExit, match='missing before 8'):
+    parity._by_setting(found())
+  _write_side(tmp_path, 'jax', flags, 4., 4)
+  _write_side(tmp_path, 'official0', flags, 4.)
+  with pytest.raises(SystemExit, match='not the same images'):
+    parity._by_setting(found())
 
 
 def test_parity_is_accepted_of_three_seeds_that_agree(parity):
   def side(robust, of=1000):
     flags = [True] * robust + [False] * (of - robust)
-    return {'flags': dict.fromkeys(parity.ATTACKS, flags)}
+    return {'flags': dict.fromkeys(parity.ATTACKS, flags), 'images': of}
   def accepted(*seeds):
     return parity._accepted(side(500), {
         f'official{i}': side(robust) for i, robust in enumerate(seeds)})
   assert accepted(500, 501, 499)
   assert not accepted(500, 501)
   assert not accepted(500, 500, 504)
-  assert parity._mcnemar(side(500), side(500)) == 1
-  assert parity._mcnemar(side(500), side(503)) == 0.25
-  assert parity._mcnemar(side(500), side(506)) == 2 / 64
+  def mcnemar(ours, theirs):
+    return parity._mcnemar(side(ours), side(theirs), 'square')
+  assert [mcnemar(500, robust) for robust in (500, 503, 506)] == [
+      1, 0.25, 2 / 64]
 
 
 @pytest.mark.slow
@@ -183,6 +217,7 @@ def test_autoattack_parity_runs_both_sides(tmp_path):
   _run('autoattack_parity.py', 'run', '--model=resnet18', '--eps=8',
        '--images=2', f'--data_dir={data}', f'--results={tmp_path}',
        cwd=tmp_path)
-  out = _run('autoattack_parity.py', 'write', f'--results={tmp_path}',
-             cwd=tmp_path)
-  assert '100.0%, 100.0%, 100.0%' in out
+  document = tmp_path / 'parity.md'
+  _run('autoattack_parity.py', 'write', f'--results={tmp_path}',
+       f'--document={document}', cwd=tmp_path)
+  assert '100.0%, 100.0%, 100.0%' in document.read_text()
