@@ -23,6 +23,7 @@ from ferd_jax import loops
 from ferd_jax import parallel as parallels
 from ferd_jax.attacks import attack as attacks
 from ferd_jax.attacks import geometry
+from ferd_jax.attacks import hoisting
 
 _R, _S = parallels.REPLICATED, parallels.SHARDED
 _SHRINK = 2  # A compile pays off when the batch shrinks to half.
@@ -102,14 +103,23 @@ class Slots:
       return jax.tree.map(functools.partial(geometry.where, attack.done(state)),
                           state, after)
 
-    def advance(variables, rows, state, key, eps, model_key, first, *,
-                axis_name=None):
-      del axis_name
+    def advance(variables, rows, state, key, eps, model_key, first):
       return loops.repeat(
           self._call_steps,
           lambda i, state: step(variables, rows, state, key, eps, model_key,
                                 first + i),
           state, unroll=self._call_steps == 1)
+
+    def turn(*args, axis_name=None):
+      del axis_name
+      # A loop inside needs no help.
+      return hoisting.turned(advance, *args) if self._calls > 1 else []
+
+    def advance_with(variables, turned, *args, axis_name=None):
+      del axis_name
+      if not turned:
+        return advance(variables, *args)
+      return hoisting.remaining(advance, variables, turned, *args)
 
     def look(state, *, axis_name=None):
       del axis_name
@@ -123,8 +133,9 @@ class Slots:
     compiled = parallel.compile
     self._start = compiled(start, (_S, _R, _R), _S)
     self._admit = compiled(admit, (_S, _S, _S, _R, _R), _S)
-    self._advance = compiled(advance, (_R, _S, _S, _R, _R, _R, _R), _S,
-                             donate=(2,))
+    self._turn = compiled(turn, (_R, _S, _S, _R, _R, _R, _R), _R)
+    self._advance = compiled(
+        advance_with, (_R, _R, _S, _S, _R, _R, _R, _R), _S, donate=(3,))
     self._look = compiled(look, (_S,), _S)
     self._images = compiled(images, (_S, _S, _R, _R), _S)
 
@@ -150,7 +161,7 @@ class Slots:
     rows = _Rows(*(np.zeros((size, *like.shape[1:]), like.dtype)
                    for like in (x, y, y, y, clean_logits)))
     rows.x[:] = x[0]  # A valid image in slots that stay empty.
-    used, state, steps = np.zeros(size, bool), None, 0
+    used, state, turned, steps = np.zeros(size, bool), None, None, 0
     while True:
       # Rows may share their memory with a device. Nothing reads them now: what
       # did has been looked at.
@@ -180,9 +191,12 @@ class Slots:
                              eps))
       model_key = place(jax.random.fold_in(key, steps)) if (
           self._attack.stochastic) else None
+      if turned is None:
+        turned = self._turn(variables, sharded, state, key, eps, model_key,
+                            np.int32(0))
       for call in range(self._calls):
-        state = self._advance(variables, sharded, state, key, eps, model_key,
-                              np.int32(call * self._call_steps))
+        state = self._advance(variables, turned, sharded, state, key, eps,
+                              model_key, np.int32(call * self._call_steps))
       steps += self._calls * self._call_steps
       tick(int(used.sum()) * self._calls * self._call_steps)
       done, fooled, finite, zero = gather(self._look(state))
