@@ -336,11 +336,12 @@ def _accepted(ours, official):
   """Returns whether both sides agree as well as two correct ones should."""
   final = _final(ours)
   return len(official) == len(SEEDS) and all(
-      abs(final.mean() - _final(side).mean()) <= 0.003
+      abs(final.mean() - _final(side).mean()) <= 0.003 + 1e-9
       and np.mean(final == _final(side)) >= 0.995
       and all(_mcnemar(ours, side, attack) > 0.05 for attack in ATTACKS)
       and (ours['images'] < _ENOUGH or all(
-          _difference(ours, side, attack) <= 0.005 for attack in ATTACKS))
+          _difference(ours, side, attack) <= 0.005 + 1e-9
+          for attack in ATTACKS))
       for side in official.values())
 
 

@@ -12,6 +12,7 @@ from jax import lax
 import jax.numpy as jnp
 
 AXIS = 'data'
+_INDEPENDENT = 'threefry2x32'  # generator
 
 
 def pmean(tree, axis_name: str | None):
@@ -50,9 +51,34 @@ def example_keys(key: jax.Array, indices: jax.Array) -> jax.Array:
     indices: int [B], each example's index in the global batch or data set.
 
   Returns:
-    Typed keys [B].
+    Typed keys [B], of `independent`'s generator.
   """
+  key = independent(key)
   return jax.vmap(lambda index: jax.random.fold_in(key, index))(indices)
+
+
+def independent(keys: jax.Array) -> jax.Array:
+  """Returns keys whose draws under `vmap` are those of each by itself.
+
+  JAX draws the numbers of a whole batch of 'rbg' or 'unsafe_rbg' keys from the
+  first of them: what an example gets would depend on its neighbours.
+
+  Args:
+    keys: typed PRNG keys of any shape.
+
+  Returns:
+    The keys if they are of JAX's usual generator, else such ones made of them.
+  """
+  if str(jax.random.key_impl(keys)) == _INDEPENDENT:
+    return keys
+  def make(words):
+    key = jax.random.key(0, impl=_INDEPENDENT)
+    for i in range(words.shape[0]):
+      key = jax.random.fold_in(key, words[i])
+    return key
+  words = jax.random.key_data(keys)
+  made = jax.vmap(make)(words.reshape(-1, words.shape[-1]))
+  return made.reshape(keys.shape)
 
 
 def fold_in(keys: jax.Array, data: int | jax.Array) -> jax.Array:

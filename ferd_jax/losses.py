@@ -14,9 +14,7 @@ from ferd_jax import collectives
 
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
   """Returns -log softmax(logits)[label], `[B]`, for int labels `[B]`."""
-  _check_classes(labels)
-  log_probs = jax.nn.log_softmax(logits)
-  return -jnp.take_along_axis(log_probs, labels[:, None], axis=-1)[:, 0]
+  return -_logit_of(jax.nn.log_softmax(logits), labels)
 
 
 def soft_cross_entropy(target_logits: jax.Array,
@@ -55,8 +53,7 @@ def margin(logits: jax.Array, labels: jax.Array) -> jax.Array:
   It is positive where the logits say y, negative where another class, and 0 for
   a tie.
   """
-  _check_classes(labels)
-  is_label = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)
+  is_label = jax.nn.one_hot(int_classes(labels), logits.shape[-1], dtype=bool)
   label_logit = jnp.sum(jnp.where(is_label, logits, 0), axis=-1)
   other = jnp.max(jnp.where(is_label, -jnp.inf, logits), axis=-1)
   return label_logit - other
@@ -134,17 +131,23 @@ def divergence_from(logits: jax.Array, target_logits: jax.Array) -> jax.Array:
   return kl_divergence(target_logits, logits)
 
 
-def _check_classes(classes):
-  """Raises ValueError for what is no class per image, such as one-hot ones."""
-  if np.ndim(classes) != 1 or not jnp.issubdtype(
-      jnp.result_type(classes), jnp.integer):
+def int_classes(classes: jax.Array) -> jax.Array:
+  """Returns int classes `[B]` in a type that holds the number of classes too.
+
+  Raises:
+    ValueError: for what is no class per image, such as one-hot ones.
+  """
+  dtype = jnp.result_type(classes)
+  if np.ndim(classes) != 1 or not jnp.issubdtype(dtype, jnp.integer):
     raise ValueError('Expected int labels [B] for this loss, got '
-                     f'{jnp.result_type(classes)} {np.shape(classes)}.')
+                     f'{dtype} {np.shape(classes)}.')
+  # Compared with 300 in uint8, 0 would be 256.
+  return jnp.asarray(classes, jnp.int32 if dtype.itemsize < 4 else dtype)
 
 
 def _logit_of(logits: jax.Array, classes: jax.Array) -> jax.Array:
-  _check_classes(classes)
-  return jnp.take_along_axis(logits, classes[:, None], axis=-1)[:, 0]
+  return jnp.take_along_axis(
+      logits, int_classes(classes)[:, None], axis=-1)[:, 0]
 
 
 def weighted_mse(target_logits: jax.Array, logits: jax.Array,

@@ -16,6 +16,7 @@ import pytest
 from ferd_jax import attacks
 from ferd_jax import inner_attacks
 from ferd_jax import losses
+from ferd_jax.attacks import attack as attack_module
 
 EPS, STEP = 8 / 255, 2 / 255
 SHAPE = (4, 3, 2, 1)
@@ -87,7 +88,8 @@ def objective(attack, net, x, y):
 
 
 # Few shapes, since each one compiles.
-boxes = st.tuples(st.floats(-2, 1), st.floats(0.05, 3)).map(
+boxes = st.tuples(st.floats(-2, 1, allow_subnormal=False),
+                  st.floats(0.05, 3)).map(
     lambda box: (box[0], box[0] + box[1]))
 
 
@@ -99,6 +101,7 @@ boxes = st.tuples(st.floats(-2, 1), st.floats(0.05, 3)).map(
 def test_stays_in_ball_and_bounds(shape, eps, step_size, bounds, num_steps,
                                   seed, kind):
   low, high = bounds
+  eps = min(eps, high - low)
   x = jnp.asarray(np.clip(low + (high - low) * draw(*shape, seed=seed),
                           low, high))
   net = smooth_net(int(np.prod(shape[1:])), 3, seed)
@@ -535,9 +538,9 @@ def test_teacher_logits_of_another_number_of_classes():
 @every_attack
 def test_images_that_are_no_floating_point_batch(attack, y):
   for x in (np.zeros(SHAPE, np.uint8), np.zeros(SHAPE, int),
-            np.zeros(SHAPE, bool), np.float64(0)):
+            np.zeros(SHAPE, bool), np.zeros(len(y)), np.float64(0)):
     assert refused(attack, keys(), x, y) == (
-        'Expected x to be float32 or float64 images [B, ...], got '
+        'Expected x to be float32 or float64 images [B, ..., channels], got '
         f'{x.dtype} {x.shape}.')
 
 
@@ -697,6 +700,139 @@ def test_a_model_that_breaks_predicts_nothing():
     return jnp.where(jnp.all(x == IMAGES), NET(x), jnp.nan)
   result = attacks.PGD(EPS, STEP, 1).run(net, keys(), IMAGES, LABELS)
   assert not result.success.any() and (result.predictions == -1).all()
+
+
+def breaks_off(what, image=2):
+  """Returns a net whose logits or gradients break off the clean image."""
+  def broken(x):
+    gap = jnp.abs(x - IMAGES).sum((1, 2, 3))[:, None]
+    if what == 'logits':
+      bad = jnp.where(gap > 0, jnp.nan, 0.)
+    else:
+      at = jnp.arange(len(x))[:, None] == image
+      bad = jnp.sqrt(jnp.where(at, gap * 0, 1))  # 0, with a gradient of NaN
+    return NET(x) + jnp.where(jnp.arange(len(x))[:, None] == image, bad, 0)
+  return broken
+
+
+@pytest.mark.parametrize('attack', [
+    attacks.PGD(EPS, STEP, 2), attacks.APGD(EPS, num_iterations=3),
+    attacks.APGD(EPS, num_iterations=3, keep='best'),
+    attacks.FAB(EPS, num_targets=1, num_iterations=3),
+    attacks.FAB(EPS, num_iterations=3), attacks.Square(EPS, num_queries=3)],
+                         ids=lambda attack: type(attack).__name__)
+@pytest.mark.parametrize('what', ['logits', 'gradients'])
+def test_broken_models_are_not_robust(attack, what):
+  if what == 'gradients' and isinstance(attack, attacks.Square):
+    return  # It asks for none.
+  labels = np.asarray(NET(IMAGES).argmax(-1))
+  net = breaks_off(what)
+  with pytest.warns(UserWarning, match='not finite for 1 of 4 images'):
+    result = attack.run(net, keys(), IMAGES, labels)
+  compiled = attacks.jit(attack, lambda _, x: net(x))
+  with pytest.warns(UserWarning, match='not finite for 1 of 4 images'):
+    again = compiled.run((), jax.random.key(0), IMAGES, labels)
+  for found in (result, again):
+    assert np.isnan(found.images[2]).all() and found.predictions[2] == -1
+    assert not found.success[2] and np.isnan(found.logits[2]).all()
+    others = np.delete(np.asarray(found.images), 2, axis=0)
+    assert np.isfinite(others).all()
+  with jax.debug_nans(True):
+    attack.run(NET, keys(), IMAGES, labels)  # It computes no NaN itself.
+
+
+def test_logits_of_half_precision():
+  # So confident that a softmax in half precision is 1, with no gradient left.
+  def net(x, dtype):
+    return (9 * jnp.eye(3)[LABELS] + NET(x)).astype(dtype)
+  x, y = IMAGES.astype(np.float32), LABELS
+  for loss in (losses.cross_entropy, losses.dlr):
+    def gradient(dtype, loss=loss):
+      def ascended(x):
+        logits = net(x, dtype).astype(jnp.float32)
+        given = attacks.Problem(x, y, None, None, None)
+        return attack_module.loss_of(loss, logits.astype(dtype), given,
+                                     loss).sum()
+      return jax.grad(ascended)(jnp.asarray(x))
+    exact = gradient(jnp.float32)
+    np.testing.assert_allclose(gradient(jnp.bfloat16), exact, rtol=0.1,
+                               atol=0.05 * np.abs(exact).max())
+  ties = jnp.array([[2., 2, 2, 1]])
+  for dtype in (jnp.float16, jnp.bfloat16):
+    given = attacks.Problem(x[:1], jnp.zeros(1, int), None, None, None)
+    found = attack_module.loss_of(losses.dlr, ties.astype(dtype), given, None)
+    assert found == 0 and found.dtype == jnp.float32
+
+
+@pytest.mark.parametrize('dtype', [np.int8, np.uint8, np.int16, np.uint16,
+                                   np.uint32, np.int64])
+@pytest.mark.parametrize('make', [
+    functools.partial(attacks.PGD, EPS, STEP, 1, losses.carlini_wagner),
+    functools.partial(attacks.PGD, EPS, STEP, 1, losses.dlr),
+    functools.partial(attacks.FAB, EPS, num_iterations=1, num_targets=1),
+    functools.partial(attacks.Square, EPS, num_queries=1)])
+def test_labels_of_few_bits(make, dtype):
+  wide = smooth_net(6, 300)
+  wide_logits = wide(IMAGES).at[:, 256].add(3.)
+  def net(x):
+    return wide(x).at[:, 256].add(3.)
+  y = np.array([0, 7, 100, 3])
+  for kind in (np.asarray, jnp.asarray):
+    found = make()(net, keys(), IMAGES, kind(y.astype(dtype)))
+    np.testing.assert_array_equal(found, make()(net, keys(), IMAGES, y))
+    for loss in (losses.margin, losses.dlr, losses.cross_entropy):
+      np.testing.assert_array_equal(
+          loss(wide_logits, kind(y.astype(dtype))), loss(wide_logits, y))
+  # 128 and 256 classes are no labels of int8 and uint8.
+  for num_classes in (128, 256):
+    make()(smooth_net(6, num_classes), keys(), IMAGES,
+           jnp.asarray(y.astype(dtype)))
+
+
+@pytest.mark.parametrize(('attack', 'given', 'message'), [
+    (attacks.PGD(EPS, STEP, 1, losses.targeted_margin), (),
+     r'loss, without targets, to take \(logits, y\): missing'),
+    (attacks.PGD(EPS, STEP, 1, losses.carlini_wagner), (LABELS,),
+     r'loss, with targets, to take \(logits, y, targets\): too many'),
+    (attacks.APGD(EPS, loss=losses.cross_entropy, num_targets=2), (),
+     'loss, with targets, to take'),
+    (attacks.APGD(EPS, loss=losses.targeted_dlr), (), 'without targets')])
+def test_losses_that_take_something_else(attack, given, message):
+  with pytest.raises(ValueError, match=message):
+    attack(NET, keys(), IMAGES, LABELS, *given)
+
+
+@pytest.mark.parametrize('indices, message', [
+    ([0, 1, 2], r'4 whole numbers, one per image, got int64 \(3,\)'),
+    ([0., 1, 2, 3], 'got float64'), (2, r'got int64 \(\)')])
+def test_indices_that_are_none(indices, message):
+  attacked = attacks.jit(attacks.PGD(EPS, STEP, 1), lambda _, x: NET(x))
+  key = jax.random.key(0)
+  with pytest.raises(ValueError, match=message):
+    attacked((), key, IMAGES, LABELS, indices=indices)
+  np.testing.assert_array_equal(
+      attacked((), key, IMAGES, LABELS, indices=[0, 1, 2, 3]),
+      attacked((), key, IMAGES, LABELS))
+
+
+@pytest.mark.parametrize('norm, widest', [('Linf', 1.), ('L2', 6 ** 0.5)])
+def test_radii_in_another_unit(norm, widest):
+  attack = attacks.PGD(8, 2, 1, norm=norm)
+  compiled = attacks.jit(attack, lambda _, x: NET(x))
+  for call in (functools.partial(attack, NET), functools.partial(compiled, ())):
+    with pytest.raises(ValueError, match='eps=8 of at most .* such as 8/255'):
+      call(keys()[0], IMAGES, LABELS)
+    call(keys()[0], IMAGES, LABELS, eps=widest)  # to see that all are fooled
+
+
+@pytest.mark.parametrize('impl', ['rbg', 'unsafe_rbg'])
+@every_attack
+def test_noise_with_any_generator(attack, y, impl):
+  given = jax.random.split(jax.random.key(0, impl=impl), len(IMAGES))
+  whole = run(attack, given, IMAGES, y)
+  for i in range(len(IMAGES)):
+    alone = run(attack, given[i:i + 1], IMAGES[i:i + 1], y[i:i + 1])
+    np.testing.assert_allclose(alone, whole[i:i + 1], atol=1e-12)
 
 
 def test_more_targets_than_classes():

@@ -168,7 +168,16 @@ def test_custom():
     (dict(version='custom'), r"attacks=\(\) to be given for version='custom'"),
     (dict(attacks=('square',)), ".* given for version='custom', and only then"),
     (dict(version='custom', attacks=('apgd',)), "attack='apgd' to be one of"),
-    (dict(version='custom', attacks='square'), "attack='s' to be one of"),
+    (dict(version='custom', attacks='square'), "attacks='square' to be a tup"),
+    (dict(version='custom', attacks=5), 'attacks=5 to be a tuple'),
+    (dict(version='custom', attacks=('mine', attacks.FAB(EPS))),
+     "attack='mine' to be one of"),
+    (dict(version='custom', attacks=(attacks.FAB(EPS),)),
+     r'attacks to be names, or pairs .* got FAB\('),
+    (dict(version='custom', attacks=(('a', attacks.FAB(EPS), 3),)),
+     r"attacks to be names, or pairs .* got \('a', FAB\("),
+    (dict(version='custom', attacks=(('a', attacks.APGD(EPS, keep='best')),)),
+     "keep='best' of attack 'a' to be 'first' or 'fooling'"),
     (dict(version='custom', attacks=('fab', 'fab')), '.* one name each'),
     (dict(version='custom', attacks=(
         'fab', ('fab', attacks.FAB(EPS)))), 'attacks=.* to have one name each'),
@@ -445,10 +454,16 @@ def test_stochastic(tmp_path):
 
 
 def test_stochastic_models_take_a_key():
-  with pytest.raises(TypeError, match='positional argument'):
+  with pytest.raises(ValueError, match=r'stochastic .* to take \(images, key'):
     run(attacks.AutoAttack(EPS, version='rand'), net(), y=labels(net()))
-  with pytest.raises(TypeError, match="missing .* argument: 'key'"):
+  with pytest.raises(ValueError, match=r"take \(images\): missing .*'key'"):
     run(attacks.AutoAttack(EPS), noisy(net()), y=labels(net()))
+
+
+def test_under_jit():
+  y = labels(net())
+  with pytest.raises(ValueError, match='call it outside of jit'):
+    jax.jit(lambda x: run(attacks.AutoAttack(EPS), net(), x, y))(X)
 
 
 # Against the official code.

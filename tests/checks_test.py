@@ -194,8 +194,8 @@ def test_noise_from_outside_of_the_model():
     return np.asarray(linear(jnp.asarray(x))) + 1e-3 * state.normal(
         size=(len(x), NUM_CLASSES))
   trace = functools.partial(jax.make_jaxpr(linear), X)
-  assert 'stochastic' in one(checks.determinism(noisy, trace, X))
-  assert checks.determinism(linear, trace, X) == []
+  assert 'stochastic' in one(checks.determinism(noisy, trace(), trace, X))
+  assert checks.determinism(linear, trace(), trace, X) == []
 
 
 @jax.custom_vjp
@@ -307,8 +307,8 @@ def test_adversarial_logits_that_are_not_finite(members, value, tmp_path):
   # A NaN is no misclassification. Going on does not get around it.
   for _ in range(2):
     with pytest.raises(
-        ValueError, match=rf'^{members[0][0]}: the logits are not finite for '
-        r'adversarial images of examples \[2, 3\] \(2 in all\)'):
+        ValueError, match=rf'^{members[0][0]}: logits or gradients are not '
+        r'finite for adversarial images of examples \[2, 3\] \(2 in all\)'):
       autoattack(logits_fn, jax.random.key(0), X, labels(linear), batch_size=1,
                  state_file=state_file, progress=False,
                  parallel=parallel.create('jit'))

@@ -324,8 +324,19 @@ def test_keys_of_another_generator_are_refused(tmp_path):
         batch_size=3, progress=False, parallel=parallel.create('jit'),
         state_file=tmp_path / 'state.npz')
   attack('rbg')
-  with pytest.raises(ValueError, match='generator is .*unsafe_rbg.*, there'):
-    attack('unsafe_rbg')
+  with pytest.raises(ValueError, match='seed is .*, there'):
+    attack('threefry2x32')
+
+
+@pytest.mark.parametrize('impl', ['rbg', 'unsafe_rbg'])
+def test_batch_size_does_not_matter_with_any_generator(impl):
+  def attack(batch_size):
+    return autoattack()(MODEL, jax.random.key(3, impl=impl), X, Y,
+                        batch_size=batch_size, progress=False,
+                        parallel=parallel.create('jit'))
+  first, second = attack(3), attack(16)
+  np.testing.assert_array_equal(first.broken_by, second.broken_by)
+  np.testing.assert_allclose(first.images, second.images, atol=1e-6)
 
 
 def test_a_truncated_state_is_refused(state_file, tmp_path):
@@ -349,6 +360,26 @@ def test_save_every_is_checked(save_every):
 
 
 # Compiling.
+
+
+class Changing:
+  """A model whose weights change in place, as an NNX module's."""
+
+  def __init__(self):
+    self.weights = weights()
+
+  def __call__(self, x):
+    return apply_fn(self.weights, x)
+
+
+@pytest.mark.parametrize('wrap', [jax.tree_util.Partial, lambda model: model])
+def test_weights_that_change_in_place(wrap):
+  model = Changing()
+  assert_same(run(model=wrap(model)), whole())
+  model.weights = weights(5)
+  expected = run(model=jax.tree_util.Partial(apply_fn, weights(5)))
+  assert expected.clean_accuracy < whole().clean_accuracy
+  assert_same(run(model=wrap(model)), expected)
 
 
 def test_nothing_compiles_again():

@@ -327,7 +327,7 @@ def test_logits_that_are_not_finite_fool_nobody(bad, rank):
   rest = np.arange(BATCH) > 1
   np.testing.assert_array_equal(state.fooled, rest)
   np.testing.assert_array_equal(state.finite, rest)
-  np.testing.assert_array_equal(settings.images(problem, state)[:2], x[:2])
+  assert np.isnan(settings.images(problem, state)[:2]).all()
   assert np.isfinite(np.asarray(state.x_best)).all()
   _, states = trace(settings, conv_net, x, y, 10, ranked(conv_net, x, rank))
   np.testing.assert_allclose(state.x[2:], states[-1].x[2:], rtol=0, atol=1e-12)

@@ -498,7 +498,8 @@ def test_a_tie_ends_the_search_without_success():
   images = attack.images(problem, state)
   np.testing.assert_array_equal(images, state.x_best)
   # The first of equal logits is the prediction.
-  result = jax.jit(functools.partial(attack.result, net))(problem, images)
+  result = jax.jit(functools.partial(attack.result, net))(
+      problem, images, jnp.ones(2, bool))
   np.testing.assert_array_equal(result.success, [False, True])
 
 

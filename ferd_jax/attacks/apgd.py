@@ -65,7 +65,7 @@ def control(controller: Controller, loss: jax.Array, period: jax.Array,
     The controller, where the loss is the highest so far (`[B]`), and where the
     step size was halved, so that the attack goes on from its best (`[B]`).
   """
-  num_up = controller.num_up + (loss > controller.f_last)
+  num_up = controller.num_up + (loss > controller.f_last).astype(jnp.int32)
   better = loss > controller.f_best
   f_best = jnp.where(better, loss, controller.f_best)
   checkpoint = period > 0
@@ -94,7 +94,7 @@ class APGDState(NamedTuple):
     x_adv: `[B, ...]`, the last misclassified iterate (the first, where the
       attack stops then).
     fooled: bool `[B]`, whether any was.
-    finite: bool `[B]`, whether all logits were.
+    finite: bool `[B]`, whether all logits and gradients were.
     zero_gradient: bool `[B]`, whether that of the start is 0 everywhere.
     controller: of the step size.
   """
@@ -116,7 +116,6 @@ class APGD(attack.Attack):
 
   Attributes:
     eps: radius of the ball, at least 0, in the unit of the images.
-    num_steps: evaluations of the model; one for the start, one per iteration.
     norm: 'Linf' or 'L2'.
     loss: (logits `[B, K]`, y) -> `[B]`, ascended; with targets
       (logits, y, targets) -> `[B]`. None is the cross-entropy, with targets
@@ -226,7 +225,8 @@ class APGD(attack.Attack):
     x_best = geometry.where(better, state.x, state.x_best)
     gradient_best = geometry.where(better, gradient, state.gradient_best)
     x = geometry.where(halved, x_best, state.x)
-    gradient = geometry.where(halved, gradient_best, gradient)
+    gradient, raw_gradient = (
+        geometry.where(halved, gradient_best, gradient), gradient)
 
     after = APGDState(
         iteration=state.iteration + 1,
@@ -234,7 +234,8 @@ class APGD(attack.Attack):
                      controller.step_size, first),
         x_last=x, x_best=x_best, gradient_best=gradient_best, x_adv=x_adv,
         fooled=state.fooled | missed,
-        finite=state.finite & jnp.all(jnp.isfinite(logits), axis=-1),
+        finite=(state.finite & attack.all_finite(logits)
+                & attack.all_finite(raw_gradient)),
         zero_gradient=jnp.where(first, geometry.size(gradient, 'Linf') == 0,
                                 state.zero_gradient),
         controller=controller)
@@ -251,9 +252,9 @@ class APGD(attack.Attack):
 
   def images(self, problem: attack.Problem, state: APGDState) -> jax.Array:
     """Returns what `keep` says."""
-    if self.keep == 'best':
-      return state.x_best
-    return geometry.where(state.fooled, state.x_adv, problem.x)
+    images = (state.x_best if self.keep == 'best' else
+              geometry.where(state.fooled, state.x_adv, problem.x))
+    return attack.or_nan(state.fooled | state.finite, images)
 
   def _evaluate(self, logits_fn, problem, x, key):
     """Returns loss, logits and gradient of the loss."""

@@ -10,6 +10,7 @@ that exchanges images while it runs.
 from collections.abc import Callable
 import contextlib
 import functools
+import inspect
 from typing import Any
 from typing import NamedTuple
 import warnings
@@ -26,9 +27,6 @@ from ferd_jax import validate
 from ferd_jax.attacks import geometry
 
 LogitsFn = Callable[..., jax.Array]
-
-# Images may leave the bounds by so much of their width, rounding.
-_SLACK = 1e-6
 
 
 class Problem(NamedTuple):
@@ -56,9 +54,10 @@ class Problem(NamedTuple):
 class AttackResult(NamedTuple):
   """What an attack achieved, from one more evaluation on its images.
 
-  Of an example that is no valid input (see `Attack.__call__`) the numbers are
-  NaN; there, and where the model's logits are not finite, the prediction is -1
-  and the success False.
+  Of an example that is no valid input (see `Attack.__call__`), or where the
+  model gave logits or gradients that are not finite before it was fooled, the
+  images and numbers are NaN, the prediction is -1 and the success False, which
+  says nothing about robustness: `run` warns of it outside of `jit`.
 
   Attributes:
     images: `[B, ...]`, adversarial.
@@ -142,7 +141,8 @@ class Attack:
         array in it has a batch axis.
       targets: of a targeted loss, int classes `[B]`.
       eps: radius in place of the setting's, a scalar or one per example; it
-        may be traced.
+        may be traced. That of the whole range is allowed, as a test that
+        everything can be fooled.
       x_init: `[B, ..., channels]`, to start from.
 
     Returns:
@@ -153,7 +153,8 @@ class Attack:
       ValueError: if x is not float32 or float64, y, targets, x_init, eps or
         key do not fit its batch size, or logits_fn does not return `[B, K]`;
         outside of `jit` also for labels or targets that are no class, images
-        that are not finite or out of bounds, and a negative eps.
+        that are not finite or out of bounds, and an eps that is negative or
+        wider than the bounds.
     """
     return self._attack(logits_fn, key, x, y, targets, eps, x_init)[1]
 
@@ -164,33 +165,30 @@ class Attack:
 
     The labels that success is measured by are `y`, or the highest entries if
     `y` are logits `[B, K]`; of a pytree, its first leaf. Outside of `jit` a
-    model that seems to return probabilities gets a UserWarning.
+    model that seems to return probabilities gets a UserWarning, and one whose
+    logits or gradients are not finite.
     """
     problem, images, valid = self._attack(logits_fn, key, x, y, targets, eps,
                                           x_init)
     result = self.result(logits_fn, problem, images, valid,
                          self.step_key(problem.keys))
-    warn_of_probabilities(result.logits)
+    warn(result)
     return result
 
   def result(self, logits_fn: LogitsFn, problem: Problem, images: jax.Array,
-             valid: jax.Array | None = None,
-             key: jax.Array | None = None) -> AttackResult:
+             valid: jax.Array, key: jax.Array | None = None) -> AttackResult:
     """Returns what `images` achieve against the model.
 
     Args:
       logits_fn: as for the call.
       problem: that was solved.
       images: `[B, ...]`.
-      valid: bool `[B]`, of the examples that are valid input; default: all.
+      valid: bool `[B]`, of the examples that are valid input.
       key: for a stochastic model, else None.
     """
-    logits = evaluate(logits_fn, images, key)
-    if valid is None:
-      valid = jnp.ones(images.shape[:1], bool)
-    logits = geometry.where(valid, logits, jnp.full_like(logits, jnp.nan))
-    finite = jnp.all(jnp.isfinite(logits), axis=-1)
-    predictions = jnp.where(finite, jnp.argmax(logits, axis=-1), -1)
+    valid = valid & all_finite(images)  # Whatever the model makes of NaN.
+    logits = or_nan(valid, evaluate(logits_fn, images, key))
+    predictions = jnp.where(all_finite(logits), jnp.argmax(logits, axis=-1), -1)
     return jax.tree.map(lax.stop_gradient, AttackResult(
         images=images,
         success=is_fooled(logits, labels_of(problem.y)) & valid,
@@ -212,7 +210,7 @@ class Attack:
     if np.shape(eps) not in ((), x.shape[:1]):
       raise ValueError(f'Expected eps of shape {np.shape(eps)} to be one '
                        f'radius or {x.shape[0]}, one per image.')
-    checked_radii(eps)
+    checked_radii(eps, x.shape[1:], self.norm, self.bounds)
     keys = noise_keys(key, x.shape[0])
     classes = num_classes(logits_fn, x, self.step_key(keys))
     self.check_num_classes(classes)
@@ -221,6 +219,7 @@ class Attack:
     valid &= jnp.isfinite(eps) & (eps >= 0)
     if x_init is not None:
       x_init = jnp.asarray(x_init, x.dtype)
+    y, targets = jax.tree.map(wide_enough, (y, targets))
     x, y, targets, eps, x_init = jax.tree.map(
         lax.stop_gradient, (x, y, targets, eps, x_init))
     return Problem(x, y, targets, eps, keys, x_init), valid
@@ -245,8 +244,7 @@ class Attack:
       images = self._solve(logits_fn, problem)
     else:
       images = self._solve_runs(logits_fn, problem)
-    images = geometry.where(valid, images, jnp.full_like(images, jnp.nan))
-    return problem, lax.stop_gradient(images), valid
+    return problem, lax.stop_gradient(or_nan(valid, images)), valid
 
   def _solve(self, logits_fn, problem):
     def step(i, state):
@@ -317,9 +315,16 @@ def evaluate(logits_fn: LogitsFn, images: jax.Array,
     key: passed on to a stochastic model; None for all others.
 
   Raises:
-    ValueError: unless the model returns `[B, K]`, K >= 2, floating-point.
+    ValueError: unless the model takes these arguments and returns `[B, K]`,
+      K >= 2, floating-point.
   """
-  logits = logits_fn(images) if key is None else logits_fn(images, key)
+  if key is None:
+    check_call('logits_fn of a deterministic attack', logits_fn, images=images)
+    logits = logits_fn(images)
+  else:
+    check_call('logits_fn of a stochastic attack', logits_fn, images=images,
+               key=key)
+    logits = logits_fn(images, key)
   expected = ('Expected logits_fn to return floating-point logits '
               f'[{images.shape[0]}, K], K >= 2, got ')
   if not isinstance(logits, jax.Array):
@@ -344,13 +349,20 @@ def loss_of(loss: Callable[..., jax.Array] | None, logits: jax.Array,
     targeted: what None stands for if the problem has targets.
 
   Raises:
-    ValueError: if the loss does not return `[B]`: a mean over the batch would
-      do something else.
+    ValueError: if the loss does not take these arguments, or does not return
+      `[B]`: a mean over the batch would do something else.
   """
+  # In half precision a softmax is 1 long before its gradient vanishes.
+  logits = logits.astype(jnp.promote_types(logits.dtype, problem.x.dtype))
   if problem.targets is None:
-    found = (loss or losses.cross_entropy)(logits, problem.y)
+    loss = loss or losses.cross_entropy
+    check_call('the loss, without targets,', loss, logits=logits, y=problem.y)
+    found = loss(logits, problem.y)
   else:
-    found = (loss or targeted)(logits, problem.y, problem.targets)
+    loss = loss or targeted
+    check_call('the loss, with targets,', loss, logits=logits, y=problem.y,
+               targets=problem.targets)
+    found = loss(logits, problem.y, problem.targets)
   found = jnp.asarray(found)
   if found.shape != logits.shape[:1]:
     raise ValueError('Expected the loss to return one value per image, '
@@ -368,10 +380,32 @@ NO_LOGITS = ('The model seems to return probabilities. Attacks need logits: a '
              'softmax hides gradients.')
 
 
-def warn_of_probabilities(logits: jax.Array) -> None:
-  """Warns of logits `[B, K]` that are none, if their values are known."""
-  if is_concrete(logits) and seem_probabilities(np.asarray(logits)):
+def warn(result: AttackResult) -> None:
+  """Warns of what makes a result doubtful, if its values are known."""
+  if not is_concrete(result.logits):
+    return
+  logits = np.asarray(result.logits)
+  if seem_probabilities(logits):
     warnings.warn(NO_LOGITS, stacklevel=3)
+  broken = int((~np.isfinite(logits)).any(-1).sum())
+  if broken:
+    warnings.warn(
+        f'The logits or gradients are not finite for {broken} of {len(logits)} '
+        'images: they count as not fooled, which is no robustness.',
+        stacklevel=3)
+
+
+def check_call(name: str, function: Callable, **arguments: Any) -> None:
+  """Raises ValueError unless a function takes these arguments, by position."""
+  try:
+    signature = inspect.signature(function)
+  except (TypeError, ValueError):
+    return  # Some callables have none.
+  try:
+    signature.bind(*arguments.values())
+  except TypeError as error:
+    raise ValueError(f'Expected {name} to take ({", ".join(arguments)}): '
+                     f'{error}.') from error
 
 
 def num_classes(logits_fn: LogitsFn, x: jax.Array,
@@ -386,8 +420,19 @@ def is_fooled(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
   Logits that are not finite predict nothing and fool nobody.
   """
-  finite = jnp.all(jnp.isfinite(logits), axis=-1)
-  return finite & (jnp.argmax(logits, axis=-1) != labels)
+  return all_finite(logits) & (jnp.argmax(logits, axis=-1) != labels)
+
+
+def all_finite(values: jax.Array) -> jax.Array:
+  """Returns whether all entries of each example are finite, `[B]`."""
+  return _all(jnp.isfinite(values))
+
+
+def or_nan(mask: jax.Array, values: jax.Array) -> jax.Array:
+  """Returns values `[B, ...]` where the example's mask is true, else NaN."""
+  if is_concrete(mask) and bool(jnp.all(mask)):
+    return values  # `jax_debug_nans` stops at any NaN that is computed.
+  return geometry.where(mask, values, jnp.full_like(values, jnp.nan))
 
 
 def labels_of(y: Any) -> jax.Array:
@@ -403,7 +448,7 @@ def labels_of(y: Any) -> jax.Array:
   leaves = jax.tree.leaves(y)
   y = jnp.asarray(leaves[0]) if leaves else jnp.zeros(())
   if y.ndim == 1 and jnp.issubdtype(y.dtype, jnp.integer):
-    return y
+    return losses.int_classes(y)
   if y.ndim == 2 and jnp.issubdtype(y.dtype, jnp.floating):
     return jnp.argmax(y, axis=-1)
   raise ValueError('Expected y to be int labels [B] or floating-point logits '
@@ -462,9 +507,9 @@ def checked_images(x: jax.Array, **targets: Any) -> jax.Array:
   """
   x = jnp.asarray(x)
   # In half precision the ball is as wide as its rounding.
-  if not x.ndim or x.dtype not in (jnp.float32, jnp.float64):
-    raise ValueError('Expected x to be float32 or float64 images [B, ...], got '
-                     f'{x.dtype} {x.shape}.')
+  if x.ndim < 2 or x.dtype not in (jnp.float32, jnp.float64):
+    raise ValueError('Expected x to be float32 or float64 images [B, ..., '
+                     f'channels], got {x.dtype} {x.shape}.')
   if targets.get('y') is not None:
     labels_of(targets['y'])
   if not x.shape[0]:
@@ -482,11 +527,29 @@ def checked_images(x: jax.Array, **targets: Any) -> jax.Array:
   return x
 
 
-def checked_radii(eps: Any) -> None:
-  """Raises ValueError for radii that are negative or not finite, if known."""
-  if is_concrete(eps):
-    for radius in np.unique(np.asarray(eps)):
-      validate.non_negative(eps=float(radius))
+def checked_radii(eps: Any, shape: tuple[int, ...], norm: str,
+                  bounds: tuple[float, float]) -> None:
+  """Raises ValueError for radii that are none, if they are known.
+
+  Args:
+    eps: radius or radii.
+    shape: of an image.
+    norm: 'Linf' or 'L2'.
+    bounds: lowest and highest pixel value.
+
+  Raises:
+    ValueError: for radii that are negative, not finite, or larger than the
+      distance between any two images.
+  """
+  if not is_concrete(eps):
+    return
+  for radius in np.unique(np.asarray(eps)):
+    validate.non_negative(eps=float(radius))
+    widest = geometry.diameter(shape, norm, bounds)
+    if radius > widest * (1 + 1e-6):
+      raise ValueError(
+          f'Expected eps={radius:g} of at most {widest:g}, the largest '
+          f'distance of images in {bounds}; eps has their unit, such as 8/255.')
 
 
 def noise_keys(key: jax.Array, batch_size: int) -> jax.Array:
@@ -498,11 +561,12 @@ def noise_keys(key: jax.Array, batch_size: int) -> jax.Array:
 
   Args:
     key: one PRNG key or `[B]` keys, typed (`jax.random.key`) or legacy
-      (`jax.random.PRNGKey`, uint32 `[2]` or `[B, 2]` by default).
+      (`jax.random.PRNGKey`, uint32 `[2]` or `[B, 2]` by default), of any
+      generator.
     batch_size: B.
 
   Returns:
-    Typed keys `[B]`.
+    Typed keys `[B]` that are `collectives.independent`.
 
   Raises:
     ValueError: if `key` is anything else.
@@ -539,7 +603,7 @@ def _typed(key):
       key = jax.random.wrap_key_data(key)
   if isinstance(key, jax.Array) and jnp.issubdtype(key.dtype,
                                                    jax.dtypes.prng_key):
-    return key
+    return collectives.independent(key)
   return None
 
 
@@ -562,7 +626,7 @@ def valid_examples(x: jax.Array, y: Any, targets: Any, num_classes: int,
       a start that are not finite.
   """
   low, high = bounds
-  slack = _SLACK * (high - low)
+  slack = geometry.rounding(bounds, x.dtype)
   checks = {'x': (x, _all(jnp.isfinite(x) & (x >= low - slack)
                           & (x <= high + slack)))}
   for name, leaf in (('y', next(iter(jax.tree.leaves(y)), None)),
@@ -570,7 +634,8 @@ def valid_examples(x: jax.Array, y: Any, targets: Any, num_classes: int,
     if leaf is None or isinstance(leaf, tuple | list | dict):
       continue  # What a loss of the caller's takes is the caller's.
     # NumPy's before JAX takes the low half of their bits.
-    leaf = leaf if isinstance(leaf, np.ndarray) else jnp.asarray(leaf)
+    leaf = wide_enough(leaf if isinstance(leaf, np.ndarray) else
+                        jnp.asarray(leaf))
     checks[name] = leaf, _all(
         (leaf >= 0) & (leaf < num_classes)
         if jnp.issubdtype(leaf.dtype, jnp.integer) else jnp.isfinite(leaf))
@@ -597,6 +662,14 @@ def _refuse(name, values, fine, num_classes, bounds):
     expected, found = f'{name} in 0..{num_classes - 1}', f'{value}'
   raise ValueError(f'Expected {expected}, got {found} in example {first} '
                    f'({int((~fine).sum())} such of {len(fine)}).')
+
+
+def wide_enough(leaf: Any) -> Any:
+  """Returns an array, of classes in a type that holds their number too."""
+  dtype = jnp.result_type(leaf)
+  if jnp.issubdtype(dtype, jnp.integer) and dtype.itemsize < 4:
+    return leaf.astype(np.int32)
+  return leaf
 
 
 def _all(mask):

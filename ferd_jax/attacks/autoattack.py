@@ -74,14 +74,19 @@ class AutoAttack:
     if (self.version == 'custom') != bool(self.attacks):
       raise ValueError(f'Expected attacks={self.attacks!r} to be given for '
                        f"version='custom', and only then.")
+    if not isinstance(self.attacks, tuple | list):
+      raise ValueError(f'Expected attacks={self.attacks!r} to be a tuple.')
     object.__setattr__(self, 'attacks', tuple(
-        member if isinstance(member, str) else tuple(member)
+        tuple(member) if isinstance(member, list) else member
         for member in self.attacks))
     for member in self.attacks:
       if isinstance(member, str):
         validate.one_of(MEMBERS, attack=member)
-      else:
+      elif isinstance(member, tuple) and len(member) == 2:
         self._check_own(*member)
+      else:
+        raise ValueError('Expected attacks to be names, or pairs (name, '
+                         f'attack) in brackets of their own, got {member!r}.')
     if len(set(self.names)) < len(self.names):
       raise ValueError(f'Expected attacks={self.names} to have one name each.')
     if len({not isinstance(member, str) and member[1].stochastic
@@ -90,7 +95,8 @@ class AutoAttack:
                        'models all (APGD with eot > 0), or none.')
 
   def _check_own(self, name, own):
-    if not isinstance(own, apgd.APGD | fab.FAB | square.Square):
+    if not isinstance(name, str) or not isinstance(
+        own, apgd.APGD | fab.FAB | square.Square):
       raise ValueError(f'Expected attack {name!r} to be an APGD, FAB or Square,'
                        f' got {own!r}.')
     for setting in ('eps', 'norm', 'bounds'):
@@ -98,6 +104,9 @@ class AutoAttack:
       if value != expected:
         raise ValueError(f'Expected {setting}={value!r} of attack {name!r} to '
                          f'be {expected!r}, as for all.')
+    if getattr(own, 'keep', None) == 'best':
+      raise ValueError(f"Expected keep='best' of attack {name!r} to be 'first' "
+                       "or 'fooling': the best image need not fool.")
 
   @property
   def names(self) -> tuple[str, ...]:
@@ -184,6 +193,9 @@ class AutoAttack:
       ValueError: for inputs or a model that would make the numbers wrong (see
         `checks`), or a state file of another run.
     """
+    if not attack.is_concrete(logits_fn, key, x, y):
+      raise ValueError('AutoAttack is a loop of Python\'s over compiled parts: '
+                       'call it outside of jit.')
     run = ensemble.Run(
         self.members, logits_fn, key, x, y, batch_size=batch_size,
         individual=individual, parallel=parallel or parallels.create(),

@@ -14,6 +14,7 @@ import numpy as np
 
 from ferd_jax import losses
 from ferd_jax.attacks import attack as attacks
+from ferd_jax.attacks import geometry
 from ferd_jax.attacks import saved
 
 _PASSES = 5
@@ -42,6 +43,9 @@ def inputs(x: np.ndarray, y: np.ndarray, eps: float, norm: str,
                      f'{x.dtype}.')
   if not np.issubdtype(y.dtype, np.integer):
     raise ValueError(f'Expected y to be int labels, got {y.dtype}.')
+  if x.ndim < 2:
+    raise ValueError('Expected x to be images [N, ..., channels], got '
+                     f'{x.shape}.')
   if y.ndim != 1 or y.shape != x.shape[:1] or not len(y):
     raise ValueError(f'Expected y of shape {y.shape} to be [N], one label for '
                      f'each image in x of shape {x.shape}, N > 0.')
@@ -70,8 +74,7 @@ def radius(eps: float, norm: str, shape: tuple[int, ...],
     shape: of an image.
     bounds: lowest and highest pixel value.
   """
-  low, high = bounds
-  widest = (high - low) * (1 if norm == 'Linf' else np.prod(shape) ** .5)
+  widest = geometry.diameter(shape, norm, bounds)
   if eps >= widest:
     raise ValueError(
         f'Expected eps={eps:g} below {widest:g}, which covers all images in '
@@ -102,12 +105,14 @@ def outputs(logits: np.ndarray) -> list[str]:
 
 
 def determinism(predict: Callable[[np.ndarray], np.ndarray],
-                trace: Callable[[], Any], x: np.ndarray) -> list[str]:
+                traced: Any, trace: Callable[[], Any],
+                x: np.ndarray) -> list[str]:
   """Returns a warning if the model's logits vary from pass to pass.
 
   Args:
     predict: images `[B, ...]` -> logits `[B, K]`, compiled.
-    trace: returns the model's jaxpr, with nothing remembered of other traces.
+    traced: the model's jaxpr.
+    trace: returns another, with nothing remembered of other traces.
     x: images `[B, ...]`.
   """
   passes = [predict(x) for _ in range(_PASSES)]
@@ -117,10 +122,10 @@ def determinism(predict: Callable[[np.ndarray], np.ndarray],
                   for first, second in itertools.combinations(unit, 2))
   # Noise drawn by Python is a constant once compiled, but another in the next
   # trace.
-  first, second = trace(), trace()
+  again = trace()
   if (variation > _VARIATION
-      or saved.code_of(first) != saved.code_of(second)
-      or saved.digest(first.consts) != saved.digest(second.consts)):
+      or saved.code_of(traced) != saved.code_of(again)
+      or saved.digest(traced.consts) != saved.digest(again.consts)):
     return ["The model seems to be stochastic. Use version 'rand' and a "
             'logits_fn(images, key).']
   return []
@@ -230,11 +235,13 @@ def results(x_adv: np.ndarray, eps: float, norms: np.ndarray,
     ValueError: if they are out of the ball or the bounds, or not finite.
   """
   low, high = bounds
-  slack = 1e-6 * (high - low)
+  slack = geometry.rounding(bounds, x_adv.dtype)
   flat = x_adv.reshape(len(x_adv), -1)
   # A NaN is in no interval.
   valid = ((flat >= low - slack) & (flat <= high + slack)).all(-1)
-  valid &= norms <= eps * (1 + 1e-5) + slack
+  # In the worst case that of every pixel adds up, in L2 squared.
+  valid &= norms <= eps * (1 + 1e-5) + slack + flat.shape[1] ** 0.5 * (
+      slack - 1e-6 * (high - low))
   if not valid.all():
     raise ValueError('An attack returned images that are out of the ball or '
                      f'the bounds: {_some(np.flatnonzero(~valid))}.')

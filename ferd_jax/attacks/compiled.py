@@ -108,8 +108,7 @@ class CompiledAttack:
           ) -> attacks.AttackResult:
     """Returns the images and what they achieve; arguments as for the call.
 
-    On one device the first call gives a UserWarning for a model that seems to
-    return probabilities.
+    On one device the first call gives the UserWarnings of `Attack.run`.
     """
     if attacks.is_tracing(variables, key, x, y, targets, eps, x_init, indices):
       return self._attack.run(
@@ -118,7 +117,7 @@ class CompiledAttack:
     given = self._given(variables, key, x, y, targets, eps, x_init, indices)
     result = self._result(variables, given, self._images_of(variables, given))
     if not self._was_run and self._parallel.mode == 'jit':
-      attacks.warn_of_probabilities(result.logits)
+      attacks.warn(result)
     self._was_run = True  # Looking waits for the device: once is enough.
     return result
 
@@ -132,7 +131,8 @@ class CompiledAttack:
     if np.shape(eps):
       raise ValueError('Expected eps to be one radius, got shape '
                        f'{np.shape(eps)}.')
-    attacks.checked_radii(eps)
+    attacks.checked_radii(eps, np.shape(x)[1:], self._attack.norm,
+                          self._attack.bounds)
     self._attack.check_targets(targets)
     key = attacks.one_key(key)
     if self._parallel.mode == 'jit':  # Else the caller has laid out arrays.
@@ -142,12 +142,23 @@ class CompiledAttack:
       x = attacks.checked_images(x, y=y, targets=targets, x_init=x_init)
       self._check_values(variables, key, x, y, targets, x_init)
       x_init = None if x_init is None else jnp.asarray(x_init, x.dtype)
-      if indices is None:
-        indices = np.arange(len(x), dtype=np.int32)
+      y, targets = jax.tree.map(attacks.wide_enough, (y, targets))
+      indices = self._checked_indices(indices, len(x))
     elif indices is None:
       raise ValueError('Expected indices, laid out as x is over devices.')
     return _Given(key, x, y, targets, jnp.asarray(eps, x.dtype), x_init,
                   indices)
+
+  def _checked_indices(self, indices, batch_size):
+    """Returns indices `[B]`, by default 0..B-1, as an array."""
+    if indices is None:
+      return np.arange(batch_size, dtype=np.int32)
+    indices = np.asarray(indices)
+    if (indices.shape != (batch_size,)
+        or not np.issubdtype(indices.dtype, np.integer)):
+      raise ValueError(f'Expected indices to be {batch_size} whole numbers, '
+                       f'one per image, got {indices.dtype} {indices.shape}.')
+    return indices
 
   def _check_values(self, variables, key, x, y, targets, x_init):
     """Raises ValueError for what is no valid input."""
@@ -263,8 +274,7 @@ class CompiledAttack:
   @functools.cached_property
   def _masked(self):
     def masked(variables, given, images):
-      return geometry.where(self._valid(variables, given), images,
-                            jnp.full_like(images, jnp.nan))
+      return attacks.or_nan(self._valid(variables, given), images)
     return self._compile(masked, (_R, _GIVEN, _S))
 
   @functools.cached_property

@@ -170,18 +170,21 @@ class Run:
     self._parallel, self._batch_size = parallel, batch_size
     self._individual, self._stochastic = individual, stochastic
     self._key = attacks.one_key(key)
-    if isinstance(logits_fn, jax.tree_util.Partial):
-      self._logits_fn, self._compiled = logits_fn, _SHARED
-    else:
-      # What it closes over may be other weights by the next call.
-      self._logits_fn = jax.tree_util.Partial(_Borrowed(logits_fn))
-      self._compiled = _Compiled()
     # Before the model sees them, which may not take their shape.
     checks.inputs(x, y, self._eps, self._norm, self._bounds)
     self._num_classes = attacks.num_classes(
         logits_fn, x[:1], self._key if stochastic else None)
     checks.labels(y, self._num_classes)
     self._x, self._y = x, y.astype(np.int32)
+    if isinstance(logits_fn, jax.tree_util.Partial):
+      self._logits_fn = logits_fn
+      self._traced = self._trace()
+      # What it closes over may be other weights by the next call.
+      self._compiled = _shared(saved.digest(self._traced.consts))
+    else:
+      self._logits_fn = jax.tree_util.Partial(_Borrowed(logits_fn))
+      self._traced = self._trace()
+      self._compiled = _Compiled()
     self._members = members(self._num_classes)
     self._model = parallel.replicate(self._logits_fn)
     self._settings = settings | {
@@ -297,8 +300,8 @@ class Run:
       self._verify(position, name, found, unfooled)
     if unclear:
       raise ValueError(
-          f'{name}: the logits are not finite for adversarial images of '
-          f'examples {sorted(unclear)[:10]} ({len(unclear)} in all).')
+          f'{name}: logits or gradients are not finite for adversarial images '
+          f'of examples {sorted(unclear)[:10]} ({len(unclear)} in all).')
 
   def _verify(self, position, name, found, unfooled):
     """Takes the images that fool the model once more; others had not."""
@@ -341,7 +344,7 @@ class Run:
       return []
     batch = np.resize(self._x[:self._batch_size],
                       (self._batch_size, *self._x.shape[1:]))
-    notes = checks.determinism(self._logits, self._trace, batch)
+    notes = checks.determinism(self._logits, self._traced, self._trace, batch)
     if not notes:  # Noise is no dependence.
       # Of one image a device nothing could depend on another.
       size = max(self._batch_size, 2 * self._parallel.num_devices)
@@ -377,14 +380,13 @@ class Run:
     """Returns what tells this run from another, JSON values."""
     if state_file is None:
       return {}  # Hashing takes a while.
-    model = self._trace()
+    model = self._traced
     settings_of_attacks = {
         f'{name}.{field.name}': saved.described(getattr(attack, field.name))
         for name, attack in self._members.items()
         for field in dataclasses.fields(attack)
         if field.name not in self._settings}
     return self._settings | {
-        'generator': str(jax.random.key_impl(self._key)),
         'individual': self._individual,
         'attacks': [f'{name}: {type(attack).__name__}'
                     for name, attack in self._members.items()],
@@ -580,5 +582,8 @@ def _call(model, *args):
   return model(*args)
 
 
-# For models that say what their variables are, as `Partial`s do.
-_SHARED = _Compiled()
+@functools.lru_cache(maxsize=8)
+def _shared(constants):
+  """Returns what models that are `Partial`s share, by a digest of constants."""
+  del constants
+  return _Compiled()

@@ -14,7 +14,6 @@ from ferd_jax.attacks import box_projection
 from ferd_jax.attacks import geometry
 
 _NOT_FOUND = 1e10  # the norm where nothing misclassified was seen
-_TINY = 1e-12  # added to norms of gradients, as upstream
 _SHORTEST = 1e-8  # move that counts, per width of the bounds, as upstream
 
 
@@ -28,7 +27,7 @@ class FABState(NamedTuple):
       image where there is none.
     norm_best: `[B]`, its distance, 1e10 where there is none.
     fooled: bool `[B]`, whether that is at most eps.
-    finite: bool `[B]`, whether all logits were.
+    finite: bool `[B]`, whether all logits and gradients were.
   """
   iteration: jax.Array
   x: jax.Array
@@ -130,7 +129,8 @@ class FAB(attack.Attack):
     labels = attack.labels_of(problem.y)
     difference, gradient, logits = self._linearise(logits_fn, problem, state.x,
                                                    key)
-    finite = state.finite & _all_finite(logits)
+    finite = (state.finite & attack.all_finite(logits)
+              & attack.all_finite(gradient) & jnp.isfinite(difference))
     # Clean images that are wrong already: nothing is closer.
     stays = (attack.is_fooled(logits, labels)
              & (geometry.size(state.x - problem.x, self.norm) == 0))
@@ -148,7 +148,7 @@ class FAB(attack.Attack):
         x=geometry.where(missed, back, x),
         x_best=geometry.where(closer, x, state.x_best), norm_best=norm_best,
         fooled=state.fooled | (closer & (norm_best <= problem.eps)),
-        finite=finite & _all_finite(logits))
+        finite=finite & attack.all_finite(logits))
     if self.keep != 'first':
       return after
     return jax.tree.map(
@@ -162,15 +162,20 @@ class FAB(attack.Attack):
 
   def images(self, problem: attack.Problem, state: FABState) -> jax.Array:
     """Returns `x_best` where it is within eps, else the clean image."""
-    return geometry.where(state.fooled, state.x_best, problem.x)
+    return attack.or_nan(
+        state.fooled | state.finite,
+        geometry.where(state.fooled, state.x_best, problem.x))
 
   def _linearise(self, logits_fn, problem, x, key):
     """Returns z_c - z_y `[B]`, its gradient `[B, ...]`, and the logits.
 
     The class c is the target, or that with the closest boundary.
     """
-    logits, pull_back = jax.vjp(
-        lambda images: attack.evaluate(logits_fn, images, key), x)
+    def evaluate(images):
+      logits = attack.evaluate(logits_fn, images, key)
+      # In half precision the difference of two logits is mostly rounding.
+      return logits.astype(jnp.promote_types(logits.dtype, x.dtype))
+    logits, pull_back = jax.vjp(evaluate, x)
     num_classes = logits.shape[-1]
     labels = attack.labels_of(problem.y)
     is_label = jax.nn.one_hot(labels, num_classes, dtype=logits.dtype)
@@ -185,7 +190,8 @@ class FAB(attack.Attack):
     def compare(number, closest):
       classes = number + (number >= labels)  # all but the label, in order
       difference, gradient = against(classes)
-      distance = jnp.abs(difference) / (_dual_size(gradient, self.norm) + _TINY)
+      distance = jnp.abs(difference) / (
+          _dual_size(gradient, self.norm) + geometry.TINY)
       nearer = distance < closest[0]
       return jax.tree.map(
           lambda new, old: geometry.where(nearer, new, old),
@@ -194,7 +200,7 @@ class FAB(attack.Attack):
     nowhere = jnp.full_like(labels, jnp.inf, dtype=x.dtype)
     _, difference, gradient = loops.repeat(
         num_classes - 1, compare,
-        (nowhere, jnp.zeros_like(nowhere), jnp.zeros_like(x)),
+        (nowhere, nowhere, jnp.zeros_like(x)),
         unroll=self.unroll)
     return difference, gradient, logits
 
@@ -220,7 +226,3 @@ def _dual_size(gradient, norm):
   if norm == 'L2':
     return geometry.size(gradient, norm)
   return jnp.sum(jnp.abs(geometry.flat(gradient)), axis=-1)
-
-
-def _all_finite(logits):
-  return jnp.all(jnp.isfinite(logits), axis=-1)

@@ -8,9 +8,10 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 NORMS = ('Linf', 'L2')
-_TINY = 1e-12  # added to norms that divide, as AutoAttack does
+TINY = 1e-12  # added to norms that divide, as AutoAttack does
 
 
 def per_example(values: jax.Array | float, x: jax.Array) -> jax.Array:
@@ -39,6 +40,20 @@ def size(delta: jax.Array, norm: str) -> jax.Array:
   return jnp.sqrt(jnp.sum(jnp.square(delta), axis=-1))
 
 
+def diameter(shape: tuple[int, ...], norm: str,
+             bounds: tuple[float, float]) -> float:
+  """Returns the largest distance of two images of a shape within bounds."""
+  low, high = bounds
+  return (high - low) * (1 if norm == 'Linf' else math.prod(shape) ** 0.5)
+
+
+def rounding(bounds: tuple[float, float], dtype: jax.typing.DTypeLike) -> float:
+  """Returns how far a pixel may leave the bounds, or its ball, by rounding."""
+  low, high = bounds
+  return 1e-6 * (high - low) + 4 * float(np.finfo(dtype).eps) * max(
+      abs(low), abs(high))
+
+
 def project(x_adv: jax.Array, x: jax.Array, eps: jax.Array | float,
             bounds: tuple[float, float], norm: str = 'Linf') -> jax.Array:
   """Returns `x_adv` in the eps-ball around `x`, then clipped to the bounds.
@@ -55,7 +70,7 @@ def project(x_adv: jax.Array, x: jax.Array, eps: jax.Array | float,
     return jnp.clip(jnp.clip(x_adv, x - eps, x + eps), *bounds)
   delta = x_adv - x
   length = per_example(size(delta, norm), x)
-  return jnp.clip(x + delta / (length + _TINY) * jnp.minimum(eps, length),
+  return jnp.clip(x + delta / (length + TINY) * jnp.minimum(eps, length),
                   *bounds)
 
 
@@ -64,7 +79,7 @@ def direction(gradient: jax.Array, norm: str) -> jax.Array:
   if norm == 'Linf':
     return jnp.sign(gradient)
   length = per_example(size(gradient, norm), gradient)
-  return gradient / (length + _TINY)
+  return gradient / (length + TINY)
 
 
 def uniform(keys: jax.Array, x: jax.Array, eps: jax.Array,
@@ -86,7 +101,7 @@ def uniform(keys: jax.Array, x: jax.Array, eps: jax.Array,
     radius = (jax.random.uniform(radius_key, (), x.dtype)
               ** (1 / math.prod(shape)))
     length = jnp.sqrt(jnp.sum(jnp.square(vector)))
-    return eps * radius * vector / (length + _TINY)
+    return eps * radius * vector / (length + TINY)
   return jax.vmap(draw)(keys, jnp.broadcast_to(eps, x.shape[:1]))
 
 
@@ -109,4 +124,4 @@ def surface(keys: jax.Array, x: jax.Array, eps: jax.Array,
     return jax.random.normal(key, shape, x.dtype)
   noise = jax.vmap(draw)(keys)
   return (per_example(eps, x) * noise
-          / (per_example(size(noise, norm), x) + _TINY))
+          / (per_example(size(noise, norm), x) + TINY))

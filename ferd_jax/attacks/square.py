@@ -22,7 +22,6 @@ from ferd_jax.attacks import geometry
 # After these queries, of 10000, the window's share of the image is halved.
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 _MAX_TILES = 5  # along each axis, of the L2 start
-_TINY = 1e-12  # added to norms that divide, as upstream
 
 
 class Draws(NamedTuple):
@@ -263,11 +262,11 @@ def propose_l2(x: jax.Array, x_best: jax.Array, eps: jax.Array,
   own = jnp.where(inside, delta, 0)
   both = jnp.where(inside | other, delta, 0)
   last = x.ndim - 1
-  new = cut * _of_channels(signs, x) + own / (_TINY + _norm(own, last))
+  new = cut * _of_channels(signs, x) + own / (geometry.TINY + _norm(own, last))
   left = jnp.maximum(jnp.square(geometry.per_example(eps, x))
                      - jnp.square(_norm(delta, x.ndim)), 0)
   budget = jnp.sqrt(left / x.shape[-1] + jnp.square(_norm(both, last)))
-  new = new / (_TINY + _norm(new, last)) * budget
+  new = new / (geometry.TINY + _norm(new, last)) * budget
   return _on_sphere(x, eps, new + (delta - both), bounds)
 
 
@@ -367,9 +366,11 @@ class Square(attack.Attack):
            state: SquareState, key: jax.Array | None = None) -> SquareState:
     """Returns the state after the evaluation of `state.candidate`."""
     logits = attack.evaluate(logits_fn, state.candidate, key)
-    finite = jnp.all(jnp.isfinite(logits), axis=-1)
-    margin = losses.margin(logits, attack.labels_of(problem.y)).astype(
-        state.margin_best.dtype)
+    finite = attack.all_finite(logits)
+    dtype = state.margin_best.dtype
+    margin = losses.margin(
+        logits.astype(jnp.promote_types(logits.dtype, dtype)),
+        attack.labels_of(problem.y)).astype(dtype)
     accepted = finite & ((margin < state.margin_best) | (margin <= 0))
     x_best = geometry.where(accepted, state.candidate, state.x_best)
     margin_best = jnp.where(accepted, margin, state.margin_best)
@@ -393,7 +394,9 @@ class Square(attack.Attack):
     It succeeds at a margin of 0 too, a tie that the model may decide for y:
     whether it is fooled takes one more look at its prediction.
     """
-    return geometry.where(state.fooled, state.x_best, problem.x)
+    return attack.or_nan(
+        state.fooled | state.finite,
+        geometry.where(state.fooled, state.x_best, problem.x))
 
   def _start(self, problem):
     grid, eps, keys = _grid(problem.x), problem.eps, problem.keys
@@ -481,5 +484,5 @@ def _norm(values, end):
 
 def _on_sphere(x, eps, delta, bounds):
   """Returns `x` plus `delta` scaled to norm eps, clipped to the bounds."""
-  scale = geometry.per_example(eps, x) / (_norm(delta, x.ndim) + _TINY)
+  scale = geometry.per_example(eps, x) / (_norm(delta, x.ndim) + geometry.TINY)
   return jnp.clip(x + delta * scale, *bounds)
