@@ -80,15 +80,16 @@ instead of 1.48 ms per image (batches of 32, two cores of a shared AMD EPYC; at
 
 _OVERVIEW = """## Overview
 
-Robust accuracies after all four attacks. Accepted are, with each of three
-official seeds, differences of at most 0.3 points, the same flag for at least
-99.5% of the images, and after every attack no side that is fooled more often
-where flags differ (McNemar, p > 0.05); with 200 images and more also no
+Robust accuracies after all four attacks. Accepted ('yes') are, with each of
+three official seeds, differences of at most 0.3 points, the same flag for at
+least 99.5% of the images, and after every attack no side that is fooled more
+often where flags differ (McNemar, p > 0.05); with 200 images and more also no
 difference above 0.5 points after any attack (of fewer one image is more than
-that). The last column is the CPU time of the official code (the median of the
-seeds for which it was taken) over that here, compilation included. Below,
-seconds of a run that was suspended or shared its core are longer than its CPU
-seconds.
+that). 'As the seeds' are those where it is not so, but flags here differ from
+each seed's for no more images than the flags of two official seeds do. The last
+column is the CPU time of the official code (the median of the seeds for which it
+was taken) over that here, compilation included. Below, seconds of a run that was
+suspended or shared its core are longer than its CPU seconds.
 
 | network | eps | images | here | official, seed by seed | images with the \
 same flag | of two official seeds | largest difference after any attack | \
@@ -303,7 +304,7 @@ def _row(model, eps, ours, official):
       + ', '.join(f'{np.mean(one == final):.1%}' for one in flags) + ' | '
       + (', '.join(f'{share:.1%}' for share in null) or '-')
       + f' | {100 * largest:.2f} points'
-      f' | {"yes" if _accepted(ours, official) else "no"}'
+      f' | {_verdict(ours, official)}'
       f' | {_time_ratio(ours, official):.2f} |')
 
 
@@ -343,6 +344,20 @@ def _accepted(ours, official):
           _difference(ours, side, attack) <= 0.005 + 1e-9
           for attack in ATTACKS))
       for side in official.values())
+
+
+def _verdict(ours, official):
+  """Returns 'yes', 'as the seeds' or 'no'."""
+  if _accepted(ours, official):
+    return 'yes'
+  final = [_final(side) for side in official.values()]
+  spread = [np.sum(one != other)
+            for one, other in itertools.combinations(final, 2)]
+  alike = len(official) == len(SEEDS) and all(
+      np.sum(_final(ours) != one) <= max(spread) for one in final) and all(
+          _mcnemar(ours, side, attack) > 0.05
+          for side in official.values() for attack in ATTACKS)
+  return 'as the seeds' if alike else 'no'
 
 
 def _section(setting, ours, official):

@@ -202,6 +202,12 @@ def test_parity_is_accepted_of_three_seeds_that_agree(parity):
   assert accepted(500, 501, 499)
   assert not accepted(500, 501)
   assert not accepted(500, 500, 504)
+  def verdict(*seeds):
+    return parity._verdict(side(10, of=20), {
+        f'official{i}': side(robust, of=20) for i, robust in enumerate(seeds)})
+  assert verdict(10, 10, 10) == 'yes'
+  assert verdict(10, 10, 11) == 'as the seeds'  # one of them differs, too
+  assert verdict(11, 11, 11) == verdict(10, 11) == 'no'
   def mcnemar(ours, theirs):
     return parity._mcnemar(side(ours), side(theirs), 'square')
   assert [mcnemar(500, robust) for robust in (500, 503, 506)] == [
