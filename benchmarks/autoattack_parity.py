@@ -87,9 +87,9 @@ often where flags differ (McNemar, p > 0.05); with 200 images and more also no
 difference above 0.5 points after any attack (of fewer one image is more than
 that). 'As the seeds' are those where it is not so, but flags here differ from
 each seed's for no more images than the flags of two official seeds do. The last
-column is the CPU time of the official code (the median of the seeds for which it
-was taken) over that here, compilation included. Below, seconds of a run that was
-suspended or shared its core are longer than its CPU seconds.
+column is the CPU time of the official code (the median of the seeds for which
+it was taken) over that here, compilation included. Below, seconds of a run that
+was suspended or shared its core are longer than its CPU seconds.
 
 | network | eps | images | here | official, seed by seed | images with the \
 same flag | of two official seeds | largest difference after any attack | \
@@ -260,8 +260,10 @@ def _by_setting(found):
 def _join(parts):
   """Returns consecutive parts of one side as one."""
   ends = list(itertools.accumulate(part['images'] for part in parts))
-  if [part['first'] for part in parts] != [0, *ends[:-1]]:
-    raise SystemExit(f'images are missing before {parts[-1]["first"]}')
+  firsts = [part['first'] for part in parts]
+  if firsts != [0, *ends[:-1]]:
+    raise SystemExit('{model} at {eps}/255, {side}: images are missing or twice'
+                     .format(**parts[0]) + f' there; parts start at {firsts}')
   whole = parts[0] | {
       'images': ends[-1], 'clean': sum((part['clean'] for part in parts), []),
       'flags': {attack: sum((part['flags'][attack] for part in parts), [])

@@ -184,7 +184,7 @@ def test_parity_refuses_images_that_do_not_fit(parity, tmp_path):
     _write_side(tmp_path, 'jax', flags, 4., first)
   def found():
     return [json.loads(file.read_text()) for file in tmp_path.glob('*.json')]
-  with pytest.raises(SystemExit, match='missing before 8'):
+  with pytest.raises(SystemExit, match=r'resnet20 .* parts start at .0, 8.'):
     parity._by_setting(found())
   _write_side(tmp_path, 'jax', flags, 4., 4)
   _write_side(tmp_path, 'official0', flags, 4.)
