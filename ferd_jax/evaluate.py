@@ -9,9 +9,10 @@
 import argparse
 from collections.abc import Sequence
 import dataclasses
-import fractions
 import json
+import math
 import pathlib
+import re
 import sys
 from typing import Any
 
@@ -192,21 +193,60 @@ def _refuse(args, names, kind):
       raise ValueError(f'Expected no --{name.replace("_", "-")} for {kind}.')
 
 
-def _radii(text: str) -> list[float]:
-  """Returns numbers such as '8/255' or '0.03', separated by commas.
+class _Radii(argparse.Action):
+  """Stores numbers such as 8/255 or 0.03, separated by commas or spaces."""
 
-  Those without a denominator that are 1 or more have the last one's, as in
-  '2,4,8/255'.
+  def __call__(self, parser, namespace, values, option_string=None):
+    try:
+      setattr(namespace, self.dest, _radii(' '.join(values)))
+    except ValueError as error:
+      raise argparse.ArgumentError(self, str(error)) from error
+
+
+def _radii(text: str) -> list[float]:
+  """Returns different numbers, such as '8/255' and '0.03'.
+
+  Those without a denominator have the last one's, as in '2,4,8/255'. They must
+  be 0, or 1 or more: '0.25,0.5,1/255' may mean 0.5 or 0.5/255.
+
+  Raises:
+    ValueError: for what is no list of numbers, or may mean another.
   """
-  parts = text.split(',')
+  items = re.split(r'\s*,\s*|\s+', text.strip())
+  pairs = [_fraction(item) for item in items]
+  denominators = {denominator for _, denominator in pairs}
+  shared = 1.
+  if None in denominators and len(denominators) > 1:
+    shared = pairs[-1][1]
+    if denominators != {None, shared} or shared is None:
+      raise ValueError(
+          f'{text!r} may mean several things; use one form for all, or one '
+          'denominator at the end, as in 2,4,8/255')
+    for item, (numerator, denominator) in zip(items, pairs, strict=True):
+      if denominator is None and numerator < 1 and numerator != 0:
+        raise ValueError(
+            f'{item} may be itself or have the last denominator; write '
+            f'{item}/{shared:g}, or use one form for all')
+  radii = [numerator / (denominator or shared)
+           for numerator, denominator in pairs]
+  if len(set(radii)) < len(radii):
+    raise ValueError(f'{text!r} has a radius twice')
+  return radii
+
+
+def _fraction(item):
+  """Returns numerator and denominator, None for one that is not there."""
+  numerator, slash, denominator = item.partition('/')
   try:
-    _, slash, denominator = parts[-1].partition('/')
-    return [float(fractions.Fraction(part) / (
-        fractions.Fraction(denominator) if slash and '/' not in part
-        and fractions.Fraction(part) >= 1 else 1)) for part in parts]
-  except (ArithmeticError, ValueError) as error:
-    raise argparse.ArgumentTypeError(
-        f'expected numbers such as 8/255 or 0.03, got {text!r}') from error
+    pair = float(numerator), float(denominator) if slash else None
+    valid = all(map(math.isfinite, (pair[0], pair[1] or 1))) and pair[1] != 0
+  except ValueError:
+    valid = False
+  if not valid:
+    raise ValueError(
+        f'expected numbers such as 8/255 or 0.03, got {item!r}; for a model '
+        'that follows: put the model first, or write --eps=8/255')
+  return pair
 
 
 def _numbers(text: str) -> tuple[float, ...]:
@@ -229,9 +269,10 @@ def _parser() -> argparse.ArgumentParser:
       'directory of a run')
   add('--attacks', default=_DEFAULT_ATTACKS,
       help=f'of {", ".join(robustness.ATTACKS)}; default: %(default)s')
-  add('--eps', nargs='+', type=_radii, metavar='EPS',
-      help='radii such as 8/255 or 2,4,6,8,10/255; default for Linf: the '
-      'run\'s, 8/255 for a file')
+  add('--eps', nargs='+', action=_Radii, metavar='EPS',
+      help='radii such as 0.03 or 8/255, separated by commas or spaces; in '
+      '2,4,8/255 the last denominator is that of all, which are then 0, or 1 '
+      'or more; default for Linf: the run\'s, 8/255 for a file')
   add('--norm', choices=('Linf', 'L2'), default='Linf')
   add('--n-examples', type=int, help='the first so many images; default: all')
   add('--seed', type=int, default=0, help='of the attacks')
@@ -322,7 +363,7 @@ def _sweep(args):
 def _checked_radii(args, subject):
   """Returns the radii, all of them checked before the first is used."""
   if args.eps:
-    radii = sum(args.eps, [])
+    radii = args.eps
   elif args.norm == 'L2':
     raise ValueError('Expected --eps for --norm=L2.')
   else:

@@ -40,7 +40,7 @@ def run_dir(tmp_path_factory):
 def test_file_over_radii(capsys, tmp_path):
   path = tmp_path / 'results.json'
   out = _run(capsys, *_FILE, '--attacks=clean,fgsm,autoattack_fast',
-             '--n-examples=6', '--eps', '0.3,0.35', '2/5', f'--json={path}',
+             '--n-examples=6', '--eps', '0.3,0.35', '0.4', f'--json={path}',
              f'--state-dir={tmp_path / "state"}')
   sweep = json.loads(path.read_text())
   assert [results['eps'] for results in sweep] == [0.3, 0.35, 0.4]
@@ -161,19 +161,42 @@ def test_run_of_another_version(run_dir, tmp_path):
     evaluate.main([str(tmp_path)])
 
 
-@pytest.mark.parametrize('eps', ['eight', '8/0', '', '0.1,', '1e400', 'nan'])
-def test_radii_that_are_no_numbers(eps, capsys):
+@pytest.mark.parametrize(('eps', 'message'), [
+    (['eight'], "got 'eight'"), (['8/0'], "got '8/0'"), ([''], "got ''"),
+    (['0.1,'], "got ''"), (['1e400'], "got '1e400'"), (['nan'], "got 'nan'"),
+    (['8/inf'], "got '8/inf'"), (['8/255/2'], "got '8/255/2'"),
+    (['0.25,0.5,1/255'], 'write 0.25/255'), (['0.3', '2/5'], 'write 0.3/5'),
+    (['2', '-4', '8/255'], 'write -4/255'), (['8/255,16'], 'one form'),
+    (['2,8/255,0.1'], 'one form'), (['2,1/10,8/255'], 'one form'),
+    (['8/255,8/255'], 'twice'), (['0.1', '0.1'], 'twice'),
+    (['2,4/510', '4/255', '2/255'], 'one form'), (['2/255,4/510'], 'twice'),
+    (['2,2/255'], 'twice')])
+def test_radii_that_are_refused(eps, message, capsys):
   with pytest.raises(SystemExit) as exit_:
-    evaluate.main([*map(str, _FILE), f'--eps={eps}'])
+    evaluate.main([*map(str, _FILE), '--eps', *eps])
   assert exit_.value.code == 2
-  assert '--eps' in capsys.readouterr().err
+  shown = capsys.readouterr().err
+  assert '--eps' in shown and message in shown
 
 
 @pytest.mark.parametrize(('text', 'radii'), [
-    ('8/255', [8 / 255]), ('0.1,1/10', [0.1, 0.1]), ('0.5,1.5', [0.5, 1.5]),
-    ('2,4,8/255', [2 / 255, 4 / 255, 8 / 255])])
+    ('8/255', [8 / 255]), ('0.1,0.2', [0.1, 0.2]), ('0.5,1.5', [0.5, 1.5]),
+    ('1/10,8/255', [0.1, 8 / 255]), ('0.5/255', [0.5 / 255]),
+    ('8/25.5', [8 / 25.5]), ('2,4,8/255', [2 / 255, 4 / 255, 8 / 255]),
+    ('2 4 6 8 10/255', [2 / 255, 4 / 255, 6 / 255, 8 / 255, 10 / 255]),
+    ('2, 4 ,8/255', [2 / 255, 4 / 255, 8 / 255]),
+    ('0,1.5,4/255,8/255', [0, 1.5 / 255, 4 / 255, 8 / 255])])
 def test_radii(text, radii):
-  np.testing.assert_allclose(evaluate._radii(text), radii)
+  for words in ([text], text.split()):
+    args = evaluate._parser().parse_args(['model.pt', '--eps', *words])
+    assert args.eps == radii
+
+
+def test_a_model_after_the_radii(capsys):
+  with pytest.raises(SystemExit) as exit_:
+    evaluate.main(['--eps', '8/255', str(_FILE[0])])
+  assert exit_.value.code == 2
+  assert 'put the model first, or write --eps=8/255' in capsys.readouterr().err
 
 
 def test_logits_that_are_not_finite(tmp_path):
