@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import tqdm
 
+import ferd_jax
 from ferd_jax import attacks
 from ferd_jax import collectives
 from ferd_jax import forward
@@ -194,9 +195,13 @@ class Evaluator:
     images = as_float(images)
     state_file = None
     if state_dir is not None:
-      settings = np.frombuffer(repr(self.attacks[name]).encode(), np.uint8)
+      # Else AutoAttack would find the file of another run: of a model with
+      # these weights, or of another version.
+      settings = '\n'.join([
+          repr(self.attacks[name]), saved.described(self.apply_fn),
+          jax.__version__, ferd_jax.__version__])
       run = saved.digest((variables, images, labels, jax.random.key_data(key),
-                          settings))
+                          np.frombuffer(settings.encode(), np.uint8)))
       state_file = epath.Path(state_dir) / f'{name}-{run[:16]}.npz'
     with warnings.catch_warnings():  # They are returned.
       warnings.simplefilter('ignore', UserWarning)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import ferd_jax
 from ferd_jax import attacks
 from ferd_jax import collectives
 from ferd_jax import data
@@ -104,6 +105,31 @@ def test_autoattack_gets_the_first_images(net, examples, expected):
   np.testing.assert_array_equal(found['per_class'],
                                 first['autoattack_fast']['per_class'])
   np.testing.assert_allclose(some['clean']['per_class'], expected['clean'])
+
+
+def test_states_of_other_models_and_versions_have_other_files(
+    net, examples, tmp_path, monkeypatch):
+  """What no weight tells apart: AutoAttack would refuse the file."""
+  class Stop(Exception):
+    pass
+  def stop(self, *args, state_file, **options):
+    raise Stop(state_file)
+  monkeypatch.setattr(attacks.AutoAttack, '__call__', stop)
+  def state_file(**options):
+    model = models.build('cifar_resnet8', 3, width=4, **options)
+    evaluator = robustness.evaluator(model, ('autoattack',), _EPS, 3, 4,
+                                     _mapping())
+    with pytest.raises(Stop) as stopped:
+      evaluator(net[1], *examples, jax.random.key(1), state_dir=tmp_path)
+    return str(stopped.value)
+  found = [state_file(), state_file(shortcut='pad_after'),
+           state_file(mean=(0.5,), std=(0.5,))]
+  assert found[0] == state_file()
+  for module in (jax, ferd_jax):
+    with monkeypatch.context() as patch:
+      patch.setattr(module, '__version__', '0.0')
+      found.append(state_file())
+  assert len(set(found)) == 5
 
 
 def test_class_without_images_is_nan(net, examples):

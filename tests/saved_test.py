@@ -63,7 +63,18 @@ def test_a_name_is_kept_as_it_is(tmp_path):
 def test_another_run_is_refused(path, change, message):
   with pytest.raises(ValueError) as error:
     saved.read(path, IDENTITY | change)
-  assert str(error.value) == f'{path} is of another run: {message}.'
+  assert str(error.value) == (
+      f'{path} is of another run: {message}. Delete it or use another file.')
+
+
+def test_digests_are_shown_by_their_beginnings(path):
+  digests = [saved.digest(np.arange(n)) for n in range(3)]
+  saved.write(path, IDENTITY | {'x': digests[0], 'code': digests[:2]}, ARRAYS)
+  with pytest.raises(ValueError) as error:
+    saved.read(path, IDENTITY | {'x': digests[2], 'code': digests[1:]})
+  first, second, third = (digest[:8] for digest in digests)
+  assert (f"x is '{third}', there '{first}', code is ['{second}', '{third}'], "
+          f"there ['{first}', '{second}'].") in str(error.value)
 
 
 def test_what_only_the_file_says_is_of_another_run(path):

@@ -85,7 +85,9 @@ def read(path: os.PathLike | str,
   if differing:
     listed = ', '.join(f'{name} is {expected.get(name)!r}, there '
                        f'{found.get(name)!r}' for name in differing)
-    raise ValueError(f'{path} is of another run: {listed}.')
+    listed = re.sub(r"'([0-9a-f]{8})[0-9a-f]{56}'", r"'\1'", listed)  # Hashes.
+    raise ValueError(f'{path} is of another run: {listed}. Delete it or use '
+                     'another file.')
   return arrays
 
 
