@@ -438,8 +438,13 @@ def test_lines_of_a_run_that_goes_on(capsys, tmp_path):
   run(state_file=tmp_path / 'state.npz', progress=True)
   lines = lines_of(capsys)
   assert len(lines) == 4
-  # Nothing was measured.
-  assert all(line.endswith(', ? left') for line in lines[1:])
+  assert all(line.endswith(', 00:00 left') for line in lines[1:])
+
+
+def test_time_left():
+  display = ensemble._Display(False, 3)
+  assert display._left(0) == '00:00'
+  assert display._left(1) == '?'  # Nothing was measured.
 
 
 def test_a_bar_on_terminals(monkeypatch):

@@ -542,10 +542,10 @@ class _Display:
 
   def _left(self, remaining):
     """Returns the time that `remaining` takes at the speed so far."""
-    if not self._done:
+    if remaining and not self._done:
       return '?'
     elapsed = time.monotonic() - self._started
-    return tqdm.tqdm.format_interval(elapsed / self._done * remaining)
+    return tqdm.tqdm.format_interval(elapsed / max(self._done, 1) * remaining)
 
 
 class _Borrowed:
