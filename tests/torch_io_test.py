@@ -301,6 +301,14 @@ def test_all_differences_are_in_one_error():
   assert '\n' not in message
 
 
+def test_of_many_differences_ten_are_shown():
+  with pytest.raises(ValueError) as error:
+    convert(weights(models.build('cifar_resnet8', 5, width=4)))
+  message = str(error.value)
+  assert message.count('where the model has') == 10
+  assert message.endswith(', ... (36 in all).') and len(message) < 1000
+
+
 def test_wrong_class_count_is_named():
   with pytest.raises(ValueError, match='have 7 classes, the model has '
                                        'num_classes=5'):
@@ -329,12 +337,14 @@ def test_wrong_architecture_is_named(arch, options, hint):
   other = weights(models.build(arch, 5, **options))
   with pytest.raises(ValueError, match=hint) as error:
     convert(other)
-  # The reason comes first, then every single key.
+  # The reason comes first, then the keys.
   reason, _, listed = str(error.value).partition(' Keys ')
   assert len(reason) < 200
-  own = {key for key in weights() if not key.endswith('tracked')}
-  for key in own ^ {key for key in other if not key.endswith('tracked')}:
-    assert key in listed
+  own, other = ({key for key in keys if not key.endswith('tracked')}
+                for keys in (weights(), other))
+  for kind, keys in (('missing', own - other), ('unexpected', other - own)):
+    if keys:
+      assert f'{kind}: {", ".join(sorted(keys)[:10])}' in listed
 
 
 @pytest.mark.parametrize('value', [np.nan, np.inf])

@@ -114,8 +114,8 @@ def variables_from_state_dict(model: nn.Module,
 
   Raises:
     ValueError: if tensors are missing, unexpected, misshaped (all in one
-      message), no real numbers, not finite or variances below 0 (all keys of
-      one kind in one message), or contradict the model's normalisation.
+      message), no real numbers, not finite or variances below 0 (the first ten
+      of a kind), or contradict the model's normalisation.
   """
   found = {key: value for key, value in state_dict.items()
            if not key.endswith('num_batches_tracked')
@@ -137,13 +137,13 @@ def variables_from_state_dict(model: nn.Module,
   bad = [key for key, value in values.items() if not np.isfinite(value).all()]
   if bad:
     raise ValueError('Expected weights that are finite as float32; not finite: '
-                     f'{", ".join(bad)}.')
+                     f'{_some(bad)}.')
   # The root of a negative variance would only be NaN later on.
   negative = [f'{key} ({values[key].min():g})' for key, path in paths.items()
               if path[-1] == 'var' and values[key].min() < 0]
   if negative:
     raise ValueError('Expected variances of at least 0; negative: '
-                     f'{", ".join(negative)}.')
+                     f'{_some(negative)}.')
 
   flat = {path: jnp.asarray(_to_flax(values[key]))
           for key, path in paths.items()}
@@ -268,7 +268,7 @@ def _check_normalisation(model, state_dict):
 
 
 def _check_real(state_dict):
-  """Raises one ValueError with all arrays that are no real numbers.
+  """Raises one ValueError for all arrays that are no real numbers.
 
   Conversion would drop imaginary parts, and fail at strings without the key.
   """
@@ -277,11 +277,11 @@ def _check_real(state_dict):
          if not np.can_cast(value.dtype, np.float32, 'same_kind')]
   if bad:
     raise ValueError('Expected weights that are real numbers; of another '
-                     f'type: {", ".join(bad)}.')
+                     f'type: {_some(bad)}.')
 
 
 def _check_keys(model, wanted, found):
-  """Raises one ValueError with everything in which the keys differ."""
+  """Raises one ValueError for everything in which the keys differ."""
   missing = sorted(wanted.keys() - found.keys())
   unexpected = sorted(found.keys() - wanted.keys())
   misshaped = sorted(key for key in wanted.keys() & found.keys()
@@ -290,19 +290,25 @@ def _check_keys(model, wanted, found):
     return
   parts = []
   if missing:
-    parts.append(f'missing: {", ".join(missing)}')
+    parts.append(f'missing: {_some(missing)}')
   if unexpected:
-    parts.append(f'unexpected: {", ".join(unexpected)}')
+    parts.append(f'unexpected: {_some(unexpected)}')
   if misshaped:
     shown = [f'{key} {found[key].shape} where the model has {wanted[key]}'
              for key in misshaped]
-    parts.append(f'misshaped: {", ".join(shown)}')
+    parts.append(f'misshaped: {_some(shown)}')
   if missing or unexpected:
     hint = _architecture_hint(wanted, found)
   else:
     hint = _classes_hint(wanted, found, misshaped)
   raise ValueError(f'The weights do not fit {type(model).__name__}.{hint} '
                    f'Keys {"; ".join(parts)}.')
+
+
+def _some(texts):
+  """Returns ten texts at most, and how many there are if that is more."""
+  shown = ', '.join(texts[:10])
+  return shown if len(texts) <= 10 else f'{shown}, ... ({len(texts)} in all)'
 
 
 def _architecture_hint(wanted, found):
