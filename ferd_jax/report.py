@@ -10,9 +10,13 @@ _COLUMNS = ('average', 'worst', 'worst10', 'nsd')
 
 def text(results: Mapping) -> str:
   """Returns all that is printed of results: `table` and `target_table`s."""
-  return '\n\n'.join([table(results), *(
-      target_table(name, results['class_names'], matrix)
-      for name, matrix in results.get('targets', {}).items())])
+  tables = [table(results)]
+  for name, matrix in results.get('targets', {}).items():
+    number = matrix.get('num_examples')
+    if number is not None and number < results['num_examples']:
+      name = f'{name} (first {number} images)'
+    tables.append(target_table(name, results['class_names'], matrix))
+  return '\n\n'.join(tables)
 
 
 def table(results: Mapping) -> str:
@@ -40,10 +44,13 @@ def table(results: Mapping) -> str:
            f'epoch {results["epoch"]}' if results['epoch'] else '',
            f'seed {results["seed"]}']
   source = ' '.join(filter(None, (results['dataset'], results['split'])))
-  notes = [f'Warning: {model}, {attack}: {text}'
-           for model, attacks in models.items()
-           for attack, found in attacks.items()
-           for text in found.get('warnings', ())]
+  warned = {}  # The attacks by model and warning, which several may share.
+  for model, found in models.items():
+    for attack, values in found.items():
+      for warning in values.get('warnings', ()):
+        warned.setdefault((model, warning), []).append(attack)
+  notes = [f'Warning: {model}, {", ".join(attacks)}: {warning}'
+           for (model, warning), attacks in warned.items()]
   return '\n'.join([
       f'{results["config"]}: {source}, {", ".join(filter(None, title))}', '',
       *_markdown(header, rows), *([''] if notes else []), *notes])
@@ -72,7 +79,7 @@ def target_table(name: str, class_names: Sequence[str],
   """Returns success rates of targeted attacks as a Markdown table.
 
   Args:
-    name: of the model.
+    name: of the model, and what else the title says first.
     class_names: of the K classes.
     matrix: `target_analysis.TargetMatrix.json_values`.
   """

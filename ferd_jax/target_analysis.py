@@ -36,10 +36,12 @@ class TargetMatrix:
       became the target.
     fooled: `[K, K]`, how often it became any wrong class.
     counts: int `[K]`, images of each source class that were attacked.
+    num_examples: all images, also those classified wrong; None if unknown.
   """
   reached: np.ndarray
   fooled: np.ndarray
   counts: np.ndarray
+  num_examples: int | None = None
 
   def json_values(self) -> dict[str, Any]:
     """Returns the matrices as lists, and how unevenly targets are reached.
@@ -48,23 +50,23 @@ class TargetMatrix:
     column; `source_unevenness` each row's standard deviation over its mean,
     `unevenness` that of all cells, 0 for a defence that treats all targets
     alike; `easiest` and `hardest` are the extreme cells as [source, target,
-    rate]. Without attacked images a value is NaN.
+    rate]. Without attacked images a value is NaN, and a cell None.
     """
-    cells = self.reached[~np.isnan(self.reached)]
-    flat = np.nan_to_num(self.reached, nan=-1.)
-    easiest = np.unravel_index(flat.argmax(), flat.shape)
-    flat = np.nan_to_num(self.reached, nan=2.)
-    hardest = np.unravel_index(flat.argmin(), flat.shape)
+    cells = _known(self.reached)
+    def cell(find):
+      if not cells.size:
+        return None
+      source, target = np.unravel_index(find(self.reached), self.reached.shape)
+      return [int(source), int(target), float(self.reached[source, target])]
     return {
         'reached': self.reached.tolist(), 'fooled': self.fooled.tolist(),
-        'counts': self.counts.tolist(),
+        'counts': self.counts.tolist(), 'num_examples': self.num_examples,
         'mean': _mean(cells), 'unevenness': _spread(cells),
         'source_weakness': [_mean(_known(row)) for row in self.reached],
         'target_attraction': [_mean(_known(column))
                               for column in self.reached.T],
         'source_unevenness': [_spread(_known(row)) for row in self.reached],
-        'easiest': [*map(int, easiest), float(self.reached[easiest])],
-        'hardest': [*map(int, hardest), float(self.reached[hardest])],
+        'easiest': cell(np.nanargmax), 'hardest': cell(np.nanargmin),
     }
 
 
@@ -138,7 +140,8 @@ class TargetAnalysis:
             total += count
           bar.update(size)
     with np.errstate(invalid='ignore'):
-      return TargetMatrix(reached / tried, fooled / tried, tried.max(axis=1))
+      return TargetMatrix(reached / tried, fooled / tried, tried.max(axis=1),
+                          len(labels))
 
 
 def _targets(num_classes, labels, offset, *, axis_name=None):

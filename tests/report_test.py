@@ -57,6 +57,20 @@ def test_warnings_follow_the_table():
       'Warning: student, pgd20: zeros']
 
 
+def test_a_warning_of_several_attacks_is_shown_once():
+  def found(*warnings):
+    return _SUMMARY | {'warnings': list(warnings)}
+  models = {
+      'teacher': {'clean': found('low'), 'autoattack': found('zeros', 'low'),
+                  'pgd20': found()},
+      'student': {'clean': found('low'), 'autoattack': found(),
+                  'pgd20': found()}}
+  assert report.table(_RESULTS | {'models': models}).splitlines()[-3:] == [
+      'Warning: teacher, clean, autoattack: low',
+      'Warning: teacher, autoattack: zeros',
+      'Warning: student, clean: low']
+
+
 def test_sweep_table_has_a_row_per_radius():
   sweep = [_RESULTS, _RESULTS | {'eps': 0.2}]
   _, _, header, _, *rows = report.sweep_table(sweep).splitlines()
@@ -74,6 +88,16 @@ def test_target_table(matrix):
       ['a', '10', '', '20%', '40%', '0.333'],
       ['b', '20', '60%', '', '60%', '0.000'],
       ['c', '5', '0%', '0%', '', '-']]
+
+
+@pytest.mark.parametrize('number, title', [
+    (6, 'student (first 6 images): how'), (7, 'student: how'),
+    (None, 'student: how')])
+def test_target_table_of_some_images_says_so(matrix, number, title):
+  results = _RESULTS | {
+      'class_names': ['a', 'b', 'c'],
+      'targets': {'student': matrix | {'num_examples': number}}}
+  assert report.text(results).split('\n\n')[2].startswith(title)
 
 
 def test_text_has_all_tables(matrix):

@@ -73,6 +73,7 @@ def test_rates_do_not_depend_on_batches_or_devices(
     np.testing.assert_array_equal(matrix.reached, reached / tried)
     np.testing.assert_array_equal(matrix.fooled, fooled / tried)
   np.testing.assert_array_equal(matrix.counts, tried.max(1))
+  assert matrix.json_values()['num_examples'] == len(examples[1])
   assert tried.sum() > 0 and reached.sum() > 0
   assert np.isnan(np.diag(matrix.reached)).all()
   known = ~np.isnan(matrix.reached)
@@ -101,4 +102,5 @@ def test_summary():
 def test_nothing_attacked():
   values = _matrix(np.full((2, 2), np.nan), [0, 0]).json_values()
   assert np.isnan(values['mean']) and np.isnan(values['unevenness'])
+  assert values['easiest'] is None and values['hardest'] is None
   json.dumps(report.json_values(values), allow_nan=False)
