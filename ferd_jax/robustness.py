@@ -113,7 +113,8 @@ class Evaluator:
 
   def __call__(self, variables: Any, images: np.ndarray, labels: np.ndarray,
                key: jax.Array, names: Sequence[str] | None = None, *,
-               state_dir: epath.PathLike | None = None
+               state_dir: epath.PathLike | None = None,
+               on_result: Callable[[str, dict], None] | None = None
                ) -> dict[str, dict]:
     """Returns, by attack name, the summary and the accuracy per class.
 
@@ -125,6 +126,8 @@ class Evaluator:
       names: of the attacks to run; default: all.
       state_dir: where an AutoAttack keeps its state, so that one that was
         interrupted is gone on with, and one that is done is not repeated.
+      on_result: called with the name of every attack that is done and what is
+        returned of it.
 
     Returns:
       `metrics.summarise` of each attack, `per_class`, a list of C accuracies
@@ -137,57 +140,49 @@ class Evaluator:
       ValueError: for what else AutoAttack refuses.
     """
     labels = np.asarray(labels, np.int32)
-    counts = dict.fromkeys(
-        self.attacks, np.bincount(labels, minlength=self.num_classes))
-    names = list(self.attacks if names is None else names)
-    batched = [name for name in names if name not in AUTOATTACKS]
-    correct = self._in_batches(batched, variables, images, labels, key)
-    notes = {}
-    if CLEAN in correct:
-      accuracy = correct[CLEAN].sum() / len(labels)
-      notes[CLEAN] = {'warnings': checks.clean_accuracy(
-          accuracy, self.num_classes)}
-    for name in names:
-      if name in AUTOATTACKS:
-        number = self.autoattack_examples or len(labels)
-        counts[name] = np.bincount(labels[:number], minlength=self.num_classes)
-        correct[name], notes[name] = self._autoattack(
-            name, variables, images[:number], labels[:number], key, state_dir)
     report = {}
-    for name in names:
+    for name in self.attacks if names is None else names:
+      number, notes = len(labels), {}
+      if name in AUTOATTACKS:
+        number = self.autoattack_examples or number
+        correct, notes = self._autoattack(
+            name, variables, images[:number], labels[:number], key, state_dir)
+      else:
+        correct = self._in_batches(name, variables, images, labels, key)
+      if name == CLEAN:
+        notes = {'warnings': checks.clean_accuracy(
+            correct.sum() / number, self.num_classes)}
+      counts = np.bincount(labels[:number], minlength=self.num_classes)
       with np.errstate(invalid='ignore'):
-        per_class = (correct[name] / counts[name]).tolist()
-      report[name] = metrics.summarise(
-          correct[name], counts[name], ddof=self.ddof) | {
-              'per_class': per_class, 'warnings': []} | notes.get(name, {})
+        per_class = (correct / counts).tolist()
+      report[name] = metrics.summarise(correct, counts, ddof=self.ddof) | {
+          'per_class': per_class, 'warnings': []} | notes
+      if on_result is not None:
+        on_result(name, report[name])
     return report
 
-  def _in_batches(self, names, variables, images, labels, key):
-    """Returns the correct images of each class by attack, `[C]`."""
-    if not names:
-      return {}
-    key = self.parallel.replicate(key)
-    correct = {name: 0 for name in names}
+  def _in_batches(self, name, variables, images, labels, key):
+    """Returns the correct images of each class `[C]` under an attack."""
+    key, correct = self.parallel.replicate(key), 0
     with tqdm.tqdm(
-        desc='evaluation', total=len(labels) * len(names), unit='image',
-        leave=False, disable=None if jax.process_index() == 0 else True
+        desc=name, total=len(labels), unit='image', leave=False,
+        disable=None if jax.process_index() == 0 else True
     ) as bar:  # None: on a terminal only.
       for batch in batches(images, labels, self.batch_size):
         size = int(batch.mask.sum())
         batch = self.parallel.shard(batch)
-        for name in names:
-          attacked = batch.images
-          if self.attacks[name] is not None:
-            attacked = self.attacks[name](variables, key, attacked,
-                                          batch.labels, indices=batch.indices)
-          found, broken = jax.tree.map(
-              np.asarray, self.count(variables, attacked, batch))
-          if broken:
-            raise FloatingPointError(
-                f'{name}: the logits of {broken} images in a batch are not '
-                'finite.')
-          correct[name] += found
-          bar.update(size)
+        attacked = batch.images
+        if self.attacks[name] is not None:
+          attacked = self.attacks[name](variables, key, attacked, batch.labels,
+                                        indices=batch.indices)
+        found, broken = jax.tree.map(
+            np.asarray, self.count(variables, attacked, batch))
+        if broken:
+          raise FloatingPointError(
+              f'{name}: the logits of {broken} images in a batch are not '
+              'finite.')
+        correct += found
+        bar.update(size)
     return correct
 
   def _autoattack(self, name, variables, images, labels, key, state_dir):

@@ -90,6 +90,21 @@ def test_float_images_and_a_subset_of_attacks(net, examples, expected):
   np.testing.assert_allclose(report['clean']['per_class'], expected['clean'])
 
 
+def test_every_result_is_told_once_it_is_there(net, examples, monkeypatch):
+  model, variables = net
+  told = []
+  evaluator = robustness.evaluator(
+      model, ('clean', 'fgsm', 'autoattack_fast'), _EPS, 3, 4, _mapping())
+  call = attacks.AutoAttack.__call__
+  def noting(*args, **options):
+    assert [name for name, _ in told] == ['clean', 'fgsm']
+    return call(*args, **options)
+  monkeypatch.setattr(attacks.AutoAttack, '__call__', noting)
+  report = evaluator(variables, *examples, jax.random.key(1),
+                     on_result=lambda *result: told.append(result))
+  assert told == list(report.items()) and len(told) == 3
+
+
 def test_autoattack_gets_the_first_images(net, examples, expected):
   model, variables = net
   images, labels = examples
