@@ -155,9 +155,13 @@ def claim(workdir: epath.PathLike, config: Mapping[str, Any], *,
         if not any(key == name or key.startswith(f'{name}.')
                    for name in free)]
     if changes:
+      advice = (
+          'Use another --workdir or the old config.' if start else
+          'In an evaluation only data of the same shape and classes, eps and '
+          'the attacks may be others.')
       raise ValueError(
           f'Expected workdir={str(workdir)!r} to be of this config: '
-          f'{"; ".join(changes)}. Use another --workdir or the old config.')
+          f'{"; ".join(changes)}. {advice}')
   elif jax.process_index() == 0:
     try:
       atomic.write_text(path, json.dumps(new, indent=2) + '\n')
