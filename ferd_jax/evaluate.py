@@ -1,4 +1,4 @@
-"""Robustness and fairness of a PyTorch checkpoint or of a run's student.
+"""Robustness and fairness of a checkpoint or of a run's teacher and student.
 
   python -m ferd_jax.evaluate model.pt --arch=resnet18 --data=cifar10
   python -m ferd_jax.evaluate runs/digits --eps 0.05 0.1 0.15 --json=eps.json
@@ -20,6 +20,7 @@ from etils import epath
 import jax
 import numpy as np
 
+import ferd_jax
 from ferd_jax import atomic
 from ferd_jax import checkpoint
 from ferd_jax import data
@@ -34,6 +35,9 @@ from ferd_jax import torch_io
 from ferd_jax import train
 from ferd_jax import validate
 from ferd_jax.attacks import checks
+from ferd_jax.attacks import saved
+from ferd_jax.models import preact_resnet
+from ferd_jax.models import resnet
 
 _DEFAULT_ATTACKS = 'clean,fgsm,pgd20,cw20,autoattack'
 
@@ -47,9 +51,10 @@ class Subject:
     models: (module, variables) by name.
     examples: images, labels and names of the classes.
     dataset: its name.
-    split: of it, None for noise and files.
+    split: of it, None for noise and for an .npz.
     eps: radius that the models were trained for, None if unknown.
     epoch: of a run's student, None for a file.
+    network: how a file became a model, JSON values; a run's config says it.
   """
   name: str
   models: dict[str, tuple[Any, Any]]
@@ -58,6 +63,7 @@ class Subject:
   split: str | None
   eps: float | None
   epoch: int | None
+  network: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def evaluate(subject: Subject, names: Sequence[str], eps: float,
@@ -91,6 +97,10 @@ def evaluate(subject: Subject, names: Sequence[str], eps: float,
       'class_counts': np.bincount(labels, minlength=num_classes).tolist(),
       'norm': norm,
       'eps': eps, 'seed': seed, 'epoch': subject.epoch,
+      **subject.network, 'weights_digest': {
+          name: saved.digest(variables)
+          for name, (_, variables) in subject.models.items()},
+      'batch_size': batch_size, 'ferd_jax': ferd_jax.__version__,
       **parallel.description,
       'class_names': list(subject.examples.class_names), 'models': {}}
   if targets:
@@ -101,7 +111,7 @@ def evaluate(subject: Subject, names: Sequence[str], eps: float,
     evaluator = robustness.evaluator(model, names, eps, num_classes,
                                      batch_size, parallel, norm=norm)
     results['models'][name] = evaluator(variables, images, labels, key, names,
-                                        state_dir=state_dir)
+                                        state_dir=state_dir, on_result=_show)
     if targets:
       analysis = target_analysis.TargetAnalysis(
           model, target_analysis.targeted_pgd20(eps, norm), num_classes,
@@ -109,6 +119,12 @@ def evaluate(subject: Subject, names: Sequence[str], eps: float,
       results['targets'][name] = analysis(
           variables, images, labels, key).json_values()
   return report.json_values(results)
+
+
+def _show(name, found):
+  """Prints what an attack has left."""
+  print(f'{name}: {found["average"]:.2%}, worst class {found["worst"]:.2%}',
+        file=sys.stderr, flush=True)
 
 
 def from_run(workdir: pathlib.Path, args: argparse.Namespace) -> Subject:
@@ -161,6 +177,9 @@ def from_file(path: pathlib.Path, args: argparse.Namespace) -> Subject:
   """
   if not path.exists():
     raise FileNotFoundError(f'{path}: there is no such file or directory.')
+  if path.suffix in ('.json', '.jsonl'):  # Of weights any name will do.
+    raise ValueError('Expected a PyTorch checkpoint (.pt, .pth, .safetensors, '
+                     f'.npz) or the work directory of a run, got {path}.')
   _refuse(args, ('teacher_path',), 'a file')
   for name in ('arch', 'data'):
     if getattr(args, name) is None:
@@ -178,7 +197,11 @@ def from_file(path: pathlib.Path, args: argparse.Namespace) -> Subject:
   examples = data.load(args.data, split, data_dir=args.data_dir)
   return Subject(name=path.name, models={'model': (model, variables)},
                  examples=examples, dataset=args.data,
-                 split=None if own else split, eps=None, epoch=None)
+                 split=None if own else split, eps=None, epoch=None,
+                 network={'arch': args.arch, 'select': args.select,
+                          'network_options': {
+                              name: list(value) if isinstance(value, tuple)
+                              else value for name, value in options.items()}})
 
 
 _NETWORK_OPTIONS = ('width', 'mean', 'std', 'shortcut', 'shortcut_input',
@@ -271,8 +294,8 @@ def _parser() -> argparse.ArgumentParser:
       help=f'of {", ".join(robustness.ATTACKS)}; default: %(default)s')
   add('--eps', nargs='+', action=_Radii, metavar='EPS',
       help='radii such as 0.03 or 8/255, separated by commas or spaces; in '
-      '2,4,8/255 the last denominator is that of all, which are then 0, or 1 '
-      'or more; default for Linf: the run\'s, 8/255 for a file')
+      '2,4,8/255 those without a denominator, none between 0 and 1, have the '
+      'last one\'s; default for Linf: the run\'s, 8/255 for a file')
   add('--norm', choices=('Linf', 'L2'), default='Linf')
   add('--n-examples', type=int, help='the first so many images; default: all')
   add('--seed', type=int, default=0, help='of the attacks')
@@ -293,8 +316,13 @@ def _parser() -> argparse.ArgumentParser:
   file.add_argument('--width', type=int, help='channels of the first layer')
   file.add_argument('--mean', type=_numbers, help='normalisation, e.g. 0.5')
   file.add_argument('--std', type=_numbers, help='normalisation')
-  file.add_argument('--shortcut', help='of cifar_resnet')
-  file.add_argument('--shortcut-input', help='of preact_resnet')
+  file.add_argument(
+      '--shortcut', help=f'of cifar_resnet: {", ".join(resnet.SHORTCUTS)}; no '
+      'key of the file tells the last two apart, the clean accuracy does')
+  file.add_argument(
+      '--shortcut-input', help='of preact_resnet: '
+      f'{", ".join(preact_resnet.SHORTCUT_INPUTS)}; no key of the file tells '
+      'them apart')
   file.add_argument('--final-bn', action='store_true', default=None,
                     help='of preact_resnet')
   run = parser.add_argument_group('a run')
@@ -305,6 +333,7 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
   """Evaluates as the command line says, prints tables and writes JSON."""
   args = _parser().parse_args(argv)
+  before = _states(args.state_dir)
   try:
     sweep = []
     for results in _sweep(args):  # Each as it comes: they take their time.
@@ -316,10 +345,20 @@ def main(argv: Sequence[str] | None = None) -> None:
   except (FloatingPointError, OSError, ValueError) as error:
     sys.exit(f'error: {" ".join(str(error).split())}')
   except KeyboardInterrupt:
+    kept = _states(args.state_dir) != before
     sys.exit('stopped: interrupted' + (
-        '; run again to go on.' if args.state_dir else '.'))
+        '; run again: AutoAttack goes on, the rest is repeated.' if kept
+        else '.'))
   if len(sweep) > 1:
     print(report.sweep_table(sweep))
+
+
+def _states(state_dir):
+  """Returns when each file of the directory was written, as a set."""
+  if state_dir is None or not epath.Path(state_dir).is_dir():
+    return set()
+  return {(path.name, path.stat().mtime)
+          for path in epath.Path(state_dir).glob('*.npz')}
 
 
 def _sweep(args):
@@ -347,17 +386,32 @@ def _sweep(args):
         if loops.unrolled_here() else 256)
   validate.positive(batch_size=batch_size)
   validate.divisible(parallel.num_devices, 'devices', batch_size=batch_size)
-  if args.json is not None:  # Known before and not after hours.
-    probe = epath.Path(f'{args.json}.probe')
-    try:
-      atomic.write_text(probe, '')
-    except OSError as error:
-      raise ValueError(f'Cannot write --json={args.json}: {error}') from error
-    probe.unlink()
+  _check_writable(args)
   for eps in radii:
     yield evaluate(
         subject, names, eps, parallel, norm=args.norm, seed=args.seed,
         batch_size=batch_size, targets=args.targets, state_dir=args.state_dir)
+
+
+def _check_writable(args):
+  """Raises ValueError for what would else be known after hours."""
+  probes = []
+  if args.json is not None:
+    if epath.Path(args.json).is_dir():
+      raise ValueError(f'Cannot write --json={args.json}: it is a directory.')
+    probes.append(('json', args.json, epath.Path(f'{args.json}.probe')))
+  if args.state_dir is not None:
+    directory = epath.Path(args.state_dir)
+    if directory.exists() and not directory.is_dir():
+      raise ValueError(
+          f'Cannot write --state-dir={directory}: it is a file.')
+    probes.append(('state-dir', directory, directory / '.probe'))
+  for option, path, probe in probes:
+    try:
+      atomic.write_text(probe, '')
+      probe.unlink()
+    except OSError as error:
+      raise ValueError(f'Cannot write --{option}={path}: {error}') from error
 
 
 def _checked_radii(args, subject):

@@ -7,13 +7,17 @@ import pytest
 from safetensors import numpy
 
 from configs import digits
+import ferd_jax
 from ferd_jax import assets
 from ferd_jax import checkpoint
 from ferd_jax import evaluate
 from ferd_jax import experiment
+from ferd_jax import robustness
 from ferd_jax import train
 from ferd_jax.attacks import ensemble
 from ferd_jax.attacks import slots
+from ferd_jax.models import preact_resnet
+from ferd_jax.models import resnet
 
 _FILE = [assets.path('digits_resnet8_adv.safetensors'), '--arch=cifar_resnet8',
          '--data=digits', '--n-examples=12', '--batch-size=12']
@@ -73,7 +77,7 @@ def test_a_sweep_that_is_interrupted_is_gone_on_with(capsys, tmp_path,
       raise KeyboardInterrupt
     attack(run, position, name, *args)
   monkeypatch.setattr(ensemble.Run, '_attack', interrupted)
-  with pytest.raises(SystemExit, match='run again to go on'):
+  with pytest.raises(SystemExit, match='run again: AutoAttack goes on, the r'):
     _run(capsys, *flags)
   assert 'eps 0.30000' in capsys.readouterr().out  # what is done is shown
   done = []
@@ -82,6 +86,48 @@ def test_a_sweep_that_is_interrupted_is_gone_on_with(capsys, tmp_path,
                       _run(self, variables, key, eps, *args))
   assert _run(capsys, *flags) == expected
   assert done and set(done) == {0.4}  # not again at 0.3
+
+
+def test_interrupted_before_autoattack(capsys, tmp_path, monkeypatch):
+  def interrupted(*args, **options):
+    raise KeyboardInterrupt
+  monkeypatch.setattr(robustness, 'batches', interrupted)
+  with pytest.raises(SystemExit) as exit_:
+    _run(capsys, *_FILE, '--attacks=clean,autoattack_fast',
+         f'--state-dir={tmp_path}')
+  assert str(exit_.value) == 'stopped: interrupted.'
+
+
+def test_lines_of_finished_attacks(capsys, tmp_path):
+  path = tmp_path / 'results.json'
+  evaluate.main([*map(str, _FILE), '--attacks=clean,fgsm', f'--json={path}'])
+  found = json.loads(path.read_text())[0]['models']['model']
+  assert capsys.readouterr().err.splitlines()[1:] == [
+      f'{name}: {found[name]["average"]:.2%}, worst class '
+      f'{found[name]["worst"]:.2%}' for name in ('clean', 'fgsm')]
+
+
+def test_results_say_what_they_are_of(capsys, tmp_path):
+  path = tmp_path / 'results.json'
+  weights = dict(numpy.load_file(_FILE[0]))
+  weights['linear.bias'] = weights['linear.bias'] + 1
+  other = tmp_path / 'other.safetensors'
+  numpy.save_file(weights, other)
+  found = []
+  for file, *options in ((_FILE[0],), (_FILE[0], '--mean=0.5', '--std=0.25'),
+                         (other,)):
+    _run(capsys, file, *_FILE[1:], *options, '--attacks=clean',
+         f'--json={path}')
+    found.append(json.loads(path.read_text())[0])
+  for results in found:
+    assert results['arch'] == 'cifar_resnet8' and results['select'] is None
+    assert results['batch_size'] == 12 and results['norm'] == 'Linf'
+    assert results['ferd_jax'] == ferd_jax.__version__
+  assert [results['network_options'] for results in found] == [
+      {}, {'mean': [0.5], 'std': [0.25]}, {}]
+  first, second, third = (results['weights_digest']['model']
+                          for results in found)
+  assert first == second != third and len(first) == len(third) == 64
 
 
 def test_first_examples_and_seed(capsys, tmp_path):
@@ -103,6 +149,9 @@ def test_run_directory(capsys, run_dir, tmp_path):
   own = json.loads((run_dir / 'results.json').read_text())
   assert results['eps'] == own['eps'] and results['epoch'] == 1
   assert list(results['models']) == ['teacher', 'student']
+  assert results['batch_size'] == 8 and 'arch' not in results
+  assert results['ferd_jax'] == ferd_jax.__version__
+  assert len(set(results['weights_digest'].values())) == 2
   assert len(results['targets']['student']['reached']) == 10
   assert 'student nsd' in out and 'student: how often' in out
 
@@ -151,6 +200,42 @@ def test_mistakes_are_one_line(argv, message, tmp_path):
   text = str(exit_.value)
   assert text.startswith('error: ') and message in text
   assert '\n' not in text
+
+
+@pytest.mark.parametrize(('option', 'message'), [
+    ('--json={tmp}', '--json={tmp}: it is a directory'),
+    ('--json={tmp}/file/a.json', '--json={tmp}/file/a.json: '),
+    ('--state-dir={tmp}/file', '--state-dir={tmp}/file: it is a file'),
+    ('--state-dir={tmp}/file/a', '--state-dir={tmp}/file/a: '),
+    ('--state-dir=/proc/a', '--state-dir=/proc/a: ')])
+def test_what_cannot_be_written_is_known_before(option, message, tmp_path,
+                                                monkeypatch):
+  (tmp_path / 'file').write_text('')
+  evaluated = []
+  monkeypatch.setattr(evaluate, 'evaluate', lambda *args, **options:
+                      evaluated.append(args) or {})
+  with pytest.raises(SystemExit) as exit_:
+    evaluate.main([*map(str, _FILE), option.format(tmp=tmp_path)])
+  assert ('error: Cannot write ' + message.format(tmp=tmp_path)
+          in str(exit_.value))
+  assert not evaluated
+  assert [path.name for path in tmp_path.iterdir()] == ['file']
+
+
+@pytest.mark.parametrize('name', ['results.json', 'metrics.jsonl'])
+def test_files_that_are_no_weights(name, tmp_path):
+  (tmp_path / name).write_text('{}')
+  with pytest.raises(SystemExit, match='pth, .safetensors.*work directory of'):
+    evaluate.main([str(tmp_path / name)])
+
+
+def test_run_on_data_for_another_teacher(run_dir, tmp_path):
+  path = tmp_path / 'own.npz'
+  np.savez(path, x=np.zeros((6, 8, 8, 3), np.uint8), y=np.arange(6) + 4)
+  with pytest.raises(SystemExit, match='teacher_digest is') as exit_:
+    evaluate.main([str(run_dir), f'--data={path}'])
+  assert 'only data of the same shape and classes' in str(exit_.value)
+  assert '--workdir' not in str(exit_.value)
 
 
 def test_run_of_another_version(run_dir, tmp_path):
@@ -219,5 +304,8 @@ def test_help_names_all_attacks(capsys):
   with pytest.raises(SystemExit) as exit_:
     evaluate.main(['--help'])
   assert exit_.value.code == 0
-  out = capsys.readouterr().out
+  out = ' '.join(capsys.readouterr().out.split())
   assert 'autoattack_torchattacks' in out and 'work directory' in out
+  for text in (', '.join(resnet.SHORTCUTS), ', '.join(
+      preact_resnet.SHORTCUT_INPUTS), 'no key of the file tells'):
+    assert text in out
