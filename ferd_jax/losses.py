@@ -4,6 +4,8 @@ All take raw logits `[B, C]` and return `[B]`; callers reduce, since the
 originals differ in their reductions. Attacks ascend, training descends.
 """
 
+from typing import Any
+
 import jax
 from jax import lax
 import jax.numpy as jnp
@@ -53,7 +55,7 @@ def margin(logits: jax.Array, labels: jax.Array) -> jax.Array:
   It is positive where the logits say y, negative where another class, and 0 for
   a tie.
   """
-  is_label = jax.nn.one_hot(int_classes(labels), logits.shape[-1], dtype=bool)
+  is_label = jax.nn.one_hot(_int_classes(labels), logits.shape[-1], dtype=bool)
   label_logit = jnp.sum(jnp.where(is_label, logits, 0), axis=-1)
   other = jnp.max(jnp.where(is_label, -jnp.inf, logits), axis=-1)
   return label_logit - other
@@ -131,7 +133,15 @@ def divergence_from(logits: jax.Array, target_logits: jax.Array) -> jax.Array:
   return kl_divergence(target_logits, logits)
 
 
-def int_classes(classes: jax.Array) -> jax.Array:
+def wide_enough(leaf: Any) -> Any:
+  """Returns an array, of integers in a type that holds their number too."""
+  dtype = jnp.result_type(leaf)
+  if jnp.issubdtype(dtype, jnp.integer) and dtype.itemsize < 4:
+    return leaf.astype(np.int32)  # Compared with 300 in uint8, 44 is no less.
+  return leaf
+
+
+def _int_classes(classes):
   """Returns int classes `[B]` in a type that holds the number of classes too.
 
   Raises:
@@ -141,13 +151,12 @@ def int_classes(classes: jax.Array) -> jax.Array:
   if np.ndim(classes) != 1 or not jnp.issubdtype(dtype, jnp.integer):
     raise ValueError('Expected int labels [B] for this loss, got '
                      f'{dtype} {np.shape(classes)}.')
-  # Compared with 300 in uint8, 0 would be 256.
-  return jnp.asarray(classes, jnp.int32 if dtype.itemsize < 4 else dtype)
+  return wide_enough(jnp.asarray(classes))
 
 
 def _logit_of(logits: jax.Array, classes: jax.Array) -> jax.Array:
   return jnp.take_along_axis(
-      logits, int_classes(classes)[:, None], axis=-1)[:, 0]
+      logits, _int_classes(classes)[:, None], axis=-1)[:, 0]
 
 
 def weighted_mse(target_logits: jax.Array, logits: jax.Array,

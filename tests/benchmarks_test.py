@@ -219,7 +219,7 @@ def test_autoattack_parity_runs_both_sides(tmp_path):
   pytest.importorskip('pyautoattack')
   data = pathlib.Path(__file__).parents[2] / 'shared' / 'data' / 'tfds'
   if not data.exists():  # Nobody has to have it to run the tests.
-    pytest.skip('no CIFAR-10')
+    pytest.skip('needs CIFAR-10, which nobody has to have')
   _run('autoattack_parity.py', 'run', '--model=resnet18', '--eps=8',
        '--images=2', f'--data_dir={data}', f'--results={tmp_path}',
        cwd=tmp_path)

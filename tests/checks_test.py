@@ -115,7 +115,7 @@ def test_bad_images_never_reach_the_model():
 @pytest.mark.parametrize('shape', [
     (12, 3, 16, 1), (12, 16, 3, 1), (12, 1, 1, 48), (12, 3, 16), (12, 48)])
 def test_images_of_other_shapes_are_fine(shape):
-  checks.inputs(X.reshape(shape), np.zeros(12, int), EPS, 'Linf', BOUNDS)
+  checks.data_set(X.reshape(shape), np.zeros(12, int), EPS, 'Linf', BOUNDS)
 
 
 @pytest.mark.parametrize('dtype', [np.int8, np.uint8, np.int64, np.uint64])
@@ -124,9 +124,9 @@ def test_any_int_labels_are_fine(dtype):
 
 
 def test_bounds_are_those_given():
-  checks.inputs(2 * X - 1, np.zeros(12, int), EPS, 'L2', (-1., 1.))
+  checks.data_set(2 * X - 1, np.zeros(12, int), EPS, 'L2', (-1., 1.))
   with pytest.raises(ValueError, match=r'images in \(-1.0, 1.0\)'):
-    checks.inputs(3 * X - 1, np.zeros(12, int), EPS, 'L2', (-1., 1.))
+    checks.data_set(3 * X - 1, np.zeros(12, int), EPS, 'L2', (-1., 1.))
 
 
 @pytest.mark.parametrize('eps', [-0.1, np.nan, np.inf, '8/255', None])
@@ -139,7 +139,7 @@ def test_eps_that_is_none(eps):
     ('Linf', BOUNDS, 1), ('L2', BOUNDS, 48 ** .5),
     ('Linf', (-1., 3.), 4), ('L2', (-1., 3.), 4 * 48 ** .5)])
 def test_eps_that_covers_everything(norm, bounds, widest):
-  check = functools.partial(checks.inputs, X, np.zeros(12, int))
+  check = functools.partial(checks.data_set, X, np.zeros(12, int))
   check(0.99 * widest, norm, bounds)
   with pytest.raises(ValueError, match='eps has their unit, such as 8/255'):
     check(1.01 * widest, norm, bounds)
@@ -423,14 +423,30 @@ def test_square_too_strong_alone(robust, warns):
   assert bool(checks.square_too_strong(robust, ['sq'], True)) == warns
 
 
+@pytest.mark.parametrize('norm', ['Linf', 'L2'])
+@pytest.mark.parametrize('low', [100., 1000., -10001.])
+def test_bounds_far_from_0(low, norm):
+  x = (low + X).astype(np.float32)
+  autoattack = attacks.AutoAttack(
+      EPS, norm, version='custom', bounds=(low, low + 1), attacks=[
+          ('square', attacks.Square(EPS, norm, num_queries=5,
+                                    bounds=(low, low + 1)))])
+  def logits_fn(x):
+    return linear(x - low)
+  result = autoattack(logits_fn, jax.random.key(0), x, labels(logits_fn, x),
+                      batch_size=4, progress=False,
+                      parallel=parallel.create('jit'))
+  assert result.norms.max() < EPS * 1.2
+
+
 def test_results():
   x = np.clip(X, 0.2, 0.8)
   norms = np.full(12, EPS)
-  checks.results(x, EPS, norms, BOUNDS)
-  checks.results(x, EPS, norms + 1e-7, BOUNDS)
+  checks.results(x, EPS, 'Linf', norms, BOUNDS)
+  checks.results(x, EPS, 'Linf', norms + 1e-7, BOUNDS)
   def refused(index, images=x, norms=norms):
     with pytest.raises(ValueError, match=rf'out of the ball .*: {index}\.'):
-      checks.results(images, EPS, norms, BOUNDS)
+      checks.results(images, EPS, 'Linf', norms, BOUNDS)
   refused(3, norms=norms + 1e-4 * (np.arange(12) == 3))
   refused(4, norms=np.where(np.arange(12) == 4, np.nan, norms))
   for value in (1.001, -0.001, np.nan, np.inf):

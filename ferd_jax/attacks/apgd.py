@@ -12,6 +12,7 @@ from ferd_jax import losses
 from ferd_jax import validate
 from ferd_jax.attacks import attack
 from ferd_jax.attacks import geometry
+from ferd_jax.attacks import inputs
 
 
 class Controller(NamedTuple):
@@ -210,7 +211,7 @@ class APGD(attack.Attack):
     """Returns the state after the evaluation of `state.x`."""
     loss, logits, gradient = self._evaluate(logits_fn, problem, state.x, key)
     first = state.iteration == 0
-    missed = attack.is_fooled(logits, attack.labels_of(problem.y))
+    missed = attack.is_fooled(logits, inputs.labels_of(problem.y))
     x_adv = geometry.where(missed, state.x, state.x_adv)
 
     period = jnp.asarray(checkpoint_periods(self.num_iterations))[

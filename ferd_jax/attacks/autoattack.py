@@ -15,6 +15,7 @@ from ferd_jax.attacks import attack
 from ferd_jax.attacks import ensemble
 from ferd_jax.attacks import fab
 from ferd_jax.attacks import geometry
+from ferd_jax.attacks import inputs
 from ferd_jax.attacks import square
 
 # The attacks of each version, in order.
@@ -193,7 +194,7 @@ class AutoAttack:
       ValueError: for inputs or a model that would make the numbers wrong (see
         `checks`), or a state file of another run.
     """
-    if not attack.is_concrete(logits_fn, key, x, y):
+    if not inputs.is_concrete(logits_fn, key, x, y):
       raise ValueError('AutoAttack is a loop of Python\'s over compiled parts: '
                        'call it outside of jit.')
     run = ensemble.Run(

@@ -15,6 +15,7 @@ import numpy as np
 from ferd_jax import losses
 from ferd_jax.attacks import attack as attacks
 from ferd_jax.attacks import geometry
+from ferd_jax.attacks import inputs
 from ferd_jax.attacks import saved
 
 _PASSES = 5
@@ -22,8 +23,8 @@ _VARIATION = 1e-4  # of normalised logits between passes
 _DEPENDENCE = 1e-3  # of logits on the rest of the batch, of the largest
 
 
-def inputs(x: np.ndarray, y: np.ndarray, eps: float, norm: str,
-           bounds: tuple[float, float]) -> None:
+def data_set(x: np.ndarray, y: np.ndarray, eps: float, norm: str,
+             bounds: tuple[float, float]) -> None:
   """Raises ValueError for data that no model can be attacked on.
 
   Args:
@@ -50,7 +51,7 @@ def inputs(x: np.ndarray, y: np.ndarray, eps: float, norm: str,
     raise ValueError(f'Expected y of shape {y.shape} to be [N], one label for '
                      f'each image in x of shape {x.shape}, N > 0.')
   radius(eps, norm, x.shape[1:], bounds)
-  attacks.valid_examples(x, None, None, 0, bounds)
+  inputs.valid_examples(x, None, None, 0, bounds)
 
 
 def layout(shape: tuple[int, ...]) -> list[str]:
@@ -221,13 +222,14 @@ def square_too_strong(robust: Mapping[str, float], squares: Collection[str],
   return warnings
 
 
-def results(x_adv: np.ndarray, eps: float, norms: np.ndarray,
+def results(x_adv: np.ndarray, eps: float, norm: str, norms: np.ndarray,
             bounds: tuple[float, float]) -> None:
   """Raises ValueError for adversarial images that are none.
 
   Args:
     x_adv: adversarial images `[N, ...]`.
     eps: radius.
+    norm: 'Linf' or 'L2'.
     norms: `[N]`, of x_adv - x.
     bounds: lowest and highest pixel value.
 
@@ -239,9 +241,9 @@ def results(x_adv: np.ndarray, eps: float, norms: np.ndarray,
   flat = x_adv.reshape(len(x_adv), -1)
   # A NaN is in no interval.
   valid = ((flat >= low - slack) & (flat <= high + slack)).all(-1)
-  # In the worst case that of every pixel adds up, in L2 squared.
-  valid &= norms <= eps * (1 + 1e-5) + slack + flat.shape[1] ** 0.5 * (
-      slack - 1e-6 * (high - low))
+  # Every pixel may be rounded.
+  valid &= norms <= eps * (1 + 1e-5) + geometry.diameter(
+      x_adv.shape[1:], norm, (0, slack))
   if not valid.all():
     raise ValueError('An attack returned images that are out of the ball or '
                      f'the bounds: {_some(np.flatnonzero(~valid))}.')

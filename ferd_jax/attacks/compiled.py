@@ -19,6 +19,7 @@ from ferd_jax import loops
 from ferd_jax import parallel as parallels
 from ferd_jax.attacks import attack as attacks
 from ferd_jax.attacks import geometry
+from ferd_jax.attacks import inputs
 
 _R, _S = parallels.REPLICATED, parallels.SHARDED
 
@@ -95,7 +96,7 @@ class CompiledAttack:
       ValueError: as for `Attack.__call__`. On several devices values are not
         looked at, as under `jit`, but there must be indices.
     """
-    if attacks.is_tracing(variables, key, x, y, targets, eps, x_init, indices):
+    if inputs.is_tracing(variables, key, x, y, targets, eps, x_init, indices):
       return self._attack(
           functools.partial(self._apply_fn, variables),
           self._keys(key, indices), x, y, targets, eps=eps, x_init=x_init)
@@ -110,7 +111,7 @@ class CompiledAttack:
 
     On one device the first call gives the UserWarnings of `Attack.run`.
     """
-    if attacks.is_tracing(variables, key, x, y, targets, eps, x_init, indices):
+    if inputs.is_tracing(variables, key, x, y, targets, eps, x_init, indices):
       return self._attack.run(
           functools.partial(self._apply_fn, variables),
           self._keys(key, indices), x, y, targets, eps=eps, x_init=x_init)
@@ -123,7 +124,7 @@ class CompiledAttack:
 
   def _keys(self, key, indices):
     return key if indices is None else collectives.example_keys(
-        attacks.one_key(key), indices)
+        inputs.one_key(key), indices)
 
   def _given(self, variables, key, x, y, targets, eps, x_init, indices):
     """Returns the arguments after the checks of `Attack.check`."""
@@ -131,18 +132,15 @@ class CompiledAttack:
     if np.shape(eps):
       raise ValueError('Expected eps to be one radius, got shape '
                        f'{np.shape(eps)}.')
-    attacks.checked_radii(eps, np.shape(x)[1:], self._attack.norm,
+    inputs.checked_radii(eps, np.shape(x)[1:], self._attack.norm,
                           self._attack.bounds)
     self._attack.check_targets(targets)
-    key = attacks.one_key(key)
+    key = inputs.one_key(key)
     if self._parallel.mode == 'jit':  # Else the caller has laid out arrays.
-      y, targets = (
-          np.asarray(classes) if isinstance(classes, list) else classes
-          for classes in (y, targets))
-      x = attacks.checked_images(x, y=y, targets=targets, x_init=x_init)
+      y, targets = inputs.as_arrays(y), inputs.as_arrays(targets)
+      x = inputs.checked_images(x, y=y, targets=targets, x_init=x_init)
       self._check_values(variables, key, x, y, targets, x_init)
       x_init = None if x_init is None else jnp.asarray(x_init, x.dtype)
-      y, targets = jax.tree.map(attacks.wide_enough, (y, targets))
       indices = self._checked_indices(indices, len(x))
     elif indices is None:
       raise ValueError('Expected indices, laid out as x is over devices.')
@@ -169,7 +167,7 @@ class CompiledAttack:
           key if self._attack.stochastic else None)
     classes = self._num_classes[shapes]
     self._attack.check_num_classes(classes)
-    attacks.valid_examples(x, y, targets, classes, self._attack.bounds, x_init)
+    inputs.valid_examples(x, y, targets, classes, self._attack.bounds, x_init)
 
   def _images_of(self, variables, given):
     """Returns adversarial images, NaN for examples that are no valid input."""
@@ -261,13 +259,13 @@ class CompiledAttack:
   @functools.cached_property
   def _is_fooled(self):
     return self._compile(
-        lambda logits, y: attacks.is_fooled(logits, attacks.labels_of(y)),
+        lambda logits, y: attacks.is_fooled(logits, inputs.labels_of(y)),
         (_S, _S))
 
   @functools.cached_property
   def _merge(self):
     def merge(images, found, fooled, logits, y):
-      now = attacks.is_fooled(logits, attacks.labels_of(y))
+      now = attacks.is_fooled(logits, inputs.labels_of(y))
       return geometry.where(fooled, images, found), fooled | now
     return self._compile(merge, (_S, _S, _S, _S, _S))
 

@@ -23,6 +23,7 @@ from ferd_jax import parallel as parallels
 from ferd_jax import validate
 from ferd_jax.attacks import attack as attacks
 from ferd_jax.attacks import checks
+from ferd_jax.attacks import inputs
 from ferd_jax.attacks import saved
 from ferd_jax.attacks import slots
 from ferd_jax.attacks import square
@@ -169,22 +170,20 @@ class Run:
     self._bounds = settings['bounds']
     self._parallel, self._batch_size = parallel, batch_size
     self._individual, self._stochastic = individual, stochastic
-    self._key = attacks.one_key(key)
+    self._key = inputs.one_key(key)
     # Before the model sees them, which may not take their shape.
-    checks.inputs(x, y, self._eps, self._norm, self._bounds)
+    checks.data_set(x, y, self._eps, self._norm, self._bounds)
     self._num_classes = attacks.num_classes(
         logits_fn, x[:1], self._key if stochastic else None)
     checks.labels(y, self._num_classes)
     self._x, self._y = x, y.astype(np.int32)
-    if isinstance(logits_fn, jax.tree_util.Partial):
-      self._logits_fn = logits_fn
-      self._traced = self._trace()
-      # What it closes over may be other weights by the next call.
-      self._compiled = _shared(saved.digest(self._traced.consts))
-    else:
-      self._logits_fn = jax.tree_util.Partial(_Borrowed(logits_fn))
-      self._traced = self._trace()
-      self._compiled = _Compiled()
+    shares = isinstance(logits_fn, jax.tree_util.Partial)
+    self._logits_fn = (logits_fn if shares else
+                       jax.tree_util.Partial(_Borrowed(logits_fn)))
+    self._traced = self._trace()
+    # What it closes over may be other weights by the next call.
+    self._compiled = (_shared(saved.digest(self._traced.consts)) if shares
+                      else _Compiled())
     self._members = members(self._num_classes)
     self._model = parallel.replicate(self._logits_fn)
     self._settings = settings | {
@@ -251,7 +250,8 @@ class Run:
         result.accuracy_after, [
             name for name, attack in self._members.items()
             if isinstance(attack, square.Square)], self._individual)
-    checks.results(result.images, self._eps, result.norms, self._bounds)
+    checks.results(result.images, self._eps, self._norm, result.norms,
+                   self._bounds)
     for note in notes:
       warnings.warn(note, stacklevel=3)
     return result

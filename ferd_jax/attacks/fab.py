@@ -12,6 +12,7 @@ from ferd_jax import validate
 from ferd_jax.attacks import attack
 from ferd_jax.attacks import box_projection
 from ferd_jax.attacks import geometry
+from ferd_jax.attacks import inputs
 
 _NOT_FOUND = 1e10  # the norm where nothing misclassified was seen
 _SHORTEST = 1e-8  # move that counts, per width of the bounds, as upstream
@@ -126,7 +127,7 @@ class FAB(attack.Attack):
   def step(self, logits_fn: attack.LogitsFn, problem: attack.Problem,
            state: FABState, key: jax.Array | None = None) -> FABState:
     """Returns the state after one iteration."""
-    labels = attack.labels_of(problem.y)
+    labels = inputs.labels_of(problem.y)
     difference, gradient, logits = self._linearise(logits_fn, problem, state.x,
                                                    key)
     finite = (state.finite & attack.all_finite(logits)
@@ -177,7 +178,7 @@ class FAB(attack.Attack):
       return logits.astype(jnp.promote_types(logits.dtype, x.dtype))
     logits, pull_back = jax.vjp(evaluate, x)
     num_classes = logits.shape[-1]
-    labels = attack.labels_of(problem.y)
+    labels = inputs.labels_of(problem.y)
     is_label = jax.nn.one_hot(labels, num_classes, dtype=logits.dtype)
     def against(classes):
       difference = losses.targeted_margin(logits, labels, classes)

@@ -2,9 +2,9 @@
 
 The gradient of a convolution by its input is a convolution by the kernel with
 its sides reversed and its channels exchanged. On CPU XLA copies the kernel for
-both whenever it is called: a tenth of a step of a ResNet-18 on eight images, a
-third on one. A loop inside the compiled function would do it once, but is slow
-otherwise (`loops.repeat`).
+both whenever it is called: a third of a gradient of a ResNet-18 on eight
+images, two thirds on one. A loop inside the compiled function would do it once,
+but is slow otherwise (`loops.repeat`).
 """
 
 from collections.abc import Callable

@@ -18,6 +18,7 @@ from ferd_jax import losses
 from ferd_jax import validate
 from ferd_jax.attacks import attack
 from ferd_jax.attacks import geometry
+from ferd_jax.attacks import inputs
 
 # After these queries, of 10000, the window's share of the image is halved.
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
@@ -370,7 +371,7 @@ class Square(attack.Attack):
     dtype = state.margin_best.dtype
     margin = losses.margin(
         logits.astype(jnp.promote_types(logits.dtype, dtype)),
-        attack.labels_of(problem.y)).astype(dtype)
+        inputs.labels_of(problem.y)).astype(dtype)
     accepted = finite & ((margin < state.margin_best) | (margin <= 0))
     x_best = geometry.where(accepted, state.candidate, state.x_best)
     margin_best = jnp.where(accepted, margin, state.margin_best)
