@@ -449,22 +449,10 @@ def test_files_without_torch(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize('zipped', [True, False])
-def test_torch_file_without_torch(torch, tmp_path, monkeypatch, zipped):
-  path = tmp_path / 'net.pt'
-  torch.save({'a': torch.zeros(2)}, path,
-             _use_new_zipfile_serialization=zipped)
-  # Importing it then raises ImportError.
-  monkeypatch.setitem(sys.modules, 'torch', None)
-  with pytest.raises(ValueError, match='net.pt.*re-save it as safetensors, or '
-                                       'install torch'):
-    torch_io.read_state_dict(path)
-
-
-@pytest.mark.parametrize('zipped', [True, False])
 @pytest.mark.parametrize('wrapper', [
     None, 'state_dict', 'model_state_dict', 'model', 'net', 'ema',
     'state_dict_ema', 'last'])
-def test_torch_files(torch, tmp_path, wrapper, zipped):
+def test_torch_files(torch, tmp_path, monkeypatch, wrapper, zipped):
   expected = weights()
   tensors = {'module.' + key: torch.from_numpy(value)
              for key, value in expected.items()}
@@ -474,6 +462,8 @@ def test_torch_files(torch, tmp_path, wrapper, zipped):
     content['best'] = {'conv1.weight': torch.zeros(1)}
   torch.save(content, tmp_path / 'net.tar',
              _use_new_zipfile_serialization=zipped)
+  # Importing it then raises ImportError.
+  monkeypatch.setitem(sys.modules, 'torch', None)
   assert_same_weights(torch_io.read_state_dict(tmp_path / 'net.tar'), expected)
 
 
@@ -490,7 +480,7 @@ def test_torch_tensors_of_all_kinds(torch, tmp_path):
   got = torch_io.read_state_dict(tmp_path / 'net.pt')
   for key, value in tensors.items():
     np.testing.assert_array_equal(got[key], value.detach().double().numpy())
-  assert got['half'].dtype == got['bfloat'].dtype == np.float32
+  assert (got['half'].dtype, got['bfloat'].dtype) == (np.float16, np.float32)
 
 
 def test_choice_between_state_dicts(torch, tmp_path):
@@ -505,7 +495,7 @@ def test_choice_between_state_dicts(torch, tmp_path):
   for content, message in (
       ([first], 'holds a list'),
       ({'state_dict': [first]}, 'no dict of tensors; its keys are state_dict'),
-      ({'a': torch.zeros(2).to_sparse()}, 'a: ')):
+      ({'a': torch.zeros(2).to_sparse()}, '_rebuild_sparse_tensor')):
     torch.save(content, path)
     with pytest.raises(ValueError, match=message) as error:
       torch_io.read_state_dict(path)
@@ -520,7 +510,8 @@ class Unsafe:
 def test_torch_files_that_are_refused(torch, tmp_path):
   path = tmp_path / 'net.pt'
   torch.save({'a': torch.zeros(1), 'args': Unsafe()}, path)
-  with pytest.raises(ValueError, match='net.pt, which may be damaged') as error:
+  with pytest.raises(ValueError, match=r'net.pt: it contains a pickled '
+                                       r'torch_io_test\.Unsafe') as error:
     torch_io.read_state_dict(path)
   assert '\n' not in str(error.value)
   torch.jit.script(torch.nn.Linear(1, 1)).save(path)
@@ -534,7 +525,8 @@ def test_torch_files_that_are_refused(torch, tmp_path):
     (b'\n <html>', 'HTML page'),
     (b'version https://git-lfs.github.com/spec/v1\noid', 'LFS pointer'),
     (b'\x93NUMPY\x01\x00', 'one array'),
-    (b'\x80\x04\x95', 'pickle not made by torch.save'),
+    (b'\x80\x04]\x94K\x01a.', 'pickle, but not one of torch.save'),
+    (b'\x80\x04\x95', 'ends too early'),
     (b'weights, allegedly', 'none of safetensors, npz'),
     (b'\0' * 257 + b'ustar' + b'\0' * 250, 'tar archive'),
     (b'\x10\0\0\0\0\0\0\0{"a": 1', 'damaged'),

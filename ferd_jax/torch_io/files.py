@@ -1,8 +1,8 @@
 """Reads state dicts from files, as numpy arrays under PyTorch's names.
 
 The content of a file decides how it is read, never its name: checkpoints are
-called .pt, .pth, .th, .tar or .model at will. PyTorch's own formats need torch,
-which is imported only then; safetensors and npz files do not.
+called .pt, .pth, .th, .tar or .model at will. None needs PyTorch, and nothing
+that a file names is executed.
 """
 
 from collections.abc import Mapping
@@ -14,6 +14,9 @@ import zipfile
 import numpy as np
 import safetensors
 import safetensors.numpy
+
+from ferd_jax.torch_io import pickled
+from ferd_jax.torch_io import torch_file
 
 StateDict = dict[str, np.ndarray]
 
@@ -30,9 +33,6 @@ _WRAPPERS = (
 _PREFIXES = ('module.', 'model.')
 # Buffers of a normalising layer, the names of which follow no convention.
 NORMALISER_NAMES = {'mean': 'mean', 'mu': 'mean', 'std': 'std', 'sigma': 'std'}
-
-# How a stream of five pickles begins, which torch.save wrote before 1.6.
-_LEGACY_MAGIC = bytes.fromhex('80028a0a6cfc9c46f9206aa850192e')
 
 
 def read_state_dict(path: str | os.PathLike[str],
@@ -51,8 +51,8 @@ def read_state_dict(path: str | os.PathLike[str],
 
   Raises:
     FileNotFoundError: if there is no such file.
-    ValueError: if the file cannot be read as a state dict, or needs PyTorch
-      and PyTorch is not installed.
+    ValueError: if the file cannot be read as a state dict, or holds objects
+      other than plain data, which the message names.
   """
   path = os.fspath(path)
   if not os.path.isfile(path):
@@ -60,7 +60,7 @@ def read_state_dict(path: str | os.PathLike[str],
   read = _reader(path)
   try:
     loaded = read(path)
-  except (_Refusal, ImportError) as error:
+  except pickled.Refusal as error:
     raise ValueError(f'Cannot read {path}: {error}') from error
   except Exception as error:
     # The libraries raise errors of their own kinds for damaged files, with
@@ -69,8 +69,8 @@ def read_state_dict(path: str | os.PathLike[str],
     raise ValueError(f'Cannot read {path}, which may be damaged or hold more '
                      f'than a state dict: {reason}') from error
   try:
-    return strip_prefixes(_to_numpy(_unwrap(loaded, select)))
-  except _Refusal as error:
+    return strip_prefixes(_numpy_types(_unwrap(loaded, select)))
+  except pickled.Refusal as error:
     raise ValueError(f'Cannot use {path}: {error}') from error
 
 
@@ -105,20 +105,16 @@ def _strip_common(state_dict):
       return state_dict
 
 
-class _Refusal(Exception):
-  """A reason, in one line, not to use a file."""
-
-
 def _reader(path):
   """Returns the function that reads the file, or raises ValueError."""
   with open(path, 'rb') as file:
     head = file.read(512)
   if head.startswith(b'PK\x03\x04'):
     return _read_zip
-  if head.startswith(_LEGACY_MAGIC):
-    return _read_torch
-  if len(head) > 8 and head[8:9] == b'{':
+  if head[8:9] == b'{':
     return _read_safetensors
+  if head.startswith(b'\x80'):
+    return torch_file.read
   raise ValueError(f'Cannot read {path}: {_describe(head)}')
 
 
@@ -134,8 +130,6 @@ def _describe(head):
     return 'it is a tar archive of old PyTorch; re-save it with a newer one.'
   if head.startswith(b'\x93NUMPY'):
     return 'it holds one array, not named ones; re-save it as npz.'
-  if head.startswith(b'\x80'):
-    return 'it is a pickle not made by torch.save; re-save it as safetensors.'
   return ('its content is none of safetensors, npz, or a file of torch.save.')
 
 
@@ -144,9 +138,10 @@ def _read_zip(path):
     names = archive.namelist()
   if any(re.fullmatch(r'[^/]+/(constants\.pkl|code/.*)', name)
          for name in names):
-    raise _Refusal('it is a TorchScript program; save its state_dict instead.')
+    raise pickled.Refusal('it is a TorchScript program; save its state_dict '
+                          'instead.')
   if any(re.fullmatch(r'[^/]+/data\.pkl', name) for name in names):
-    return _read_torch(path)
+    return torch_file.read(path)
   with np.load(path, allow_pickle=False) as arrays:
     return dict(arrays)
 
@@ -155,60 +150,37 @@ def _read_safetensors(path):
   return safetensors.numpy.load_file(path)
 
 
-def _read_torch(path):
-  try:
-    import torch
-  except ImportError as error:
-    raise _Refusal('it is a PyTorch file, and torch is not installed; re-save '
-                   'it as safetensors, or install torch.') from error
-  return torch.load(path, map_location='cpu', weights_only=True)
-
-
-def _is_array(value):
-  return hasattr(value, 'shape') and hasattr(value, 'dtype')
-
-
 def _is_state_dict(value):
   return isinstance(value, Mapping) and len(value) > 0 and all(
-      isinstance(key, str) and _is_array(item) for key, item in value.items())
+      isinstance(key, str) and isinstance(item, np.ndarray)
+      for key, item in value.items())
 
 
 def _unwrap(loaded: Any, select: str | None) -> Mapping[str, Any]:
   """Returns the state dict inside of what a file holds."""
   if not isinstance(loaded, Mapping):
-    raise _Refusal(f'it holds a {type(loaded).__name__}, not a state dict.')
+    raise pickled.Refusal(f'it holds a {type(loaded).__name__}, not a state '
+                          'dict.')
   keys = ', '.join(sorted(str(key) for key in loaded)[:10]) or 'none'
   if select is not None:
     if not _is_state_dict(loaded.get(select)):
-      raise _Refusal(f'expected select={select!r} to name a dict of tensors; '
-                     f'its keys are {keys}.')
+      raise pickled.Refusal(f'expected select={select!r} to name a dict of '
+                            f'tensors; its keys are {keys}.')
     return loaded[select]
   found = []
   for names in _WRAPPERS:
     found += [name for name in names if _is_state_dict(loaded.get(name))][:1]
   if len(found) > 1:
-    raise _Refusal(f'it holds several state dicts; select one of '
+    raise pickled.Refusal(f'it holds several state dicts; select one of '
                    f'{", ".join(found)}.')
   if found:
     return loaded[found[0]]
   if not _is_state_dict(loaded):
-    raise _Refusal(f'it holds no dict of tensors; its keys are {keys}.')
+    raise pickled.Refusal(f'it holds no dict of tensors; its keys are {keys}.')
   return loaded
 
 
-def _to_numpy(state_dict):
-  result = {}
-  for key, value in state_dict.items():
-    if isinstance(value, np.ndarray):
-      # Numpy's own types only: bfloat16, which safetensors reads, is foreign.
-      result[key] = (value.astype(np.float32) if value.dtype.name == 'bfloat16'
-                     else value)
-      continue
-    # A tensor. Numpy has no bfloat16, and torch does not convert sparse or
-    # quantised tensors.
-    narrow = value.is_floating_point() and value.dtype.itemsize < 4
-    try:
-      result[key] = (value.float() if narrow else value).detach().numpy()
-    except (TypeError, RuntimeError) as error:
-      raise _Refusal(f'{key}: {str(error).splitlines()[0]}') from error
-  return result
+def _numpy_types(state_dict):
+  """Returns arrays of numpy's own types, to which bfloat16 does not belong."""
+  return {key: value.astype(np.float32) if value.dtype.name == 'bfloat16'
+          else value for key, value in state_dict.items()}
