@@ -3,6 +3,7 @@
   config.json          what the run is; another config is refused
   results.json         teacher and student at the end of the run
   evaluation.json      the same of `--mode=evaluate`
+  export/              the student for PyTorch, see `export`
   metrics.jsonl        a line per epoch
   samples/             pictures of synthetic images
   autoattack/          states of an evaluation that is not finished

@@ -26,6 +26,7 @@ from ferd_jax import attacks
 from ferd_jax import class_weights
 from ferd_jax import distill
 from ferd_jax import experiment
+from ferd_jax import export
 from ferd_jax import forward
 from ferd_jax import models
 from ferd_jax import parallel as parallels
@@ -269,17 +270,18 @@ def train(run: experiment.Experiment, workdir: epath.PathLike, *,
         _save_samples(workdir, run, epoch, images, labels)
   if last_epoch < config.num_epochs:
     return None
-  return evaluate_run(run, workdir, file_name=RESULTS)
+  return evaluate_run(run, workdir, final=True)
 
 
 def evaluate_run(run: experiment.Experiment, workdir: epath.PathLike, *,
-                 file_name: str = EVALUATION) -> dict:
+                 final: bool = False) -> dict:
   """Evaluates teacher and student and returns and writes the results.
 
   Args:
     run: the experiment.
     workdir: with a checkpoint; the epoch is chosen by `config.eval.select`.
-    file_name: of the results, JSON in the work directory.
+    final: whether the run ends with it: the results become `results.json`
+      instead of `evaluation.json`, and the student is exported for PyTorch.
 
   Raises:
     ValueError: if there is no checkpoint.
@@ -319,7 +321,10 @@ def evaluate_run(run: experiment.Experiment, workdir: epath.PathLike, *,
             ('student', run.target_analysis(run.synthesis.student),
              state.student))})
   if jax.process_index() == 0:
-    atomic.write_text(workdir / file_name,
+    if final:
+      exported = export.write(run, state.student, results, workdir)
+      print(f'Student for PyTorch: {exported}', file=sys.stderr)
+    atomic.write_text(workdir / (RESULTS if final else EVALUATION),
                       json.dumps(results, indent=2, allow_nan=False) + '\n')
     if (workdir / _AUTOATTACK).exists():  # Its results are kept now.
       (workdir / _AUTOATTACK).rmtree()

@@ -17,7 +17,7 @@ _LEVELS = [
     {'synthesis', 'distill', 'robustness', 'checkpoint'},
     {'target_analysis'},
     {'experiment'},
-    {'learning_curve'},
+    {'learning_curve', 'export'},
     {'train'},
     {'evaluate'},
 ]

@@ -355,3 +355,52 @@ def test_bfloat16_keeps_its_bits(torch, save):
   got = torch_file.read(save({'a': every.view(torch.bfloat16)}))['a']
   assert got.dtype == jnp.bfloat16
   np.testing.assert_array_equal(got.view(np.uint16), np.arange(2 ** 16))
+
+
+def write(tmp_path, state_dict):
+  path = tmp_path / 'written.pt'
+  with path.open('wb') as file:
+    torch_file.write(file, state_dict)
+  return path
+
+
+def arrays_of_all_kinds():
+  rng = np.random.default_rng(0)
+  values = 100 * rng.normal(size=(3, 4))
+  return {np.dtype(dtype).name: values.astype(dtype) for dtype in (
+      np.float32, np.float64, np.float16, jnp.bfloat16, np.int64, np.int32,
+      np.int16, np.int8, np.uint8, np.bool_)} | {
+          'scalar': np.zeros((), np.int64), 'empty': np.zeros((0, 3)),
+          'transposed': values.T, 'layer.0.größe': np.ones(70_000, np.uint8)}
+
+
+def test_written_files_are_read_by_torch(torch, tmp_path):
+  state_dict = arrays_of_all_kinds()
+  path = write(tmp_path, state_dict)
+  for mapped in (False, True):
+    loaded = torch.load(path, weights_only=True, mmap=mapped)
+    assert type(loaded) is collections.OrderedDict
+    assert list(loaded) == list(state_dict)
+    for name, tensor in loaded.items():
+      assert tensor.is_contiguous() and tensor.device.type == 'cpu'
+      value = np.ascontiguousarray(state_dict[name])
+      value.flags.writeable = False
+      assert bits(tensor)[0] == value.dtype.name
+      assert bits(tensor)[2] == value.tobytes()
+      assert tuple(tensor.shape) == state_dict[name].shape
+
+
+def test_written_files_are_read(tmp_path):
+  state_dict = arrays_of_all_kinds()
+  path = write(tmp_path, state_dict)
+  got = torch_file.read(path)
+  assert list(got) == list(state_dict)
+  for name, value in state_dict.items():
+    assert got[name].dtype == value.dtype
+    np.testing.assert_array_equal(got[name], value)
+  assert path.read_bytes() == write(tmp_path, state_dict).read_bytes()
+
+
+def test_arrays_that_no_tensor_holds(tmp_path):
+  with pytest.raises(ValueError, match='x of type uint32 to be of one of fl'):
+    write(tmp_path, {'x': np.zeros(2, np.uint32)})

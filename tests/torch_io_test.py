@@ -122,7 +122,7 @@ def assert_same_stages(torch, net, model, variables, x, tolerance):
 
 
 @pytest.mark.parametrize('case', CASES)
-def test_stages_equal_pytorch(torch, twins, case):
+def test_stages_equal_pytorch(torch, twins, tmp_path, case):
   net, state_dict, model = pair(twins, case)
   variables = torch_io.variables_from_state_dict(model, state_dict, (32, 32, 3))
   assert set(variables) == {'params', 'batch_stats'}
@@ -132,8 +132,15 @@ def test_stages_equal_pytorch(torch, twins, case):
   # Strict loading: every name, shape and counter.
   exported = torch_io.state_dict_from_variables(model, variables)
   if case not in IMPORT_ONLY:
-    net.load_state_dict({key: torch.tensor(value)
-                         for key, value in exported.items()}, strict=True)
+    torch_io.write_state_dict(tmp_path / 'net.pt', exported)
+    x = torch.from_numpy(images((2, 3, 32, 32)))
+    with torch.no_grad():
+      before = net(x)
+      twins.randomise(net, seed=1)
+      assert not torch.equal(net(x), before)
+      net.load_state_dict(torch.load(tmp_path / 'net.pt', weights_only=True),
+                          strict=True)
+      assert torch.equal(net(x), before)
   again = torch_io.variables_from_state_dict(model, exported, (32, 32, 3))
   jax.tree.map(np.testing.assert_array_equal, again, variables)
 

@@ -11,6 +11,8 @@ import pytest
 from configs import digits
 from ferd_jax import checkpoint
 from ferd_jax import experiment
+from ferd_jax import report
+from ferd_jax import torch_io
 from ferd_jax import train
 
 
@@ -117,6 +119,21 @@ def test_results(whole):
     assert 0 <= model['clean']['average'] <= 1
     assert len(model['clean']['per_class']) == 10
   assert list(results['models']) == ['teacher', 'student']
+
+
+def test_student_is_exported_for_pytorch(whole):
+  run, workdir, results = whole
+  expected = _saved(run, workdir, 4).student
+  for name in ('student.pt', 'student.safetensors'):
+    got = torch_io.load_variables(workdir / 'export' / name,
+                                  run.synthesis.student, run.image_shape)
+    chex.assert_trees_all_equal(jax.tree.map(np.asarray, got), dict(expected))
+  card = json.loads((workdir / 'export' / 'model_card.json').read_text())
+  assert card['results'] == results
+  assert card['config'] == json.loads(json.dumps(run.identity))
+  assert card['student']['arch'] == run.config.student.arch
+  text = (workdir / 'export' / 'model_card.md').read_text()
+  assert report.text(results) in text and '0.1; seed 0, epoch 4 of 4' in text
 
 
 @pytest.mark.parametrize('mode', ['jit', 'pmap', 'shard_map'])

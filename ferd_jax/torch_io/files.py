@@ -1,4 +1,4 @@
-"""Reads state dicts from files, as numpy arrays under PyTorch's names.
+"""Reads and writes state dicts, as numpy arrays under PyTorch's names.
 
 The content of a file decides how it is read, never its name: checkpoints are
 called .pt, .pth, .th, .tar or .model at will. None needs PyTorch, and nothing
@@ -11,10 +11,13 @@ import re
 from typing import Any
 import zipfile
 
+from etils import epath
 import numpy as np
 import safetensors
 import safetensors.numpy
 
+from ferd_jax import atomic
+from ferd_jax import validate
 from ferd_jax.torch_io import pickled
 from ferd_jax.torch_io import torch_file
 
@@ -72,6 +75,31 @@ def read_state_dict(path: str | os.PathLike[str],
     return strip_prefixes(_numpy_types(_unwrap(loaded, select)))
   except pickled.Refusal as error:
     raise ValueError(f'Cannot use {path}: {error}') from error
+
+
+def write_state_dict(path: str | os.PathLike[str],
+                     state_dict: Mapping[str, np.ndarray]) -> None:
+  """Writes a state dict, in the format that the name of the file ends with.
+
+  The file appears whole or not at all.
+
+  Args:
+    path: ends with `.pt` or `.pth`, which `torch.load(weights_only=True)`
+      opens, or with `.safetensors`.
+    state_dict: arrays by PyTorch's name.
+
+  Raises:
+    ValueError: if the name of the file ends otherwise, or an array's type is
+      none of PyTorch's.
+  """
+  path = epath.Path(path)
+  validate.one_of(('.pt', '.pth', '.safetensors'), suffix=path.suffix)
+  with atomic.writing(path) as file:
+    if path.suffix == '.safetensors':
+      file.write(safetensors.numpy.save(dict(state_dict),
+                                        metadata={'format': 'pt'}))
+    else:
+      torch_file.write(file, state_dict)
 
 
 def strip_prefixes(state_dict: Mapping[str, np.ndarray]) -> StateDict:

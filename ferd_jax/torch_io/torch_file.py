@@ -1,4 +1,4 @@
-"""Reads files of `torch.save` without PyTorch.
+"""Reads and writes files of `torch.save` without PyTorch.
 
 There are two formats: a zip archive of a pickle and one file per storage (since
 PyTorch 1.6), and one stream of five pickles with the storages behind them. Both
@@ -6,10 +6,13 @@ are described by PyTorch's `torch/serialization.py`; what tensors are pickled as
 by `torch/_utils.py`.
 """
 
+from collections.abc import Mapping
 import math
 import os
 import re
+import struct
 from typing import Any
+from typing import BinaryIO
 from typing import NamedTuple
 import zipfile
 
@@ -68,6 +71,75 @@ def read(path: str | os.PathLike[str]) -> Any:
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     raise pickled.Refusal(f'it is damaged, download it again ({reason}).'
                           ) from error
+
+
+def write(file: BinaryIO, state_dict: Mapping[str, np.ndarray]) -> None:
+  """Writes a state dict in the zip format.
+
+  `torch.load(..., weights_only=True)` returns it as an OrderedDict of
+  contiguous tensors on the CPU. Equal dicts give equal bytes.
+
+  Args:
+    file: to write into, empty.
+    state_dict: arrays by name, of the data types that `read` knows.
+
+  Raises:
+    ValueError: for arrays of any other type.
+  """
+  arrays = {name: np.ascontiguousarray(value).reshape(np.shape(value))
+            for name, value in state_dict.items()}
+  program = [_GLOBAL % b'collections\nOrderedDict', b')R(']
+  for key, (name, array) in enumerate(arrays.items()):
+    program += _tensor_program(name, str(key), array)
+  contents = {'data.pkl': b'\x80\x02' + b''.join(program) + b'u.',
+              'byteorder': b'little'}
+  contents |= {f'data/{key}': array.astype(array.dtype.newbyteorder('<'),
+                                           copy=False).tobytes()
+               for key, array in enumerate(arrays.values())}
+  contents['version'] = b'3\n'
+  with zipfile.ZipFile(file, 'w') as archive:
+    for name, content in contents.items():
+      entry = zipfile.ZipInfo(f'archive/{name}')
+      # Contents begin at multiples of 64 bytes, so that they can be mapped.
+      head = file.tell() + 30 + len(entry.filename) + 4
+      padding = -head % 64
+      entry.extra = b'FB' + struct.pack('<H', padding) + b'Z' * padding
+      archive.writestr(entry, content)
+
+
+_GLOBAL = b'c%b\n'
+
+
+def _tensor_program(name, key, array):
+  """Returns what pushes a name and its tensor, `_rebuild_tensor_v2(...)`."""
+  storage = next((storage for storage, dtype in _STORAGES.items()
+                  if np.dtype(dtype) == array.dtype), None)
+  if storage is None:
+    names = ', '.join(np.dtype(dtype).name for dtype in _STORAGES.values())
+    raise ValueError(f'Expected {name} of type {array.dtype} to be of one of '
+                     f'{names}.')
+  strides = [math.prod(array.shape[i + 1:]) for i in range(array.ndim)]
+  return [
+      _text(name), _GLOBAL % b'torch._utils\n_rebuild_tensor_v2', b'(',
+      b'(', _text('storage'), _GLOBAL % f'torch\n{storage}Storage'.encode(),
+      _text(key), _text('cpu'), _integer(array.size), b'tQ',
+      _integer(0), _integers(array.shape), _integers(strides), b'\x89',
+      _GLOBAL % b'collections\nOrderedDict', b')R', b'tR']
+
+
+def _text(text):
+  data = text.encode()
+  return b'X' + struct.pack('<I', len(data)) + data
+
+
+def _integer(value):
+  if value < 2 ** 31:
+    return b'J' + struct.pack('<i', value)
+  return b'\x8a\x08' + struct.pack('<q', value)
+
+
+def _integers(values):
+  return b'(' + b''.join(map(_integer, values)) + b't'
 
 
 class _StorageType(NamedTuple):

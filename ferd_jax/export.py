@@ -1,0 +1,141 @@
+"""What a run leaves for PyTorch: the student's weights and a model card.
+
+  export/student.pt           a state dict, `torch.load(weights_only=True)`
+  export/student.safetensors  the same
+  export/model_card.json      what it is, from which teacher, and how good
+  export/model_card.md        the same to read
+"""
+
+from collections.abc import Mapping
+import json
+from typing import Any
+
+from etils import epath
+import jax
+import numpy as np
+
+from ferd_jax import atomic
+from ferd_jax import experiment
+from ferd_jax import models
+from ferd_jax import report
+from ferd_jax import torch_io
+
+DIRECTORY = 'export'
+
+# The PyTorch code whose modules load the weights strictly, by the kind of
+# network and what else decides.
+_DEFINITIONS = {
+    'WideResNet': 'RobustBench/robustbench, '
+                  'robustbench/model_zoo/architectures/wide_resnet.py',
+    'ResNet': 'kuangliu/pytorch-cifar, models/resnet.py',
+    'PreActResNet': 'RobustBench/robustbench, '
+                    'robustbench/model_zoo/architectures/resnet.py',
+    'MobileNetV2': 'mayaobuduyao/FERD, models/mobilenetv2.py',
+    'CifarResNet pad_both': 'akamaster/pytorch_resnet_cifar10, resnet.py',
+    'CifarResNet pad_after': 'fanghenshaometeor/vanilla-adversarial-training, '
+                             'model/resnet_v1.py',
+    'CifarResNet conv': 'chenyaofo/pytorch-cifar-models, '
+                        'pytorch_cifar_models/resnet.py',
+}
+
+
+def definition(model: models.StagedModel) -> str:
+  """Returns where the PyTorch module of a network's key names is defined.
+
+  It is a public repository on GitHub and a file in it; its defaults may differ
+  from the network's width, depth or number of classes.
+  """
+  kind = type(model).__name__
+  if kind == 'PreActResNet':
+    return (f'{_DEFINITIONS[kind]} (bn_before_fc={model.final_bn}, '
+            f'out_shortcut={model.shortcut_input == "preact"})')
+  return _DEFINITIONS.get(kind) or _DEFINITIONS[f'{kind} {model.shortcut}']
+
+
+def write(run: experiment.Experiment, student: Any, results: Mapping,
+          workdir: epath.PathLike) -> epath.Path:
+  """Writes the student and its model card, and returns their directory.
+
+  Args:
+    run: the experiment.
+    student: variables of the student.
+    results: as in `results.json`.
+    workdir: the directory is made in it.
+  """
+  directory = epath.Path(workdir) / DIRECTORY
+  model = run.synthesis.student
+  state_dict = torch_io.state_dict_from_variables(
+      model, jax.tree.map(np.asarray, student))
+  for suffix in ('pt', 'safetensors'):
+    torch_io.write_state_dict(directory / f'student.{suffix}', state_dict)
+  card = model_card(run, results)
+  atomic.write_text(directory / 'model_card.json',
+                    json.dumps(card, indent=2, allow_nan=False) + '\n')
+  atomic.write_text(directory / 'model_card.md', card_text(card))
+  return directory
+
+
+def model_card(run: experiment.Experiment, results: Mapping) -> dict[str, Any]:
+  """Returns the model card as it is in its JSON file.
+
+  Args:
+    run: the experiment.
+    results: as in `results.json`.
+  """
+  model, identity = run.synthesis.student, dict(run.identity)
+  settings = {name: list(value) if isinstance(value, tuple) else value
+              for name, value in identity['student'].items()
+              if value is not None}
+  return {
+      'student': settings | {
+          'num_classes': run.num_classes, 'image_shape': list(run.image_shape),
+          'definition': definition(model)},
+      'teacher': identity['teacher'] | {'digest': identity['teacher_digest']},
+      'method': 'FERD (arXiv:2509.20793), trained without data, by ferd_jax',
+      'seed': results['seed'], 'norm': results['norm'], 'eps': results['eps'],
+      'epoch': results['epoch'], 'config': identity, 'results': dict(results)}
+
+
+def card_text(card: Mapping) -> str:
+  """Returns a model card as Markdown.
+
+  Args:
+    card: as `model_card` returns it.
+  """
+  student, teacher, results = (
+      card[name] for name in ('student', 'teacher', 'results'))
+  options = ', '.join(f'{name} {value}' for name, value in student.items()
+                      if name not in ('arch', 'definition', 'mean', 'std',
+                                      'num_classes', 'image_shape'))
+  height, width, channels = student['image_shape']
+  if student.get('mean') is None:
+    pixels = 'in [0, 1], not normalised'
+  else:
+    pixels = (f'in [0, 1], from which the mean {student["mean"]} is to be '
+              f'subtracted and which are divided by {student["std"]} before '
+              'the network')
+  file = teacher['path'].replace('\\', '/').split('/')[-1]
+  return f"""# {results['config']}: {student['arch']}
+
+A student of {card['method']}.
+
+* Network: {student['arch']}{f' ({options})' if options else ''}, \
+{student['num_classes']} classes. Its keys are those of
+  {student['definition']}.
+* Input: [N, {channels}, {height}, {width}] images {pixels}.
+* Teacher: {teacher['arch']}, {file}, sha256 of its weights \
+{teacher['digest'][:16]}.
+* Made for {card['norm']} attacks of radius {card['eps']:.5g}; seed \
+{card['seed']}, epoch {card['epoch']} of {results['num_epochs']}.
+* All settings and numbers: model_card.json.
+
+```python
+import torch
+state_dict = torch.load('student.pt', weights_only=True)
+net.load_state_dict(state_dict, strict=True)
+```
+
+## Results
+
+{report.text(results)}
+"""
