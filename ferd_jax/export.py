@@ -20,7 +20,7 @@ from ferd_jax import models
 from ferd_jax import report
 from ferd_jax import torch_io
 
-DIRECTORY = 'export'
+_DIRECTORY = 'export'
 
 # The PyTorch code whose modules load the weights strictly, by the kind of
 # network and what else decides.
@@ -62,7 +62,7 @@ def write(run: experiment.Experiment, student: Any, results: Mapping,
     results: as in `results.json`.
     workdir: the directory is made in it.
   """
-  directory = epath.Path(workdir) / DIRECTORY
+  directory = epath.Path(workdir) / _DIRECTORY
   model = run.synthesis.student
   state_dict = torch_io.state_dict_from_variables(
       model, jax.tree.map(np.asarray, student))

@@ -199,8 +199,8 @@ def _unwrap(loaded: Any, select: str | None) -> Mapping[str, Any]:
   for names in _WRAPPERS:
     found += [name for name in names if _is_state_dict(loaded.get(name))][:1]
   if len(found) > 1:
-    raise pickled.Refusal(f'it holds several state dicts; select one of '
-                   f'{", ".join(found)}.')
+    raise pickled.Refusal('it holds several state dicts; select one of '
+                          f'{", ".join(found)}.')
   if found:
     return loaded[found[0]]
   if not _is_state_dict(loaded):

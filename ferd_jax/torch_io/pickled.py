@@ -13,6 +13,8 @@ import struct
 from typing import Any
 from typing import NamedTuple
 
+ENDS_EARLY = 'it ends too early; download it again.'
+
 # Of keys with parts, such as nested tuples, hashing can take forever.
 _KEYS = (str, int, float, bool, bytes, type(None))
 
@@ -87,7 +89,7 @@ class _Machine:
     """Returns the next bytes."""
     end = self.position + size
     if end > len(self.data):
-      raise Refusal('it ends too early; download it again.')
+      raise Refusal(ENDS_EARLY)
     start, self.position = self.position, end
     return self.data[start:end]
 
@@ -101,7 +103,7 @@ class _Machine:
   def line(self):
     end = self.data.find(b'\n', self.position)
     if end < 0:
-      raise Refusal('it ends too early; download it again.')
+      raise Refusal(ENDS_EARLY)
     return self.take(end + 1 - self.position)[:-1]
 
   def push(self, value):

@@ -354,7 +354,7 @@ def _read_stream(path):
     size = int.from_bytes(data[end:end + 8], 'little', signed=True)
     start, end = end + 8, end + 8 + storage.size * storage.dtype.itemsize
     if end > len(data):
-      raise pickled.Refusal('it ends too early; download it again.')
+      raise pickled.Refusal(pickled.ENDS_EARLY)
     if size != storage.size:
       raise pickled.Refusal(f'it is damaged: a storage has {size} elements '
                             f'where {storage.size} are expected.')
