@@ -27,7 +27,7 @@ import time
 import numpy as np
 
 _ROOT = pathlib.Path(__file__).parents[1]
-sys.path[:0] = [str(_ROOT), str(_ROOT / 'tests')]
+sys.path[:0] = [str(_ROOT)]
 
 _NAMES = {'resnet18': "pyautoattack's ResNet-18",
           'resnet20': 'CIFAR10-resnet20-adv.pth'}
@@ -127,7 +127,8 @@ def _jax_model(name, path):
 def _torch_model(name, path):
   """Returns the same as a PyTorch module."""
   import torch
-  import torch_twins
+
+  from ferd_jax import torch_twins
   if name == 'resnet18':
     from pyautoattack.examples import resnet
     net = resnet.ResNet18()

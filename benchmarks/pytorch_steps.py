@@ -5,7 +5,7 @@ not trained get no weight gradients, one backward pass a step, fused
 optimisers, no copies to the host. Images are `[B, C, H, W]`. Every step draws
 its random numbers itself, or takes those of ferd_jax, to be compared with it.
 
-Needs torch, and the folder `tests` in sys.path for `torch_twins`.
+Needs torch.
 """
 
 from collections.abc import Iterable
@@ -13,58 +13,15 @@ from collections.abc import Mapping
 import math
 from typing import Any
 
-from flax import linen as nn
 import numpy as np
 import torch
 import torch.nn.functional as F
-import torch_twins
 
 from ferd_jax import experiment
-from ferd_jax import models
 from ferd_jax import torch_io
-from ferd_jax.models import cifar_resnet
-from ferd_jax.models import mobilenet_v2
-from ferd_jax.models import preact_resnet
-from ferd_jax.models import resnet
-from ferd_jax.models import wide_resnet
+from ferd_jax import torch_twins
 
 LAYOUTS = {'nchw': torch.contiguous_format, 'nhwc': torch.channels_last}
-# The names that `torch_io` writes.
-_NAMINGS = {'pad_both': 'akamaster', 'pad_after': 'stage', 'conv': 'chenyaofo'}
-
-
-def build(model: nn.Module, channels: int, nz: int = 0) -> torch.nn.Module:
-  """Returns the PyTorch twin of a module of `ferd_jax.models`.
-
-  Args:
-    model: a classifier or a generator.
-    channels: of the images.
-    nz: size of the generator's latents.
-  """
-  if isinstance(model, models.Generator):
-    return torch_twins.Generator(nz, model.side, model.channels, model.width)
-  classes = model.num_classes
-  match model:
-    case wide_resnet.WideResNet():
-      net = torch_twins.WideResNet(model.depth, model.widen, model.width,
-                                   classes, channels)
-    case resnet.ResNet():
-      net = torch_twins.ResNet(model.blocks, model.width, classes, channels)
-    case cifar_resnet.CifarResNet():
-      net = torch_twins.CifarResNet(
-          model.depth, model.width, classes, model.shortcut,
-          _NAMINGS[model.shortcut], channels)
-    case preact_resnet.PreActResNet():
-      net = torch_twins.PreActResNet(
-          model.blocks, model.width, classes, model.shortcut_input,
-          model.final_bn, channels)
-    case mobilenet_v2.MobileNetV2():
-      net = torch_twins.MobileNetV2(model.width, classes, channels=channels)
-    case _:
-      raise ValueError(f'Expected model={model!r} to have a twin.')
-  if model.mean is not None:
-    net.mean_std = (model.mean, model.std)
-  return net
 
 
 def tail(net: torch.nn.Module, stages: tuple[str, ...], tap: str,
@@ -134,7 +91,7 @@ class Steps:
     self.format = LAYOUTS[layout]
     settings = run.synthesis
     self.generator = self._network(settings.generator, generator).train()
-    self.teacher = self._network(settings.teacher, run.teacher_variables)
+    self.teacher = self._network(settings.teacher, run.teacher.variables)
     self.student = self._network(settings.student, student)
     self.teacher.eval().requires_grad_(False)
     self._gaps = None
@@ -160,7 +117,7 @@ class Steps:
 
   def _network(self, model, variables):
     channels = self.run.image_shape[-1]
-    net = build(model, channels, self.run.synthesis.nz)
+    net = torch_twins.twin(model, channels, self.run.synthesis.nz)
     state_dict = torch_io.state_dict_from_variables(model, variables)
     net.load_state_dict({name: torch.tensor(value)
                          for name, value in state_dict.items()})

@@ -42,9 +42,8 @@ from ml_collections import config_flags
 import numpy as np
 import optax
 
-# The package and its configs, and the tests' twins for PyTorch's side.
+# The package and its configs.
 sys.path.append(str(pathlib.Path(__file__).parents[1]))
-sys.path.append(str(pathlib.Path(__file__).parents[1] / 'tests'))
 
 from ferd_jax import attacks
 from ferd_jax import augment
@@ -94,7 +93,7 @@ class JaxSteps:
     evaluator = run.student_evaluator
     self._attack, self._count = evaluator.attacks[ATTACK], evaluator.count
     self._state = train.init_state(run)
-    self._teacher = run.parallel.replicate(run.teacher_variables)
+    self._teacher = run.parallel.replicate(run.teacher.variables)
     self._key = run.parallel.replicate(jax.random.key(1))
     self._phase = self._steps.init(
         self._state.class_weights.probs,

@@ -25,12 +25,10 @@ import safetensors.torch
 import torch
 import torch.nn.functional as F
 
-sys.path += [str(pathlib.Path(__file__).parents[1] / folder)
-             for folder in ('', 'tests')]
-
-import torch_twins
+sys.path.append(str(pathlib.Path(__file__).parents[1]))
 
 from ferd_jax import data
+from ferd_jax import torch_twins
 
 ASSETS = pathlib.Path(__file__).parents[1] / 'ferd_jax' / 'assets'
 

@@ -15,6 +15,8 @@ def _network(arch: str) -> config_dict.ConfigDict:
   network.width = config_dict.placeholder(int)  # channels of the first conv
   network.mean = config_dict.placeholder(tuple)  # normalisation in the model
   network.std = config_dict.placeholder(tuple)
+  network.activation = config_dict.placeholder(str)  # relu or silu
+  network.padding = config_dict.placeholder(str)  # at stride 2: both or same
   network.shortcut = config_dict.placeholder(str)  # cifar_resnet
   network.shortcut_input = config_dict.placeholder(str)  # preact_resnet
   network.final_bn = config_dict.placeholder(bool)  # preact_resnet
@@ -41,7 +43,11 @@ def get_config() -> config_dict.ConfigDict:
   data.noise_examples = 0  # > 0: that many images of noise instead (smoke)
 
   config.teacher = _network('wrn_34_10')
-  config.teacher.path = ''  # its PyTorch file; 'random': no file (smoke)
+  # 'auto' as arch: recognised from the file; what that does not say is asked.
+  # A RobustBench id (python -m ferd_jax.teachers list) sets arch and all that
+  # belongs to it, and fetches the file if no path is given.
+  config.teacher.robustbench = config_dict.placeholder(str)
+  config.teacher.path = ''  # its file; 'random': no file (smoke)
   config.teacher.select = config_dict.placeholder(str)  # dict in the file
   config.student = _network('resnet18')
 

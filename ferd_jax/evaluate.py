@@ -1,6 +1,6 @@
 """Robustness and fairness of a checkpoint or of a run's teacher and student.
 
-  python -m ferd_jax.evaluate model.pt --arch=resnet18 --data=cifar10
+  python -m ferd_jax.evaluate --robustbench=Rice2020Overfitting --data=cifar10
   python -m ferd_jax.evaluate runs/digits --eps 0.05 0.1 0.15 --json=eps.json
   python -m ferd_jax.evaluate model.pt --arch=wrn_34_10 --data=cifar10 \
     --attacks=clean,autoattack --eps=8/255 --n-examples=1000 --targets
@@ -23,21 +23,21 @@ import numpy as np
 import ferd_jax
 from ferd_jax import atomic
 from ferd_jax import checkpoint
+from ferd_jax import convert
 from ferd_jax import data
 from ferd_jax import experiment
+from ferd_jax import loading
 from ferd_jax import loops
-from ferd_jax import models
+from ferd_jax import native
 from ferd_jax import parallel as parallels
 from ferd_jax import report
 from ferd_jax import robustness
 from ferd_jax import target_analysis
-from ferd_jax import torch_io
+from ferd_jax import teachers
 from ferd_jax import train
 from ferd_jax import validate
 from ferd_jax.attacks import checks
 from ferd_jax.attacks import saved
-from ferd_jax.models import preact_resnet
-from ferd_jax.models import resnet
 
 _DEFAULT_ATTACKS = 'clean,fgsm,pgd20,cw20,autoattack'
 
@@ -55,6 +55,7 @@ class Subject:
     eps: radius that the models were trained for, None if unknown.
     epoch: of a run's student, None for a file.
     network: how a file became a model, JSON values; a run's config says it.
+    published: clean accuracy of the model or the teacher, None if unknown.
   """
   name: str
   models: dict[str, tuple[Any, Any]]
@@ -64,6 +65,7 @@ class Subject:
   eps: float | None
   epoch: int | None
   network: dict[str, Any] = dataclasses.field(default_factory=dict)
+  published: float | None = None
 
 
 def evaluate(subject: Subject, names: Sequence[str], eps: float,
@@ -112,6 +114,12 @@ def evaluate(subject: Subject, names: Sequence[str], eps: float,
                                      batch_size, parallel, norm=norm)
     results['models'][name] = evaluator(variables, images, labels, key, names,
                                         state_dir=state_dir, on_result=_show)
+    clean = results['models'][name].get(robustness.CLEAN)
+    if clean is not None and name != 'student':
+      doubt = loading.implausible(clean['average'], len(labels), num_classes,
+                                  subject.published)
+      if doubt:
+        print(f'Warning: {doubt}', file=sys.stderr)
     if targets:
       analysis = target_analysis.TargetAnalysis(
           model, target_analysis.targeted_pgd20(eps, norm), num_classes,
@@ -159,54 +167,67 @@ def from_run(workdir: pathlib.Path, args: argparse.Namespace) -> Subject:
   state, epoch, _ = train.saved_state(run, workdir)
   return Subject(
       name=config.name, examples=run.examples, eps=config.eps, epoch=epoch,
+      published=run.published,
       **train.data_source(config.data),
-      models={'teacher': (run.synthesis.teacher, run.teacher_variables),
+      models={'teacher': (run.synthesis.teacher, run.teacher.variables),
               'student': (run.synthesis.student, state.student)})
 
 
-def from_file(path: pathlib.Path, args: argparse.Namespace) -> Subject:
-  """Returns a model from a file in PyTorch's key layout.
+def from_file(path: pathlib.Path | None, args: argparse.Namespace) -> Subject:
+  """Returns a model from a file.
 
   Args:
-    path: `.pt`, `.pth`, `.safetensors` or `.npz`.
+    path: `.pt`, `.pth`, `.safetensors`, `.npz` or a network of `native`; None
+      for that of a RobustBench id.
     args: of the command line.
 
   Raises:
     ValueError: for missing or unfit settings, weights or data.
     OSError: if a file cannot be read.
   """
-  if not path.exists():
+  if path is not None and not path.exists():
     raise FileNotFoundError(f'{path}: there is no such file or directory.')
-  if path.suffix in ('.json', '.jsonl'):  # Of weights any name will do.
+  # Of weights any name will do.
+  if path is not None and path.suffix in ('.json', '.jsonl'):
     raise ValueError('Expected a PyTorch checkpoint (.pt, .pth, .safetensors, '
                      f'.npz) or the work directory of a run, got {path}.')
   _refuse(args, ('teacher_path',), 'a file')
-  for name in ('arch', 'data'):
-    if getattr(args, name) is None:
-      raise ValueError(f'Expected --{name} for a model from a file.')
+  if args.data is None:
+    raise ValueError('Expected --data for a model from a file.')
   info = data.info(args.data)
-  options = {name: getattr(args, name) for name in _NETWORK_OPTIONS
+  options = {name: getattr(args, name) for name in convert.OPTIONS
              if getattr(args, name) is not None}
-  model = models.build(args.arch, info.num_classes, **options)
-  variables = torch_io.load_variables(path, model, info.image_shape,
-                                      args.select)
+  arch, select, published = args.arch or loading.AUTO, args.select, None
+  if args.robustbench is not None:
+    _refuse(args, ('arch',), '--robustbench')
+    entry = teachers.find(args.data, args.robustbench)
+    options, published = entry.options_with(options), entry.clean
+    arch, select = entry.arch, select or entry.select
+    path = path or teachers.fetch(entry)
+  elif path is None:
+    raise ValueError('Expected a model: a file, the work directory of a run, '
+                     'or --robustbench=ID.')
+  loaded = loading.load(path, arch=arch, options=options, select=select,
+                        channels=info.image_shape[-1],
+                        num_classes=info.num_classes)
+  print(f'{path}: {loaded}', file=sys.stderr)
   own = args.data.endswith('.npz')
   if own:
     _refuse(args, ('split', 'data_dir'), 'an .npz')
   split = args.split or 'test'
   examples = data.load(args.data, split, data_dir=args.data_dir)
-  return Subject(name=path.name, models={'model': (model, variables)},
+  network = loaded.network.json_values()
+  return Subject(name=path.name,
+                 models={'model': (loaded.model, loaded.variables)},
                  examples=examples, dataset=args.data,
                  split=None if own else split, eps=None, epoch=None,
-                 network={'arch': args.arch, 'select': args.select,
-                          'network_options': {
-                              name: list(value) if isinstance(value, tuple)
-                              else value for name, value in options.items()}})
+                 published=published,
+                 network={'arch': network['arch'], 'select': select,
+                          'robustbench': args.robustbench,
+                          'network_options': network['options']})
 
 
-_NETWORK_OPTIONS = ('width', 'mean', 'std', 'shortcut', 'shortcut_input',
-                    'final_bn')
-_FILE_OPTIONS = ('arch', 'select', *_NETWORK_OPTIONS)
+_FILE_OPTIONS = ('arch', 'select', 'robustbench', *convert.OPTIONS)
 
 
 def _refuse(args, names, kind):
@@ -272,24 +293,15 @@ def _fraction(item):
   return pair
 
 
-def _numbers(text: str) -> tuple[float, ...]:
-  """Returns one number per channel, separated by commas."""
-  try:
-    return tuple(float(part) for part in text.split(','))
-  except ValueError as error:
-    raise argparse.ArgumentTypeError(
-        f'expected numbers such as 0.5,0.5,0.5, got {text!r}') from error
-
-
 def _parser() -> argparse.ArgumentParser:
   parser = argparse.ArgumentParser(
       prog='python -m ferd_jax.evaluate', allow_abbrev=False,
       description='Accuracy under attack: average, worst class, worst 10% of '
       'the classes and NSD.')
   add = parser.add_argument
-  add('model', type=pathlib.Path,
-      help='a PyTorch checkpoint (.pt, .pth, .safetensors, .npz) or the work '
-      'directory of a run')
+  add('model', type=pathlib.Path, nargs='?',
+      help='a PyTorch checkpoint (.pt, .pth, .safetensors, .npz), a network '
+      'that `convert` wrote, or the work directory of a run')
   add('--attacks', default=_DEFAULT_ATTACKS,
       help=f'of {", ".join(robustness.ATTACKS)}; default: %(default)s')
   add('--eps', nargs='+', action=_Radii, metavar='EPS',
@@ -311,20 +323,10 @@ def _parser() -> argparse.ArgumentParser:
   add('--data-dir', help='of TFDS')
   add('--split', help='in TFDS syntax; default: test, or the run\'s')
   file = parser.add_argument_group('a model from a file')
-  file.add_argument('--arch', help='architecture, e.g. resnet18, wrn_34_10')
-  file.add_argument('--select', help='the dict of weights in the file')
-  file.add_argument('--width', type=int, help='channels of the first layer')
-  file.add_argument('--mean', type=_numbers, help='normalisation, e.g. 0.5')
-  file.add_argument('--std', type=_numbers, help='normalisation')
-  file.add_argument(
-      '--shortcut', help=f'of cifar_resnet: {", ".join(resnet.SHORTCUTS)}; no '
-      'key of the file tells the last two apart, the clean accuracy does')
-  file.add_argument(
-      '--shortcut-input', help='of preact_resnet: '
-      f'{", ".join(preact_resnet.SHORTCUT_INPUTS)}; no key of the file tells '
-      'them apart')
-  file.add_argument('--final-bn', action='store_true', default=None,
-                    help='of preact_resnet')
+  file.add_argument('--robustbench', metavar='ID',
+                    help='a network of RobustBench, fetched if no model is '
+                    'named; python -m ferd_jax.teachers list shows all')
+  convert.add_options(file)
   run = parser.add_argument_group('a run')
   run.add_argument('--teacher-path', help='if the file was moved')
   return parser
@@ -366,7 +368,9 @@ def _sweep(args):
   names = [name.strip() for name in args.attacks.split(',')]
   robustness.check_names(attacks=names)
   validate.in_range(0, 2 ** 32 - 1, seed=args.seed)
-  load = from_run if args.model.is_dir() else from_file
+  a_run = (args.model is not None and args.model.is_dir()
+           and not native.is_native(args.model))
+  load = from_run if a_run else from_file
   subject = load(args.model, args)
   if args.n_examples is not None:
     validate.positive(n_examples=args.n_examples)

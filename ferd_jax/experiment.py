@@ -20,7 +20,9 @@ from ferd_jax import distill
 from ferd_jax import features
 from ferd_jax import forward
 from ferd_jax import inner_attacks
+from ferd_jax import loading
 from ferd_jax import models
+from ferd_jax import native
 from ferd_jax import outer_losses
 from ferd_jax import parallel as parallels
 from ferd_jax import pool
@@ -28,7 +30,7 @@ from ferd_jax import robustness
 from ferd_jax import state as states
 from ferd_jax import synthesis
 from ferd_jax import target_analysis
-from ferd_jax import torch_io
+from ferd_jax import teachers
 from ferd_jax import validate
 
 SYNTHETIC_PGD = 'synthetic_pgd'  # a choice of epoch that needs no data
@@ -45,7 +47,8 @@ class Experiment:
     num_classes: of the data set, the teacher and the student.
     image_shape: (H, W, channels).
     examples: images and labels of the evaluation.
-    teacher_variables: converted from the teacher's file.
+    teacher: what the teacher is, its module and variables.
+    published: clean accuracy of the teacher where it is known, a fraction.
     synthesis: settings of the generator phase.
     margin_attack: on the teacher, behind the margins.
     class_rule: how margins become class probabilities.
@@ -57,7 +60,8 @@ class Experiment:
   num_classes: int
   image_shape: tuple[int, int, int]
   examples: data.Examples
-  teacher_variables: Any
+  teacher: loading.Loaded
+  published: float | None
   synthesis: synthesis.Synthesis
   margin_attack: attacks.PGD
   class_rule: class_weights.Rule
@@ -97,7 +101,8 @@ def saved_config(workdir: epath.PathLike) -> config_dict.ConfigDict:
     ValueError: if there is none that can be read.
   """
   identity = checkpoint.saved_identity(workdir)
-  identity.pop('teacher_digest', None)
+  for found in ('teacher_digest', 'teacher_network'):
+    identity.pop(found, None)
   return config_dict.ConfigDict(identity)
 
 
@@ -120,13 +125,13 @@ def build(config: config_dict.ConfigDict,
     info = data.info(config.data.name)
   height, _, channels = info.image_shape
   _check_data(config, info)
-  teacher, student = (_network(config, name, info.num_classes)
-                      for name in ('teacher', 'student'))
+  student = _student(config, info)
+  loaded, published = _teacher(config, info, parallel)
+  teacher = loaded.model
   tap = config.features.tap or teacher.default_tap
   validate.one_of(teacher.stages[:-1], **{'features.tap': tap})
   _check_tap(teacher, tap, info.image_shape)
   _check_train_mode(student, config.distill.batch_size, info.image_shape)
-  variables = _teacher_variables(config, teacher, info.image_shape, parallel)
   with validate.named('data', data_dir='dir'):
     examples = _examples(config, info)
 
@@ -169,11 +174,12 @@ def build(config: config_dict.ConfigDict,
   return Experiment(
       config=config, parallel=parallel, num_classes=info.num_classes,
       image_shape=info.image_shape, examples=examples,
-      teacher_variables=variables, synthesis=generator_phase,
+      teacher=loaded, published=published, synthesis=generator_phase,
       margin_attack=margin_attack, class_rule=rule,
       distillation=student_phase,
-      identity=config.to_dict() | {'step_size': step_size,
-                                   'teacher_digest': _digest(variables)})
+      identity=config.to_dict() | {
+          'step_size': step_size, 'teacher_digest': _digest(loaded.variables),
+          'teacher_network': loaded.network.json_values()})
 
 
 def _check(config, num_devices):
@@ -276,12 +282,19 @@ def _step_size(config):
   return config.eps / 4 if config.step_size is None else config.step_size
 
 
-def _network(config, name, num_classes):
-  network = config[name]
-  options = {key: value for key, value in network.items()
-             if key not in ('arch', 'path', 'select') and value is not None}
-  with validate.named(name):
-    return models.build(network.arch, num_classes, **options)
+# Settings of a network that are no options of its module.
+_NO_OPTIONS = ('arch', 'path', 'select', 'robustbench')
+
+
+def _options(network):
+  return {name: value for name, value in network.items()
+          if name not in _NO_OPTIONS and value is not None}
+
+
+def _student(config, info):
+  with validate.named('student'):
+    return models.build(config.student.arch, info.num_classes,
+                        **_options(config.student))
 
 
 def _bottleneck(options, teacher, tap):
@@ -295,22 +308,44 @@ def _bottleneck(options, teacher, tap):
         unroll=False if linear_tail else None)
 
 
-def _teacher_variables(config, teacher, image_shape, parallel):
-  path = config.teacher.path
+def _teacher(config, info, parallel):
+  """Returns the teacher, and its published clean accuracy or None."""
+  settings, channels = config.teacher, info.image_shape[-1]
+  arch, options, select = settings.arch, _options(settings), settings.select
+  path, published = settings.path, None
+  if path == RANDOM:
+    return _random_teacher(config, info, parallel), None
+  if settings.robustbench:
+    with validate.named('teacher'):
+      entry = teachers.find(config.data.name, settings.robustbench)
+      arch, select = entry.arch, select or entry.select
+      options = entry.options_with(options)
+      path, published = path or teachers.fetch(entry), entry.clean
   if not path:
     raise ValueError('Expected teacher.path to name a file; set '
-                     '--config.teacher.path=FILE.')
-  if path == RANDOM:
-    key = states.key_once(jax.random.key(config.seed), states.Once.TEACHER)
-    def init(key, *, axis_name=None):
-      del axis_name  # Every device computes the same.
-      return models.init_variables(teacher, key, image_shape)
-    # Compiled: op by op, XLA's CPU compiler takes seconds per kernel's shape.
-    init = parallel.compile(init, (parallels.REPLICATED,), parallels.REPLICATED)
-    return jax.tree.map(np.asarray, init(parallel.replicate(key)))
-  with validate.named('teacher.path'):
-    return torch_io.load_variables(pathlib.Path(path).expanduser(), teacher,
-                                   image_shape, config.teacher.select)
+                     '--config.teacher.path=FILE, or a RobustBench id by '
+                     '--config.teacher.robustbench=ID.')
+  with validate.named('teacher'):
+    loaded = loading.load(
+        pathlib.Path(path).expanduser(), arch=arch, options=options,
+        channels=channels, num_classes=info.num_classes, select=select)
+  return loaded, published
+
+
+def _random_teacher(config, info, parallel):
+  """Returns a teacher with drawn weights, to try things out."""
+  with validate.named('teacher'):
+    network = native.Network(config.teacher.arch, info.image_shape[-1],
+                             info.num_classes, _options(config.teacher))
+    model = network.build()
+  key = states.key_once(jax.random.key(config.seed), states.Once.TEACHER)
+  def init(key, *, axis_name=None):
+    del axis_name  # Every device computes the same.
+    return models.init_variables(model, key, info.image_shape)
+  # Compiled: op by op, XLA's CPU compiler takes seconds per kernel's shape.
+  init = parallel.compile(init, (parallels.REPLICATED,), parallels.REPLICATED)
+  variables = jax.tree.map(np.asarray, init(parallel.replicate(key)))
+  return loading.Loaded(network, model, variables)
 
 
 def _examples(config, info):

@@ -1,7 +1,9 @@
-"""What a run leaves for PyTorch: the student's weights and a model card.
+"""What a run leaves for others: its networks' weights and a model card.
 
   export/student.pt           a state dict, `torch.load(weights_only=True)`
   export/student.safetensors  the same
+  export/student.npz          the same for this package, see `native`
+  export/generator.*          the last epoch's generator in all three
   export/model_card.json      what it is, from which teacher, and how good
   export/model_card.md        the same to read
 """
@@ -16,41 +18,12 @@ import numpy as np
 
 from ferd_jax import atomic
 from ferd_jax import experiment
-from ferd_jax import models
+from ferd_jax import native
 from ferd_jax import report
 from ferd_jax import torch_io
 
 _DIRECTORY = 'export'
-
-# The PyTorch code whose modules load the weights strictly, by the kind of
-# network and what else decides.
-_DEFINITIONS = {
-    'WideResNet': 'RobustBench/robustbench, '
-                  'robustbench/model_zoo/architectures/wide_resnet.py',
-    'ResNet': 'kuangliu/pytorch-cifar, models/resnet.py',
-    'PreActResNet': 'RobustBench/robustbench, '
-                    'robustbench/model_zoo/architectures/resnet.py',
-    'MobileNetV2': 'mayaobuduyao/FERD, models/mobilenetv2.py',
-    'CifarResNet pad_both': 'akamaster/pytorch_resnet_cifar10, resnet.py',
-    'CifarResNet pad_after': 'fanghenshaometeor/vanilla-adversarial-training, '
-                             'model/resnet_v1.py',
-    'CifarResNet conv': 'chenyaofo/pytorch-cifar-models, '
-                        'pytorch_cifar_models/resnet.py',
-}
-
-
-def definition(model: models.StagedModel) -> str:
-  """Returns where the PyTorch module of a network's key names is defined.
-
-  It is a public repository on GitHub and a file in it; its defaults may differ
-  from the network's width, depth or number of classes.
-  """
-  kind = type(model).__name__
-  if kind == 'PreActResNet':
-    return (f'{_DEFINITIONS[kind]} (bn_before_fc={model.final_bn}, '
-            f'out_shortcut={model.shortcut_input == "preact"})')
-  return _DEFINITIONS.get(kind) or _DEFINITIONS[f'{kind} {model.shortcut}']
-
+GENERATOR = 'generator.npz'  # in the work directory, of the last epoch
 
 def write(run: experiment.Experiment, student: Any, results: Mapping,
           workdir: epath.PathLike) -> epath.Path:
@@ -63,16 +36,48 @@ def write(run: experiment.Experiment, student: Any, results: Mapping,
     workdir: the directory is made in it.
   """
   directory = epath.Path(workdir) / _DIRECTORY
-  model = run.synthesis.student
-  state_dict = torch_io.state_dict_from_variables(
-      model, jax.tree.map(np.asarray, student))
-  for suffix in ('pt', 'safetensors'):
-    torch_io.write_state_dict(directory / f'student.{suffix}', state_dict)
+  _write(directory, 'student', student_network(run), student)
+  generator = epath.Path(workdir) / GENERATOR
+  if generator.exists():  # It was saved by the last epoch.
+    _write(directory, 'generator', *native.read(generator))
   card = model_card(run, results)
   atomic.write_text(directory / 'model_card.json',
                     json.dumps(card, indent=2, allow_nan=False) + '\n')
   atomic.write_text(directory / 'model_card.md', card_text(card))
   return directory
+
+
+def student_network(run: experiment.Experiment) -> native.Network:
+  """Returns what the student of a run is."""
+  settings = {name: value for name, value in run.config.student.items()
+              if name != 'arch' and value is not None}
+  return native.Network(run.config.student.arch, run.image_shape[-1],
+                        run.num_classes, settings)
+
+
+def save_generator(run: experiment.Experiment, variables: Any,
+                   workdir: epath.PathLike) -> None:
+  """Keeps an epoch's generator for the end of the run.
+
+  Args:
+    run: the experiment.
+    variables: {'params': ..., 'batch_stats': ...} of the generator.
+    workdir: of the run.
+  """
+  generator = run.synthesis.generator
+  native.write(epath.Path(workdir) / GENERATOR, native.Network(
+      native.GENERATOR, generator.channels, None,
+      {'side': generator.side, 'width': generator.width,
+       'nz': run.synthesis.nz}), variables)
+
+
+def _write(directory, name, network, variables):
+  """Writes a network in all formats."""
+  native.write(directory / f'{name}.npz', network, variables)
+  state_dict = torch_io.state_dict_from_variables(
+      network.build(), jax.tree.map(np.asarray, variables))
+  for suffix in ('pt', 'safetensors'):
+    torch_io.write_state_dict(directory / f'{name}.{suffix}', state_dict)
 
 
 def model_card(run: experiment.Experiment, results: Mapping) -> dict[str, Any]:
@@ -89,8 +94,9 @@ def model_card(run: experiment.Experiment, results: Mapping) -> dict[str, Any]:
   return {
       'student': settings | {
           'num_classes': run.num_classes, 'image_shape': list(run.image_shape),
-          'definition': definition(model)},
-      'teacher': identity['teacher'] | {'digest': identity['teacher_digest']},
+          'definition': torch_io.definition(model)},
+      'teacher': identity['teacher'] | identity['teacher_network'] | {
+          'digest': identity['teacher_digest']},
       'method': 'FERD (arXiv:2509.20793), trained without data, by ferd_jax',
       'seed': results['seed'], 'norm': results['norm'], 'eps': results['eps'],
       'epoch': results['epoch'], 'config': identity, 'results': dict(results)}
@@ -114,7 +120,8 @@ def card_text(card: Mapping) -> str:
     pixels = (f'in [0, 1], from which the mean {student["mean"]} is to be '
               f'subtracted and which are divided by {student["std"]} before '
               'the network')
-  file = teacher['path'].replace('\\', '/').split('/')[-1]
+  file = (teacher['path'].replace('\\', '/').split('/')[-1]
+          or f'RobustBench {teacher["robustbench"]}')
   return f"""# {results['config']}: {student['arch']}
 
 A student of {card['method']}.

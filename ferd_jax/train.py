@@ -28,6 +28,7 @@ from ferd_jax import distill
 from ferd_jax import experiment
 from ferd_jax import export
 from ferd_jax import forward
+from ferd_jax import loading
 from ferd_jax import models
 from ferd_jax import parallel as parallels
 from ferd_jax import pool as pools
@@ -121,7 +122,8 @@ def end_epoch(rule: class_weights.Rule, settings: distill.Distillation,
 def synthesise(run: experiment.Experiment, steps: Steps,
                state: states.FerdState, teacher: Any, key: jax.Array,
                progress: progresses.Progress
-               ) -> tuple[np.ndarray, np.ndarray, dict[str, jax.Array], dict]:
+               ) -> tuple[np.ndarray, np.ndarray, dict[str, jax.Array], dict,
+                          dict]:
   """Runs an epoch's generator phase.
 
   Args:
@@ -134,7 +136,8 @@ def synthesise(run: experiment.Experiment, steps: Steps,
 
   Returns:
     The FAEs `[B, H, W, C]`, their labels `[B]`, the margins that
-    `synthesis.measure` returns, and metrics of the phase.
+    `synthesis.measure` returns, metrics of the phase, and the variables of the
+    generator after its last step.
   """
   warming_up = int(state.epoch) < run.config.warmup_epochs
   scale = float(run.config.synthesis.warmup_adv or not warming_up)
@@ -159,8 +162,10 @@ def synthesise(run: experiment.Experiment, steps: Steps,
   margins = steps.measure(examples, attacked, teacher)
   images, labels = run.parallel.gather(
       (examples.best_images, examples.labels))
-  return images, labels, margins, metrics | {
-      'kept_agreement': float(margins['agreement'])}
+  metrics |= {'kept_agreement': float(margins['agreement'])}
+  generator = {'params': phase.generator.params,
+               'batch_stats': phase.generator.batch_stats}
+  return images, labels, margins, metrics, generator
 
 
 def train_student(run: experiment.Experiment, steps: Steps,
@@ -221,7 +226,7 @@ def train(run: experiment.Experiment, workdir: epath.PathLike, *,
   workdir, config = epath.Path(workdir), run.config
   last_epoch = min(stop_after or config.num_epochs, config.num_epochs)
   state, steps = init_state(run), compile_steps(run)
-  teacher = run.parallel.replicate(run.teacher_variables)
+  teacher = run.parallel.replicate(run.teacher.variables)
   size = config.synthesis.batch_size
   pool = pools.Pool.empty(config.num_epochs * size, run.image_shape,
                           config.pool.dtype)
@@ -249,7 +254,7 @@ def train(run: experiment.Experiment, workdir: epath.PathLike, *,
       key = jax.random.fold_in(root_key, epoch)
       synthesis_key, student_key, curve_key = jax.random.split(key, 3)
 
-      images, labels, margins, metrics = synthesise(
+      images, labels, margins, metrics, generator = synthesise(
           run, steps, state, teacher, synthesis_key, progress)
       pool.append(images, labels)
       if epoch > config.warmup_epochs:
@@ -265,6 +270,8 @@ def train(run: experiment.Experiment, workdir: epath.PathLike, *,
         metrics |= curve.point(state, teacher, pool, curve_key)
       metrics['seconds'] = time.monotonic() - epoch_started
       progress.epoch(epoch, config.num_epochs, metrics)
+      if epoch == config.num_epochs and jax.process_index() == 0:
+        export.save_generator(run, generator, workdir)
       checkpoints.save(epoch, state, pool, size, metrics)
       if _due(epoch, config.log.samples_every, last=config.num_epochs):
         _save_samples(workdir, run, epoch, images, labels)
@@ -289,7 +296,7 @@ def evaluate_run(run: experiment.Experiment, workdir: epath.PathLike, *,
   workdir, config = epath.Path(workdir), run.config
   state, epoch, last_epoch = saved_state(run, workdir)
   key = states.key_once(_host_key(state), states.Once.EVALUATION)
-  teacher = run.parallel.replicate(run.teacher_variables)
+  teacher = run.parallel.replicate(run.teacher.variables)
   images, labels = run.examples.images, run.examples.labels
   names = tuple(config.eval.attacks)
   if jax.process_index() == 0:
@@ -410,8 +417,12 @@ def _announce(run: experiment.Experiment, workdir: epath.Path,
     # What no key of a file reveals, such as a wrong normalisation, shows here.
     found = run.teacher_evaluator(teacher, curve.images, curve.labels, key,
                                   (robustness.CLEAN,))
-    text += (f'; teacher clean {found[robustness.CLEAN]["average"]:.1%} of '
-             f'{len(curve.labels)} images')
+    accuracy = found[robustness.CLEAN]['average']
+    text += f'; teacher clean {accuracy:.1%} of {len(curve.labels)} images'
+    doubt = loading.implausible(accuracy, len(curve.labels), run.num_classes,
+                                run.published)
+    text += f'\nTeacher: {run.teacher}' + (f'\nWarning: {doubt}' if doubt
+                                           else '')
   if jax.process_index() == 0:
     print(text, file=sys.stderr)
 

@@ -13,9 +13,11 @@ _LEVELS = [
      'samples', 'atomic', 'damage'},
     {'losses', 'augment', 'data', 'pool', 'parallel', 'progress'},
     {'models', 'attacks', 'class_weights', 'forward', 'outer_losses'},
-    {'features', 'inner_attacks', 'state', 'torch_io'},
-    {'synthesis', 'distill', 'robustness', 'checkpoint'},
-    {'target_analysis'},
+    {'features', 'inner_attacks', 'state', 'torch_io', 'torch_twins',
+     'native'},
+    {'synthesis', 'distill', 'robustness', 'checkpoint', 'loading',
+     'teachers'},
+    {'target_analysis', 'convert'},
     {'experiment'},
     {'learning_curve', 'export'},
     {'train'},
@@ -58,15 +60,23 @@ def test_imports_go_downwards(path):
 
 
 @pytest.mark.parametrize('library, owners', [
-    ('tensorflow_datasets', {'data'}), ('torch', set()),
-    ('orbax', {'checkpoint'}),
-    ('tqdm', {'progress', 'robustness', 'target_analysis', 'data', 'attacks'}),
+    ('tensorflow_datasets', {'data'}), ('torch', {'torch_twins'}),
+    ('orbax', {'checkpoint', 'native'}),
+    ('tqdm', {'progress', 'robustness', 'target_analysis', 'data', 'attacks',
+              'teachers'}),
     ('PIL', {'samples', 'data'}), ('ml_collections', {'experiment'}),
     ('tensorflow', set())])
 def test_heavy_libraries_have_one_place(library, owners):
   users = {_unit(path) for path in _FILES for name in _imports(path)
            if name.split('.')[0] == library}
   assert users <= owners
+
+
+def test_only_optional_checks_import_the_modules_that_need_torch():
+  for path in _FILES:
+    for node in ast.parse(path.read_text()).body:  # Of the module itself.
+      if isinstance(node, ast.ImportFrom):
+        assert 'torch_twins' not in {alias.name for alias in node.names}, path
 
 
 @pytest.mark.parametrize('word', ['pmap', 'shard_map', 'NamedSharding'])

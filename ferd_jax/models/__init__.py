@@ -5,6 +5,7 @@
 """
 
 from collections.abc import Callable
+from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
 import re
@@ -16,6 +17,7 @@ import jax.numpy as jnp
 
 from ferd_jax import validate
 from ferd_jax.models import cifar_resnet
+from ferd_jax.models import layers
 from ferd_jax.models import mobilenet_v2
 from ferd_jax.models import preact_resnet
 from ferd_jax.models import resnet
@@ -24,30 +26,42 @@ from ferd_jax.models.generator import Generator
 from ferd_jax.models.staged import StagedModel
 
 __all__ = ['ARCHITECTURES', 'Generator', 'StagedModel', 'build',
-           'init_variables']
+           'init_variables', 'resnet_name']
 
 # The accepted names, by example and rule.
 ARCHITECTURES = (
     'wrn_{6n+4}_{widen} (wrn_28_10, wrn_34_10, wrn_70_16, ...)',
+    'dm_wrn_{6n+4}_{widen} (DeepMind\'s)',
     'resnet18',
     'resnet34',
+    'resnet50',
+    'resnet101',
+    'resnet152',
     'cifar_resnet{6n+2} (cifar_resnet20, cifar_resnet56, ...)',
     'preact_resnet18',
     'preact_resnet34',
+    'dm_preact_resnet18',
+    'dm_preact_resnet34 (DeepMind\'s)',
     'mobilenet_v2',
+    'any of the ResNets of four groups by its blocks (resnet_2_2_2_2, '
+    'resnet_bottleneck_3_4_6_3, preact_resnet_1_1_1_1, ...)',
 )
 
-_COMMON = ('width', 'mean', 'std', 'axis_name')
-_BLOCKS = {'18': (2, 2, 2, 2), '34': (3, 4, 6, 3)}
+_COMMON = ('width', 'mean', 'std', 'activation', 'padding', 'axis_name')
+# Blocks by depth, of which the deeper ones are bottlenecks.
+_BASIC = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
+_BOTTLENECKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+_COUNTS = r'_(\d+)_(\d+)_(\d+)_(\d+)'
 
 
 @dataclasses.dataclass(frozen=True)
 class _Family:
-  """Names of one kind, their own options, and what the numbers set."""
+  """Names of one kind, what the numbers in them set, and the options."""
   pattern: str
   module: Callable[..., StagedModel]
   fields: Callable[..., dict[str, Any] | None]
   options: tuple[str, ...] = ()
+  defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def _depth(number, remainder):
@@ -66,17 +80,59 @@ def _cifar_fields(depth):
   return {'depth': _depth(depth, 2)} if _depth(depth, 2) else None
 
 
+def _basic_fields(depth):
+  return {'blocks': _BASIC[int(depth)]}
+
+
+def _counted_fields(*counts):
+  blocks = tuple(map(int, counts))
+  return {'blocks': blocks} if min(blocks) else None
+
+
+# What tells DeepMind's networks from the others.
+_DEEPMIND = {'activation': 'silu', 'padding': 'same'}
+_DEEPMIND_PREACT = _DEEPMIND | {'shortcut_input': 'input', 'shortcut_size': 3}
+
 _FAMILIES = (
     _Family(r'wrn_(\d+)_(\d+)', wide_resnet.WideResNet, _wide_fields),
-    _Family(r'resnet(18|34)', resnet.ResNet,
-            lambda depth: {'blocks': _BLOCKS[depth]}),
+    _Family(r'dm_wrn_(\d+)_(\d+)', wide_resnet.WideResNet, _wide_fields,
+            defaults=_DEEPMIND),
+    _Family(r'resnet(18|34)', resnet.ResNet, _basic_fields),
+    _Family(f'resnet{_COUNTS}', resnet.ResNet, _counted_fields),
+    _Family(r'resnet(50|101|152)', resnet.ResNet,
+            lambda depth: {'blocks': _BOTTLENECKS[int(depth)]},
+            defaults={'bottleneck': True}),
+    _Family(f'resnet_bottleneck{_COUNTS}', resnet.ResNet, _counted_fields,
+            defaults={'bottleneck': True}),
     _Family(r'cifar_resnet(\d+)', cifar_resnet.CifarResNet, _cifar_fields,
             ('shortcut',)),
     _Family(r'preact_resnet(18|34)', preact_resnet.PreActResNet,
-            lambda depth: {'blocks': _BLOCKS[depth]},
-            ('shortcut_input', 'final_bn')),
+            _basic_fields, ('shortcut_input', 'final_bn')),
+    _Family(f'preact_resnet{_COUNTS}', preact_resnet.PreActResNet,
+            _counted_fields, ('shortcut_input', 'final_bn')),
+    _Family(r'dm_preact_resnet(18|34)', preact_resnet.PreActResNet,
+            _basic_fields, defaults=_DEEPMIND_PREACT),
+    _Family(f'dm_preact_resnet{_COUNTS}', preact_resnet.PreActResNet,
+            _counted_fields, defaults=_DEEPMIND_PREACT),
     _Family(r'mobilenet_v2', mobilenet_v2.MobileNetV2, dict),
 )
+
+
+def resnet_name(kind: str, blocks: Sequence[int],
+                bottleneck: bool = False) -> str:
+  """Returns the name of a ResNet of four groups, the usual one if it has one.
+
+  Args:
+    kind: 'resnet', 'preact_resnet' or 'dm_preact_resnet'.
+    blocks: number of blocks in each group.
+    bottleneck: whether they are bottlenecks.
+  """
+  blocks = tuple(blocks)
+  for depth, usual in (_BOTTLENECKS if bottleneck else _BASIC).items():
+    if usual == blocks:
+      return f'{kind}{depth}'
+  return '_'.join([kind, *(['bottleneck'] if bottleneck else []),
+                   *map(str, blocks)])
 
 
 def build(arch: str, num_classes: int, **options: Any) -> StagedModel:
@@ -89,9 +145,12 @@ def build(arch: str, num_classes: int, **options: Any) -> StagedModel:
       others scale (16 for WideResNet and CIFAR ResNet, 64 for ResNet and
       PreActResNet, 32 for MobileNetV2, where it is a multiple of 4); `mean`
       and `std`, the per-channel normalisation done inside the model (default:
-      none); `axis_name`, the axis over which BatchNorm synchronises; for CIFAR
-      ResNets `shortcut` (see `resnet.SHORTCUTS`), for PreActResNets
-      `shortcut_input` (see `preact_resnet.SHORTCUT_INPUTS`) and `final_bn`.
+      none); `activation` (see `layers.ACTIVATIONS`; default: 'relu', for
+      DeepMind's networks 'silu'); `padding` (see `layers.PADDINGS`; default:
+      'both', for DeepMind's 'same'); `axis_name`, the axis over which BatchNorm
+      synchronises; for CIFAR ResNets `shortcut` (see `resnet.SHORTCUTS`), for
+      PreActResNets `shortcut_input` (see `preact_resnet.SHORTCUT_INPUTS`) and
+      `final_bn`.
 
   Returns:
     A frozen, hashable module; its variables come from `init_variables` or
@@ -112,7 +171,8 @@ def build(arch: str, num_classes: int, **options: Any) -> StagedModel:
     if options.get(name) is not None:
       # Numbers of any kind become floats in a tuple, which has a hash.
       options[name] = tuple(float(value) for value in options[name])
-  return family.module(num_classes=num_classes, **fields, **options)
+  return family.module(num_classes=num_classes, **fields,
+                       **{**family.defaults, **options})
 
 
 def init_variables(model: nn.Module, key: jax.Array,
@@ -148,6 +208,10 @@ def _check(family, options):
     validate.positive(width=options['width'])
     if family.module is mobilenet_v2.MobileNetV2:
       validate.divisible(4, 'channels', width=options['width'])
+  if 'activation' in options:
+    validate.one_of(tuple(layers.ACTIVATIONS), activation=options['activation'])
+  if 'padding' in options:
+    validate.one_of(layers.PADDINGS, padding=options['padding'])
   if 'shortcut' in options:
     validate.one_of(resnet.SHORTCUTS, shortcut=options['shortcut'])
   if 'shortcut_input' in options:

@@ -3,7 +3,6 @@
 Built of the blocks of `ferd_jax.models.resnet`.
 """
 
-from flax import linen as nn
 import jax
 
 from ferd_jax.models import layers
@@ -14,7 +13,7 @@ from ferd_jax.models import staged
 class CifarResNet(staged.StagedModel):
   """ResNet-20, -32, -44, -56 and so on.
 
-  Stage 'conv1' includes its BatchNorm and ReLU.
+  Stage 'conv1' includes its BatchNorm and activation.
 
   Attributes:
     depth: 6n + 2.
@@ -41,16 +40,14 @@ class CifarResNet(staged.StagedModel):
 
   def run_stage(self, stage: str, x: jax.Array, train: bool) -> jax.Array:
     if stage == 'conv1':
-      x = layers.Conv(self.width, name='conv1')(x)
-      return nn.relu(layers.BatchNorm(self.axis_name, name='bn1')(
-          x, train=train))
+      x = self.style.conv(self.width, name='conv1')(x)
+      return self.style.activate(self.style.norm('bn1')(x, train=train))
     if stage == 'head':
       return layers.Dense(self.num_classes, name='linear')(
           layers.global_mean(x))
     group = int(stage[-1]) - 1
     for i in range((self.depth - 2) // 6):
       strides = 2 if group > 0 and i == 0 else 1
-      x = resnet.BasicBlock(self.width * 2 ** group, strides, self.shortcut,
-                            self.axis_name, name=f'{stage}_{i}')(
-                                x, train=train)
+      x = resnet.BasicBlock(self.width * 2 ** group, strides, self.style,
+                            self.shortcut, name=f'{stage}_{i}')(x, train=train)
     return x

@@ -5,6 +5,7 @@ Images are [B, H, W, C]. Parameters are created in the precision of the input
 layers work in float64 as well.
 """
 
+import dataclasses
 import functools
 
 from flax import linen as nn
@@ -19,6 +20,14 @@ from ferd_jax import collectives
 torch_uniform = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
 
 
+ACTIVATIONS = {'relu': nn.relu, 'silu': nn.silu}
+
+# Where a 3x3 convolution of stride 2 finds its zeros: on every side, as in
+# PyTorch, or like XLA's and TensorFlow's 'SAME', which on even sides is one row
+# at the bottom and one column on the right.
+PADDINGS = ('both', 'same')
+
+
 def torch_bias(fan_in: int) -> nn.initializers.Initializer:
   """Returns the initialiser U(-1/sqrt(fan_in), 1/sqrt(fan_in)) of biases."""
   def init(key, shape, dtype=jnp.float32):
@@ -27,15 +36,13 @@ def torch_bias(fan_in: int) -> nn.initializers.Initializer:
 
 
 class Conv(nn.Module):
-  """Square convolution, zero-padded by (kernel_size - 1) / 2 on every side.
-
-  The padding is the same at stride 2, where XLA's 'SAME' would pad the bottom
-  and right sides only.
+  """Square convolution, zero-padded so that stride 1 keeps the size.
 
   Attributes:
     features: number of output channels.
     kernel_size: odd side of the kernel.
     strides: step in both directions.
+    padding: one of `PADDINGS`.
     use_bias: whether to add a bias.
     kernel_init: initialiser of the kernel [k, k, C_in, C_out].
     bias_init: initialiser of the bias; None for PyTorch's default.
@@ -43,6 +50,7 @@ class Conv(nn.Module):
   features: int
   kernel_size: int = 3
   strides: int = 1
+  padding: str = 'both'
   use_bias: bool = False
   kernel_init: nn.initializers.Initializer = torch_uniform
   bias_init: nn.initializers.Initializer | None = None
@@ -53,7 +61,7 @@ class Conv(nn.Module):
     size, dtype = self.kernel_size, _param_dtype(x)
     shape = (size, size, x.shape[-1], self.features)
     kernel = self.param('kernel', self.kernel_init, shape, dtype)
-    x = _convolve(x, kernel, self.strides)
+    x = _convolve(x, kernel, self.strides, self.padding)
     if self.use_bias:
       bias_init = self.bias_init or torch_bias(size * size * shape[2])
       bias = self.param('bias', bias_init, (self.features,), dtype)
@@ -62,12 +70,14 @@ class Conv(nn.Module):
 
 
 class DepthwiseConv(nn.Module):
-  """3x3 convolution of every channel by itself, padded by 1 on every side.
+  """3x3 convolution of every channel by itself, zero-padded.
 
   Attributes:
     strides: step in both directions.
+    padding: one of `PADDINGS`.
   """
   strides: int = 1
+  padding: str = 'both'
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -78,12 +88,12 @@ class DepthwiseConv(nn.Module):
     # nine multiply-adds that they stand for.
     on_cpu = jax.default_backend() == 'cpu'
     depthwise = depthwise_shifted if on_cpu else depthwise_grouped
-    return depthwise(x, kernel, self.strides)
+    return depthwise(x, kernel, self.strides, self.padding)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def depthwise_shifted(x: jax.Array, kernel: jax.Array,
-                      strides: int) -> jax.Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def depthwise_shifted(x: jax.Array, kernel: jax.Array, strides: int,
+                      padding: str = 'both') -> jax.Array:
   """Depthwise 3x3 convolution as nine shifted multiply-adds.
 
   It has its own backward pass, of the same form, since the transposed slices
@@ -94,32 +104,38 @@ def depthwise_shifted(x: jax.Array, kernel: jax.Array,
     x: float [B, H, W, C].
     kernel: float [3, 3, 1, C].
     strides: step in both directions.
+    padding: one of `PADDINGS`.
 
   Returns:
-    [B, ceil(H/s), ceil(W/s), C], with one zero row and column at every side.
+    [B, ceil(H/s), ceil(W/s), C].
   """
   return sum(
       window * _per_channel(kernel[i, j, 0], x.ndim)
-      for i, j, window in _windows(x, strides))
+      for i, j, window in _windows(x, strides, padding))
 
 
-def _depthwise_forward(x, kernel, strides):
-  return depthwise_shifted(x, kernel, strides), (x, kernel)
+def _depthwise_forward(x, kernel, strides, padding):
+  return depthwise_shifted(x, kernel, strides, padding), (x, kernel)
 
 
-def _depthwise_backward(strides, residuals, cotangent):
+def _depthwise_backward(strides, padding, residuals, cotangent):
   x, kernel = residuals
-  _, height, width, _ = x.shape
   # With zeros where the stride skipped positions, the gradient of the input
-  # is a convolution by the reversed kernel.
+  # is a convolution by the reversed kernel. An image without zeros before it
+  # was met by the kernel one position later.
+  (before_row, _), (before_column, _) = _zeros_around(x, 3, strides, padding)
   spread = lax.pad(
       cotangent, jnp.zeros((), cotangent.dtype),
-      ((0, 0, 0), (0, (height - 1) % strides, strides - 1),
-       (0, (width - 1) % strides, strides - 1), (0, 0, 0)))
+      ((0, 0, 0), *(
+          (1 - before, side - (1 - before) - (count - 1) * strides - 1,
+           strides - 1)
+          for before, side, count in zip(
+              (before_row, before_column), x.shape[1:3], cotangent.shape[1:3],
+              strict=True)), (0, 0, 0)))
   x_grad = depthwise_shifted(spread, kernel[::-1, ::-1], 1)
   kernel_grad = jnp.stack([
       jnp.sum(window * cotangent, axis=(0, 1, 2))
-      for _, _, window in _windows(x, strides)])
+      for _, _, window in _windows(x, strides, padding)])
   return (x_grad.astype(x.dtype),
           kernel_grad.reshape(kernel.shape).astype(kernel.dtype))
 
@@ -127,10 +143,10 @@ def _depthwise_backward(strides, residuals, cotangent):
 depthwise_shifted.defvjp(_depthwise_forward, _depthwise_backward)
 
 
-def depthwise_grouped(x: jax.Array, kernel: jax.Array,
-                      strides: int) -> jax.Array:
+def depthwise_grouped(x: jax.Array, kernel: jax.Array, strides: int,
+                      padding: str = 'both') -> jax.Array:
   """`depthwise_shifted` as one grouped convolution, for accelerators."""
-  return _convolve(x, kernel, strides, groups=x.shape[-1])
+  return _convolve(x, kernel, strides, padding, groups=x.shape[-1])
 
 
 class Dense(nn.Module):
@@ -226,6 +242,36 @@ class BatchNorm(nn.Module):
              reduce_fn=lambda _, new: new)
 
 
+@dataclasses.dataclass(frozen=True)
+class Style:
+  """What all layers of one network have in common.
+
+  Attributes:
+    activation: one of `ACTIVATIONS`.
+    padding: one of `PADDINGS`.
+    axis_name: axis over which BatchNorm synchronises.
+    kernel_init: initialiser of the convolutions' kernels.
+  """
+  activation: str = 'relu'
+  padding: str = 'both'
+  axis_name: str | None = None
+  kernel_init: nn.initializers.Initializer = torch_uniform
+
+  def activate(self, x: jax.Array) -> jax.Array:
+    """Returns the activations of float `x` of any shape."""
+    return ACTIVATIONS[self.activation](x)
+
+  def conv(self, features: int, kernel_size: int = 3, strides: int = 1, *,
+           name: str) -> Conv:
+    """Returns a convolution without bias, a submodule of the caller."""
+    return Conv(features, kernel_size, strides, self.padding,
+                kernel_init=self.kernel_init, name=name)
+
+  def norm(self, name: str) -> BatchNorm:
+    """Returns a BatchNorm, a submodule of the caller."""
+    return BatchNorm(self.axis_name, name=name)
+
+
 def global_mean(x: jax.Array) -> jax.Array:
   """Averages [B, H, W, C] over space, to [B, C]."""
   return jnp.mean(x, axis=(1, 2))
@@ -236,20 +282,29 @@ def upsample(x: jax.Array) -> jax.Array:
   return jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
 
 
-def _convolve(x, kernel, strides, groups=1):
+def _convolve(x, kernel, strides, padding, groups=1):
   """Convolves [B, H, W, C] by an odd kernel [k, k, C / groups, C_out]."""
   dtype = jnp.promote_types(x.dtype, kernel.dtype)
-  pad = (kernel.shape[0] - 1) // 2
   return lax.conv_general_dilated(
       x.astype(dtype), kernel.astype(dtype), (strides, strides),
-      ((pad, pad), (pad, pad)), dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
-      feature_group_count=groups)
+      _zeros_around(x, kernel.shape[0], strides, padding),
+      dimension_numbers=('NHWC', 'HWIO', 'NHWC'), feature_group_count=groups)
 
 
-def _windows(x, strides):
+def _zeros_around(x, size, strides, padding):
+  """Returns ((above, below), (left, right)) for a kernel of that size."""
+  if padding == 'both':
+    pad = (size - 1) // 2
+    return ((pad, pad), (pad, pad))
+  return lax.padtype_to_pads(x.shape[1:3], (size, size), (strides, strides),
+                             'SAME')
+
+
+def _windows(x, strides, padding):
   """Yields (i, j, what the kernel's element [i, j] sees of `x`)."""
   batch, height, width, channels = x.shape
-  padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+  zeros = _zeros_around(x, 3, strides, padding)
+  padded = jnp.pad(x, ((0, 0), *zeros, (0, 0)))
   last_row, last_column = ((side - 1) // strides * strides
                            for side in (height, width))
   for i in range(3):

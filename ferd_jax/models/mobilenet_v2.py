@@ -28,38 +28,37 @@ class InvertedResidual(nn.Module):
     features: number of output channels.
     expansion: channels of the depthwise convolution over those of the input.
     strides: step of the depthwise convolution.
-    axis_name: axis over which BatchNorm synchronises.
+    style: of the network.
   """
   features: int
   expansion: int
-  strides: int = 1
-  axis_name: str | None = None
+  strides: int
+  style: layers.Style
 
   @nn.compact
   def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
     """Maps float [B, H, W, C] to [B, ceil(H/s), ceil(W/s), features]."""
-    def norm(name):
-      return layers.BatchNorm(self.axis_name, name=name)
-
-    hidden = layers.Conv(self.expansion * x.shape[-1], 1, name='conv1')(x)
-    hidden = nn.relu(norm('bn1')(hidden, train=train))
-    hidden = layers.DepthwiseConv(self.strides, name='conv2')(hidden)
-    hidden = nn.relu(norm('bn2')(hidden, train=train))
-    hidden = layers.Conv(self.features, 1, name='conv3')(hidden)
-    hidden = norm('bn3')(hidden, train=train)
+    style = self.style
+    hidden = style.conv(self.expansion * x.shape[-1], 1, name='conv1')(x)
+    hidden = style.activate(style.norm('bn1')(hidden, train=train))
+    hidden = layers.DepthwiseConv(self.strides, style.padding,
+                                  name='conv2')(hidden)
+    hidden = style.activate(style.norm('bn2')(hidden, train=train))
+    hidden = style.conv(self.features, 1, name='conv3')(hidden)
+    hidden = style.norm('bn3')(hidden, train=train)
     if self.strides != 1:
       return hidden
     if x.shape[-1] != self.features:
-      x = layers.Conv(self.features, 1, name='shortcut_0')(x)
-      x = norm('shortcut_1')(x, train=train)
+      x = style.conv(self.features, 1, name='shortcut_0')(x)
+      x = style.norm('shortcut_1')(x, train=train)
     return hidden + x
 
 
 class MobileNetV2(staged.StagedModel):
   """MobileNetV2 without the subsampling of its first layers.
 
-  Stages: 'conv1' and 'conv2' include BatchNorm and ReLU; 'group1' to 'group7'
-  are the runs of blocks of one channel count.
+  Stages: 'conv1' and 'conv2' include BatchNorm and activation; 'group1' to
+  'group7' are the runs of blocks of one channel count.
 
   Attributes:
     width: channels of the first convolution; all others scale with it, from
@@ -82,13 +81,11 @@ class MobileNetV2(staged.StagedModel):
 
   def run_stage(self, stage: str, x: jax.Array, train: bool) -> jax.Array:
     if stage == 'conv1':
-      x = layers.Conv(self.width, name='conv1')(x)
-      return nn.relu(layers.BatchNorm(self.axis_name, name='bn1')(
-          x, train=train))
+      x = self.style.conv(self.width, name='conv1')(x)
+      return self.style.activate(self.style.norm('bn1')(x, train=train))
     if stage == 'conv2':
-      x = layers.Conv(self._scaled(1280), 1, name='conv2')(x)
-      return nn.relu(layers.BatchNorm(self.axis_name, name='bn2')(
-          x, train=train))
+      x = self.style.conv(self._scaled(1280), 1, name='conv2')(x)
+      return self.style.activate(self.style.norm('bn2')(x, train=train))
     if stage == 'head':
       return layers.Dense(self.num_classes, name='linear')(
           layers.global_mean(x))
@@ -99,7 +96,7 @@ class MobileNetV2(staged.StagedModel):
     for i in range(blocks):
       x = InvertedResidual(
           self._scaled(features), expansion, strides if i == 0 else 1,
-          self.axis_name, name=f'layers_{first + i}')(x, train=train)
+          self.style, name=f'layers_{first + i}')(x, train=train)
     return x
 
   def _scaled(self, channels):

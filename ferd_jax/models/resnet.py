@@ -1,4 +1,4 @@
-"""ResNet-18 and -34 for small images, and the block they are made of."""
+"""ResNet-18 to -152 for small images, and the blocks they are made of."""
 
 from flax import linen as nn
 import jax
@@ -19,54 +19,86 @@ class BasicBlock(nn.Module):
   Attributes:
     features: number of output channels.
     strides: step of the first convolution.
+    style: of the network.
     shortcut: one of `SHORTCUTS`.
-    axis_name: axis over which BatchNorm synchronises.
   """
   features: int
-  strides: int = 1
+  strides: int
+  style: layers.Style
   shortcut: str = 'conv'
-  axis_name: str | None = None
 
   @nn.compact
   def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
     """Maps float [B, H, W, C] to [B, ceil(H/s), ceil(W/s), features]."""
-    def norm(name):
-      return layers.BatchNorm(self.axis_name, name=name)
+    style = self.style
+    hidden = style.conv(self.features, 3, self.strides, name='conv1')(x)
+    hidden = style.activate(style.norm('bn1')(hidden, train=train))
+    hidden = style.conv(self.features, name='conv2')(hidden)
+    hidden = style.norm('bn2')(hidden, train=train)
 
-    hidden = layers.Conv(self.features, 3, self.strides, name='conv1')(x)
-    hidden = nn.relu(norm('bn1')(hidden, train=train))
-    hidden = layers.Conv(self.features, name='conv2')(hidden)
-    hidden = norm('bn2')(hidden, train=train)
-
-    if self.strides == 1 and x.shape[-1] == self.features:
-      residual = x
-    elif self.shortcut == 'conv':
-      residual = layers.Conv(self.features, 1, self.strides,
-                             name='shortcut_0')(x)
-      residual = norm('shortcut_1')(residual, train=train)
+    if self.shortcut == 'conv' or (
+        self.strides == 1 and x.shape[-1] == self.features):
+      residual = _projected(x, self.features, self.strides, style, train)
     else:
       extra = self.features - x.shape[-1]
       before = extra // 2 if self.shortcut == 'pad_both' else 0
       residual = jnp.pad(
           x[:, ::self.strides, ::self.strides],
           ((0, 0), (0, 0), (0, 0), (before, extra - before)))
-    return nn.relu(hidden + residual)
+    return style.activate(hidden + residual)
+
+
+class Bottleneck(nn.Module):
+  """Post-activation block of 1x1, 3x3 and 1x1 convolutions.
+
+  Attributes:
+    features: channels inside; the output has four times as many.
+    strides: step of the 3x3 convolution.
+    style: of the network.
+  """
+  features: int
+  strides: int
+  style: layers.Style
+
+  @nn.compact
+  def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+    """Maps float [B, H, W, C] to [B, ceil(H/s), ceil(W/s), 4 features]."""
+    style, outputs = self.style, 4 * self.features
+    hidden = style.conv(self.features, 1, name='conv1')(x)
+    hidden = style.activate(style.norm('bn1')(hidden, train=train))
+    hidden = style.conv(self.features, 3, self.strides, name='conv2')(hidden)
+    hidden = style.activate(style.norm('bn2')(hidden, train=train))
+    hidden = style.conv(outputs, 1, name='conv3')(hidden)
+    hidden = style.norm('bn3')(hidden, train=train)
+    return style.activate(
+        hidden + _projected(x, outputs, self.strides, style, train))
+
+
+def _projected(x, features, strides, style, train):
+  """Returns `x`, through a 1x1 convolution if a block changes the shape."""
+  if strides == 1 and x.shape[-1] == features:
+    return x
+  x = style.conv(features, 1, strides, name='shortcut_0')(x)
+  return style.norm('shortcut_1')(x, train=train)
 
 
 class ResNet(staged.StagedModel):
-  """ResNet with four groups of basic blocks and no max-pooling.
+  """ResNet with four groups of blocks and no max-pooling.
 
-  Stage 'conv1' includes its BatchNorm and ReLU.
+  Stage 'conv1' includes its BatchNorm and activation.
 
   Attributes:
     blocks: number of blocks in every group.
-    width: channels of the first group; each next one has twice as many.
+    bottleneck: whether they are bottlenecks instead of basic blocks.
+    width: channels of the first group's 3x3 convolutions; each next group has
+      twice as many.
 
   References:
     kuangliu/pytorch-cifar, models/resnet.py; mayaobuduyao/FERD,
     models/resnet.py.
   """
   blocks: tuple[int, ...] = (2, 2, 2, 2)
+  bottleneck: bool = False
   width: int = 64
 
   @property
@@ -79,16 +111,15 @@ class ResNet(staged.StagedModel):
 
   def run_stage(self, stage: str, x: jax.Array, train: bool) -> jax.Array:
     if stage == 'conv1':
-      x = layers.Conv(self.width, name='conv1')(x)
-      return nn.relu(layers.BatchNorm(self.axis_name, name='bn1')(
-          x, train=train))
+      x = self.style.conv(self.width, name='conv1')(x)
+      return self.style.activate(self.style.norm('bn1')(x, train=train))
     if stage == 'head':
       return layers.Dense(self.num_classes, name='linear')(
           layers.global_mean(x))
     group = int(stage[-1]) - 1
     for i in range(self.blocks[group]):
       strides = 2 if group > 0 and i == 0 else 1
-      x = BasicBlock(self.width * 2 ** group, strides,
-                     axis_name=self.axis_name, name=f'{stage}_{i}')(
-                         x, train=train)
+      block = Bottleneck if self.bottleneck else BasicBlock
+      x = block(self.width * 2 ** group, strides, self.style,
+                name=f'{stage}_{i}')(x, train=train)
     return x

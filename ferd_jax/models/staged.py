@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from ferd_jax import validate
+from ferd_jax.models import layers
 
 
 class StagedModel(nn.Module):
@@ -18,11 +19,20 @@ class StagedModel(nn.Module):
     num_classes: number of logits.
     mean, std: per-channel normalisation of the images, or None for none.
     axis_name: axis over which BatchNorm synchronises in train mode.
+    activation: one of `layers.ACTIVATIONS`.
+    padding: one of `layers.PADDINGS`.
   """
   num_classes: int
   mean: tuple[float, ...] | None = None
   std: tuple[float, ...] | None = None
   axis_name: str | None = None
+  activation: str = 'relu'
+  padding: str = 'both'
+
+  @property
+  def style(self) -> layers.Style:
+    """What its layers have in common."""
+    return layers.Style(self.activation, self.padding, self.axis_name)
 
   @property
   def stages(self) -> tuple[str, ...]:

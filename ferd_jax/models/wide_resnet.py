@@ -1,4 +1,6 @@
-"""WideResNet as in TRADES, RobustBench and FERD's CIFAR teachers."""
+"""WideResNet as in TRADES, FERD's CIFAR teachers and DeepMind's networks."""
+
+import dataclasses
 
 from flax import linen as nn
 import jax
@@ -16,29 +18,24 @@ class Block(nn.Module):
   Attributes:
     features: number of output channels.
     strides: step of the first convolution.
-    axis_name: axis over which BatchNorm synchronises.
+    style: of the network.
   """
   features: int
-  strides: int = 1
-  axis_name: str | None = None
+  strides: int
+  style: layers.Style
 
   @nn.compact
   def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
     """Maps float [B, H, W, C] to [B, H/s, W/s, features]."""
-    def norm(name):
-      return layers.BatchNorm(self.axis_name, name=name)
-
-    def conv(size, strides, name):
-      return layers.Conv(self.features, size, strides,
-                         kernel_init=_kernel_init, name=name)
-
-    hidden = nn.relu(norm('bn1')(x, train=train))
+    style = self.style
+    hidden = style.activate(style.norm('bn1')(x, train=train))
     shortcut = x
     if x.shape[-1] != self.features:
-      shortcut = conv(1, self.strides, 'convShortcut')(hidden)
-    hidden = conv(3, self.strides, 'conv1')(hidden)
-    hidden = nn.relu(norm('bn2')(hidden, train=train))
-    return shortcut + conv(3, 1, 'conv2')(hidden)
+      shortcut = style.conv(self.features, 1, self.strides,
+                            name='convShortcut')(hidden)
+    hidden = style.conv(self.features, 3, self.strides, name='conv1')(hidden)
+    hidden = style.activate(style.norm('bn2')(hidden, train=train))
+    return shortcut + style.conv(self.features, name='conv2')(hidden)
 
 
 class WideResNet(staged.StagedModel):
@@ -46,7 +43,8 @@ class WideResNet(staged.StagedModel):
 
   Dropout between a block's convolutions, which FERD's code has, is left out:
   it is inactive in the frozen teacher. The output of stage 'bn1' is taken
-  before its ReLU.
+  before its activation. DeepMind's networks, which RobustBench calls
+  DMWideResNet, are those with 'silu' (Swish) and padding 'same'.
 
   Attributes:
     depth: 6n + 4.
@@ -55,11 +53,16 @@ class WideResNet(staged.StagedModel):
 
   References:
     yaodongyu/TRADES, models/wideresnet.py; mayaobuduyao/FERD,
-    models/wideresnet_ifd.py.
+    models/wideresnet_ifd.py; RobustBench/robustbench,
+    model_zoo/architectures/dm_wide_resnet.py.
   """
   depth: int = 34
   widen: int = 10
   width: int = 16
+
+  @property
+  def style(self) -> layers.Style:
+    return dataclasses.replace(super().style, kernel_init=_kernel_init)
 
   @property
   def stages(self) -> tuple[str, ...]:
@@ -71,17 +74,17 @@ class WideResNet(staged.StagedModel):
 
   def run_stage(self, stage: str, x: jax.Array, train: bool) -> jax.Array:
     if stage == 'conv1':
-      return layers.Conv(self.width, kernel_init=_kernel_init, name=stage)(x)
+      return self.style.conv(self.width, name=stage)(x)
     if stage == 'bn1':
-      return layers.BatchNorm(self.axis_name, name=stage)(x, train=train)
+      return self.style.norm(stage)(x, train=train)
     if stage == 'head':
-      x = layers.global_mean(nn.relu(x))
+      x = layers.global_mean(self.style.activate(x))
       return layers.Dense(self.num_classes, name='fc',
                           bias_init=nn.initializers.zeros)(x)
     group = int(stage[-1]) - 1
     features = self.width * self.widen * 2 ** group
     for i in range((self.depth - 4) // 6):
       strides = 2 if group > 0 and i == 0 else 1
-      x = Block(features, strides, self.axis_name,
+      x = Block(features, strides, self.style,
                 name=f'{stage}_layer_{i}')(x, train=train)
     return x

@@ -77,6 +77,11 @@ def read_state_dict(path: str | os.PathLike[str],
     raise ValueError(f'Cannot use {path}: {error}') from error
 
 
+def check_format(path: str | os.PathLike[str]) -> None:
+  """Raises ValueError unless a file starts as one of weights does."""
+  _reader(path)
+
+
 def write_state_dict(path: str | os.PathLike[str],
                      state_dict: Mapping[str, np.ndarray]) -> None:
   """Writes a state dict, in the format that the name of the file ends with.

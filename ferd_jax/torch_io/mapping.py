@@ -1,10 +1,7 @@
 """Maps PyTorch state dicts to Flax variables and back.
 
-Submodules carry PyTorch's attribute names, with an underscore before an index
-(`layer1_0/conv1/kernel` is `layer1.0.conv1.weight`), so that one rule serves
-every model. Where published networks of one architecture differ in their names,
-`_NAMINGS` lists the substitutions; the naming of a state dict is the one with
-which it has most keys in common.
+One rule serves every model, with the names of `layouts`; the layout of a state
+dict is the one with which it has most keys in common.
 """
 
 from collections.abc import Mapping
@@ -21,10 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from ferd_jax import models
-from ferd_jax.models import cifar_resnet
-from ferd_jax.models import mobilenet_v2
-from ferd_jax.models import wide_resnet
 from ferd_jax.torch_io import files
+from ferd_jax.torch_io import layouts
+from ferd_jax.torch_io import recognise
 
 # Last name of a Flax variable -> of a PyTorch tensor.
 _LEAVES = {
@@ -35,47 +31,7 @@ _LEAVES = {
     ('batch_stats', 'var'): 'running_var',
 }
 
-# Regular expressions that rewrite dotted paths of modules, applied in order.
-_AKAMASTER = ()
-_CHENYAOFO = ((r'\.shortcut\.', '.downsample.'), (r'^linear$', 'fc'))
-_STAGE = (
-    (r'^conv1$', 'conv_1_3x3'),
-    (r'^bn1$', 'bn_1'),
-    (r'^layer(\d)\.', r'stage_\1.'),
-    (r'\.(conv|bn)1$', r'.\1_a'),
-    (r'\.(conv|bn)2$', r'.\1_b'),
-    (r'^linear$', 'classifier'),
-)
-
-# The namings of a model, the one to write first.
-_NAMINGS = {
-    wide_resnet.WideResNet: lambda _: (((r'_layer\.', '.layer.'),),),
-    mobilenet_v2.MobileNetV2: lambda _: (((r'^linear$', 'fc'),), ()),
-    cifar_resnet.CifarResNet: lambda model: {
-        'pad_both': (_AKAMASTER, _STAGE),
-        'pad_after': (_STAGE, _AKAMASTER),
-        'conv': (_CHENYAOFO, _AKAMASTER),
-    }[model.shortcut],
-}
-
-# What a key reveals of the architecture, for the error of a file in the wrong
-# model. The first match counts.
-_FINGERPRINTS = (
-    ('block1.layer.0.bn1.weight', 'wrn_*'),
-    ('layer.0.block.0.conv_0.weight', "DeepMind's WideResNet"),
-    ('conv_2d.weight', "DeepMind's PreActResNet"),
-    ('layers.16.conv1.weight', 'mobilenet_v2'),
-    ('conv_blocks.0.weight', 'the generator'),
-    ('layer1.0.conv3.weight', 'resnet50 or deeper'),
-    ('layer4.0.bn1.weight', 'resnet18/34 or preact_resnet18/34'),
-    ('conv_1_3x3.weight', 'cifar_resnet*'),
-    ('layer3.0.bn1.weight', 'cifar_resnet*'),
-)
-
-# The first groups of blocks of all families; they tell the depth.
-_FIRST_GROUP = re.compile(r'(?:block1\.layer|layer1|stage_1)\.(\d+)\.')
-
-_CLASSIFIERS = ('fc', 'linear', 'classifier')
+_CLASSIFIERS = ('fc', 'linear', 'classifier', 'logits')
 
 
 def torch_shapes(model: nn.Module,
@@ -89,8 +45,8 @@ def torch_shapes(model: nn.Module,
     image_shape: shape of one input, without the batch.
   """
   leaves = _abstract(model, image_shape)
-  naming = _namings(model)[0]
-  shapes = {_torch_key(path, naming): _torch_shape(leaf.shape)
+  layout = layouts.of_model(model)[0]
+  shapes = {_torch_key(path, layout): _torch_shape(leaf.shape)
             for path, leaf in leaves.items()}
   return shapes | {key: () for key in _counters(shapes)}
 
@@ -123,8 +79,8 @@ def variables_from_state_dict(model: nn.Module,
   found = _check_normalisation(model, found)
 
   leaves = _abstract(model, image_shape)
-  keyed = [{_torch_key(path, naming): path for path in leaves}
-           for naming in _namings(model)]
+  keyed = [{_torch_key(path, layout): path for path in leaves}
+           for layout in layouts.of_model(model)]
   paths = max(keyed, key=lambda keys: len(keys.keys() & found.keys()))
   wanted = {key: _torch_shape(leaves[path].shape)
             for key, path in paths.items()}
@@ -150,6 +106,29 @@ def variables_from_state_dict(model: nn.Module,
   return traverse_util.unflatten_dict(flat)
 
 
+def normalisation(state_dict: Mapping[str, np.ndarray]
+                  ) -> dict[str, tuple[float, ...]]:
+  """Returns the `mean` and `std` in the buffers of a normalising layer.
+
+  Args:
+    state_dict: as `files.read_state_dict` returns it.
+
+  Returns:
+    Both, or nothing if there are no such buffers. What is absent of the two is
+    0 or 1.
+
+  Raises:
+    ValueError: if they hold no real numbers.
+  """
+  stored = {name: value for name, _, value in _buffers(state_dict)}
+  if not stored:
+    return {}
+  size = np.size(next(iter(stored.values())))
+  return {name: tuple(np.asarray(stored.get(name, np.full(size, default)),
+                                 np.float64).reshape(-1).tolist())
+          for name, default in (('mean', 0.), ('std', 1.))}
+
+
 def state_dict_from_variables(model: nn.Module,
                               variables: Mapping[str, Any]
                               ) -> dict[str, np.ndarray]:
@@ -165,10 +144,10 @@ def state_dict_from_variables(model: nn.Module,
   Returns:
     Contiguous arrays in the precision of the variables, by PyTorch's names.
   """
-  naming = _namings(model)[0]
+  layout = layouts.of_model(model)[0]
   flat = traverse_util.flatten_dict(
       {name: variables[name] for name in ('params', 'batch_stats')})
-  state_dict = {_torch_key(path, naming): _to_torch(np.asarray(value))
+  state_dict = {_torch_key(path, layout): _to_torch(np.asarray(value))
                 for path, value in flat.items()}
   counters = {key: np.zeros((), np.int64) for key in _counters(state_dict)}
   return state_dict | counters
@@ -199,17 +178,11 @@ def _abstract(model, image_shape):
   return traverse_util.flatten_dict(jax.eval_shape(init, jax.random.key(0)))
 
 
-def _namings(model):
-  return _NAMINGS.get(type(model), lambda _: ((),))(model)
-
-
-def _torch_key(path, naming):
+def _torch_key(path, layout):
   """Returns the name in PyTorch of a Flax path ('params', ..., 'kernel')."""
   collection, *modules, leaf = path
   dotted = '.'.join(re.sub(r'_(\d+)$', r'.\1', name) for name in modules)
-  for pattern, replacement in naming:
-    dotted = re.sub(pattern, replacement, dotted)
-  return f'{dotted}.{_LEAVES[collection, leaf]}'
+  return f'{layout.rename(dotted)}.{_LEAVES[collection, leaf]}'
 
 
 def _counters(keys):
@@ -246,13 +219,8 @@ def _check_normalisation(model, state_dict):
     ValueError: if a buffer differs from the model's mean or std, or holds no
       real numbers.
   """
-  rest = {}
-  for key, value in state_dict.items():
-    name = files.NORMALISER_NAMES.get(key.removeprefix('normalize.'))
-    if name is None:
-      rest[key] = value
-      continue
-    _check_real({key: value})
+  buffers = _buffers(state_dict)
+  for name, key, value in buffers:
     field = getattr(model, name, None)
     expected = {'mean': 0.0, 'std': 1.0}[name] if field is None else field
     stored = np.asarray(value, np.float64).reshape(-1)
@@ -264,7 +232,19 @@ def _check_normalisation(model, state_dict):
       values = ', '.join(f'{number:.6g}' for number in stored[:10])
       raise ValueError(f'Expected {name}={field} of the model to equal {key} '
                        f'in the weights, ({values}).')
-  return rest
+  named = {key for _, key, _ in buffers}
+  return {key: value for key, value in state_dict.items() if key not in named}
+
+
+def _buffers(state_dict):
+  """Returns (name of the field, key, value) of normalising layers' buffers."""
+  found = []
+  for key, value in state_dict.items():
+    name = files.NORMALISER_NAMES.get(key.removeprefix('normalize.'))
+    if name is not None:
+      _check_real({key: value})
+      found.append((name, key, value))
+  return found
 
 
 def _check_real(state_dict):
@@ -298,7 +278,7 @@ def _check_keys(model, wanted, found):
              for key in misshaped]
     parts.append(f'misshaped: {_some(shown)}')
   if missing or unexpected:
-    hint = _architecture_hint(wanted, found)
+    hint = _architecture_hint(found)
   else:
     hint = _classes_hint(wanted, found, misshaped)
   raise ValueError(f'The weights do not fit {type(model).__name__}.{hint} '
@@ -311,23 +291,13 @@ def _some(texts):
   return shown if len(texts) <= 10 else f'{shown}, ... ({len(texts)} in all)'
 
 
-def _architecture_hint(wanted, found):
-  """Returns a sentence on how the two networks differ, or nothing."""
-  (kind, blocks), (model_kind, model_blocks) = (
-      _fingerprint(found), _fingerprint(wanted))
-  if kind is not None and kind != model_kind:
-    return f' The names look like those of {kind}.'
-  if blocks != model_blocks:
-    return (f' The weights have {blocks} blocks in the first group, the model '
-            f'has {model_blocks}: the depths differ.')
-  return ''
-
-
-def _fingerprint(keys):
-  """Returns the likely architecture, or None, and its first group's blocks."""
-  kind = next((kind for key, kind in _FINGERPRINTS if key in keys), None)
-  matches = (_FIRST_GROUP.match(key) for key in keys)
-  return kind, len({match[1] for match in matches if match})
+def _architecture_hint(found):
+  """Returns a sentence on what the weights are, or nothing."""
+  try:
+    arrays = {key: value for key, value in found.items() if value.ndim}
+    return f' The keys are those of {recognise.recognise(arrays)}.'
+  except ValueError:
+    return ''
 
 
 def _classes_hint(wanted, found, misshaped):

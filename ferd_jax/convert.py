@@ -1,0 +1,220 @@
+"""Converts networks between PyTorch's files and this package's.
+
+  python -m ferd_jax.convert teacher.pth teacher.npz --activation=relu \
+    --padding=both --shortcut=pad_after --mean=0 --std=1
+  python -m ferd_jax.convert cifar10/Rice2020Overfitting.pt teacher/ \
+    --robustbench=cifar10/Rice2020Overfitting
+  python -m ferd_jax.convert runs/digits/export/student.npz student.pt --check
+
+PyTorch's are .pt, .pth and .safetensors; this package's, which also say what
+the network is, .npz and directories, Orbax checkpoints. Of a PyTorch file the
+architecture is recognised; what its keys do not reveal is asked for.
+"""
+
+import argparse
+from collections.abc import Sequence
+import os
+import pathlib
+import sys
+from typing import Any
+
+import jax
+import numpy as np
+
+from ferd_jax import forward
+from ferd_jax import loading
+from ferd_jax import models
+from ferd_jax import native
+from ferd_jax import teachers
+from ferd_jax import torch_io
+from ferd_jax.models import layers
+from ferd_jax.models import preact_resnet
+from ferd_jax.models import resnet
+
+_TORCH = ('.pt', '.pth', '.safetensors')
+_TOLERANCE = 1e-4  # of logits, relative to the largest where that is above 1
+_CHECKED = 16  # inputs
+
+# What keys do not reveal and a command line may say, beside mean and std.
+OPTIONS = ('width', 'activation', 'padding', 'mean', 'std', 'shortcut',
+           'shortcut_input', 'final_bn')
+
+
+def add_options(parser: Any) -> None:
+  """Adds the options that say what the network in a file is.
+
+  Args:
+    parser: an argparse parser or group of one.
+  """
+  add = parser.add_argument
+  add('--arch', help='architecture, e.g. resnet18, wrn_34_10; default: '
+      'recognised from the keys')
+  add('--select', help='the dict of weights in the file')
+  add('--width', type=int, help='channels of the first layer')
+  add('--activation', help=f'{" or ".join(layers.ACTIVATIONS)}; no key tells '
+      'them apart, the clean accuracy does')
+  add('--padding', help='of convolutions of stride 2: '
+      f'{" or ".join(layers.PADDINGS)}; no key tells them apart')
+  add('--mean', type=_numbers, help='normalisation, e.g. 0.5; 0 for none')
+  add('--std', type=_numbers, help='normalisation; 1 for none')
+  add('--shortcut', help=f'of cifar_resnet: {", ".join(resnet.SHORTCUTS)}; no '
+      'key tells the last two apart')
+  add('--shortcut-input', help='of preact_resnet: '
+      f'{" or ".join(preact_resnet.SHORTCUT_INPUTS)}; no key tells them apart')
+  add('--final-bn', action='store_true', default=None,
+      help='of preact_resnet')
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+  """Returns one number per channel, separated by commas."""
+  try:
+    return tuple(float(part) for part in text.split(','))
+  except ValueError as error:
+    raise argparse.ArgumentTypeError(
+        f'expected numbers such as 0.5,0.5,0.5, got {text!r}') from error
+
+
+def read(path: pathlib.Path, args: argparse.Namespace
+         ) -> tuple[native.Network, dict[str, Any]]:
+  """Returns the network in a file or directory, and its variables.
+
+  Args:
+    path: of either kind.
+    args: of the command line.
+
+  Raises:
+    OSError: if it cannot be read.
+    ValueError: if it is no network, or something has to be said.
+  """
+  if path.exists() and native.is_native(path):
+    network, variables = native.read(path)
+    if network.arch == native.GENERATOR:
+      return network, variables
+  options = {name: getattr(args, name) for name in OPTIONS
+             if getattr(args, name) is not None}
+  arch, select = args.arch or loading.AUTO, args.select
+  if args.robustbench:
+    entry = teachers.find(*_dataset_and_id(args.robustbench))
+    arch, options = entry.arch, entry.options_with(options)
+    select = select or entry.select
+  loaded = loading.load(path, arch=arch, options=options, select=select)
+  return loaded.network, loaded.variables
+
+
+def _dataset_and_id(text):
+  dataset, slash, name = text.partition('/')
+  if not slash:
+    raise ValueError(f'Expected robustbench={text!r} to be a data set and an '
+                     'id, such as cifar10/Rice2020Overfitting.')
+  return dataset, name
+
+
+def write(path: pathlib.Path, network: native.Network,
+          variables: Any) -> None:
+  """Writes a network in the format that the name of the path ends with.
+
+  Raises:
+    OSError: if it cannot be written.
+    ValueError: if the name ends in no format, or something else is there.
+  """
+  if path.suffix in _TORCH:
+    torch_io.write_state_dict(path, torch_io.state_dict_from_variables(
+        network.build(), jax.tree.map(np.asarray, variables)))
+  elif path.suffix in ('', '.npz'):
+    native.write(path, network, variables)
+  else:
+    raise ValueError(f'Expected {path} to end in {", ".join(_TORCH)}, .npz, or '
+                     'like a directory.')
+
+
+def difference(network: native.Network, variables: Any,
+               torch_file: os.PathLike[str] | None = None) -> float:
+  """Returns how far the outputs are from PyTorch's, on random inputs.
+
+  The largest difference, relative to the largest output where that is above 1.
+  Needs PyTorch.
+
+  Args:
+    network: what the variables belong to.
+    variables: {'params': ..., 'batch_stats': ...}.
+    torch_file: a file to load into PyTorch's module, strictly; None for what
+      the variables are as a state dict.
+  """
+  import torch
+
+  from ferd_jax import torch_twins
+  model = network.build()
+  net = torch_twins.twin(model, network.channels, network.options.get('nz'))
+  if torch_file is None:
+    state_dict = torch_io.state_dict_from_variables(
+        model, jax.tree.map(np.asarray, variables))
+  else:
+    state_dict = torch_io.read_state_dict(torch_file)
+  net.load_state_dict({name: torch.tensor(value)
+                       for name, value in state_dict.items()}, strict=True)
+  rng = np.random.default_rng(0)
+  if isinstance(model, models.Generator):
+    x = rng.normal(size=(_CHECKED, *network.input_shape)).astype(np.float32)
+    # As in synthesis, on the batch's statistics.
+    got, _ = model.apply(variables, x, mutable=['batch_stats'])
+    with torch.no_grad():
+      expected = net.train()(torch.from_numpy(x)).permute(0, 2, 3, 1).numpy()
+  else:
+    x = rng.uniform(size=(_CHECKED, *network.input_shape)).astype(np.float32)
+    got = jax.jit(forward.logits, static_argnums=0)(model, variables, x)
+    with torch.no_grad():
+      expected = net.eval()(torch.from_numpy(x).permute(0, 3, 1, 2)).numpy()
+  scale = max(1., float(np.abs(expected).max()))
+  return float(np.abs(np.asarray(got) - expected).max()) / scale
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+  """Converts as the command line says."""
+  parser = argparse.ArgumentParser(
+      prog='python -m ferd_jax.convert', allow_abbrev=False,
+      description='Converts networks between PyTorch\'s files and this '
+      'package\'s.')
+  add = parser.add_argument
+  add('source', type=pathlib.Path, help='a PyTorch file, or a network as .npz '
+      'or Orbax directory')
+  add('target', type=pathlib.Path, help=f'{", ".join(_TORCH)}, .npz, or a '
+      'directory for Orbax')
+  add('--check', action='store_true',
+      help='compare the outputs with PyTorch\'s, which has to be installed')
+  add('--robustbench', metavar='DATASET/ID',
+      help='what the file is, instead of the options below')
+  add_options(parser.add_argument_group('a PyTorch file'))
+  args = parser.parse_args(argv)
+  try:
+    network, variables = read(args.source, args)
+    print(f'{args.source}: {network}')
+    write(args.target, network, variables)
+    print(f'{args.target}: ' + (
+        f'for {torch_io.definition(network.build())}'
+        if args.target.suffix in _TORCH else f'{network}'))
+    if args.check:
+      _check(network, variables, args.target)
+  except (OSError, ValueError) as error:
+    sys.exit(f'error: {" ".join(str(error).split())}')
+
+
+def _check(network, variables, target):
+  """Compares both files' networks, and them with PyTorch's."""
+  torch_file = target if target.suffix in _TORCH else None
+  if torch_file is None:
+    _, written = native.read(target)
+    same = jax.tree.map(np.array_equal, written, dict(variables))
+    if not all(jax.tree.leaves(same)):
+      raise ValueError(f'{target} holds other values than were converted.')
+  try:
+    found = difference(network, variables, torch_file)
+  except ImportError as error:
+    raise ValueError(f'--check needs PyTorch: {error}.') from error
+  print(f'Largest difference from PyTorch on {_CHECKED} random inputs: '
+        f'{found:.1e} (relative to the largest output, at least 1).')
+  if not found <= _TOLERANCE:
+    raise ValueError(f'Expected a difference of at most {_TOLERANCE:g}.')
+
+
+if __name__ == '__main__':
+  main()

@@ -1,0 +1,151 @@
+"""The PyTorch codes that networks were published in: names and definitions.
+
+Submodules of `ferd_jax.models` carry PyTorch's attribute names, with an
+underscore before an index (`layer1_0/conv1/kernel` is `layer1.0.conv1.weight`).
+Where codes of one architecture differ in their names, a layout lists the
+substitutions.
+"""
+
+import dataclasses
+import re
+
+from flax import linen as nn
+
+from ferd_jax import models
+from ferd_jax.models import cifar_resnet
+from ferd_jax.models import mobilenet_v2
+from ferd_jax.models import preact_resnet
+from ferd_jax.models import resnet
+from ferd_jax.models import wide_resnet
+
+_ROBUSTBENCH = 'RobustBench/robustbench, robustbench/model_zoo/architectures/'
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+  """The names of one code.
+
+  Attributes:
+    definition: the public repository on GitHub and the file in it.
+    names: regular expressions that rewrite dotted paths of modules, applied in
+      order.
+    activations: those that the code has.
+    padding: of its convolutions of stride 2.
+  """
+  definition: str
+  names: tuple[tuple[str, str], ...] = ()
+  activations: tuple[str, ...] = ('relu',)
+  padding: str = 'both'
+
+  def rename(self, dotted: str) -> str:
+    """Returns the code's name of a module, given that in `ferd_jax`."""
+    for pattern, replacement in self.names:
+      dotted = re.sub(pattern, replacement, dotted)
+    return dotted
+
+
+TRADES = Layout(f'{_ROBUSTBENCH}wide_resnet.py', ((r'_layer\.', '.layer.'),))
+DEEPMIND_WIDE = Layout(
+    f'{_ROBUSTBENCH}dm_wide_resnet.py, DMWideResNet',
+    (
+        (r'^block1_layer\.', 'layer.0.block.'),
+        (r'^block2_layer\.', 'layer.1.block.'),
+        (r'^block3_layer\.', 'layer.2.block.'),
+        (r'\.bn1$', '.batchnorm_0'),
+        (r'\.bn2$', '.batchnorm_1'),
+        (r'\.conv1$', '.conv_0'),
+        (r'\.conv2$', '.conv_1'),
+        (r'\.convShortcut$', '.shortcut'),
+        (r'^conv1$', 'init_conv'),
+        (r'^bn1$', 'batchnorm'),
+        (r'^fc$', 'logits'),
+    ), ('relu', 'silu'), 'same')
+DEEPMIND_PREACT = Layout(
+    f'{_ROBUSTBENCH}dm_wide_resnet.py, DMPreActResNet',
+    (
+        (r'^layer1\.', 'layer_0.'),
+        (r'^layer2\.', 'layer_1.'),
+        (r'^layer3\.', 'layer_2.'),
+        (r'^layer4\.', 'layer_3.'),
+        (r'\.bn1$', '.batchnorm_0'),
+        (r'\.bn2$', '.batchnorm_1'),
+        (r'\.conv1$', '.conv_2d_1'),
+        (r'\.conv2$', '.conv_2d_2'),
+        (r'\.shortcut\.0$', '.shortcut'),
+        (r'^conv1$', 'conv_2d'),
+        (r'^bn$', 'batchnorm'),
+        (r'^linear$', 'logits'),
+    ), ('relu', 'silu'), 'same')
+PREACT = Layout(f'{_ROBUSTBENCH}resnet.py, PreActResNet')
+RESNET = Layout('kuangliu/pytorch-cifar, models/resnet.py')
+FERD_MOBILENET = Layout('mayaobuduyao/FERD, models/mobilenetv2.py',
+                        ((r'^linear$', 'fc'),))
+MOBILENET = Layout('kuangliu/pytorch-cifar, models/mobilenetv2.py')
+AKAMASTER = Layout('akamaster/pytorch_resnet_cifar10, resnet.py')
+CHENYAOFO = Layout(
+    'chenyaofo/pytorch-cifar-models, pytorch_cifar_models/resnet.py',
+    ((r'\.shortcut\.', '.downsample.'), (r'^linear$', 'fc')))
+STAGES = Layout(
+    'fanghenshaometeor/vanilla-adversarial-training, model/resnet_v1.py',
+    (
+        (r'^conv1$', 'conv_1_3x3'),
+        (r'^bn1$', 'bn_1'),
+        (r'^layer(\d)\.', r'stage_\1.'),
+        (r'\.(conv|bn)1$', r'.\1_a'),
+        (r'\.(conv|bn)2$', r'.\1_b'),
+        (r'^linear$', 'classifier'),
+    ))
+GENERATOR = Layout('zju-vipa/CMI, Generator')
+
+_CIFAR = {'pad_both': (AKAMASTER, STAGES), 'pad_after': (STAGES, AKAMASTER),
+          'conv': (CHENYAOFO, AKAMASTER)}
+
+
+def of_model(model: nn.Module) -> tuple[Layout, ...]:
+  """Returns the layouts in which weights of a network exist.
+
+  The first is the one to write: the code whose modules compute the same.
+  """
+  match model:
+    case wide_resnet.WideResNet():
+      return ((TRADES, DEEPMIND_WIDE) if model.padding == 'both'
+              else (DEEPMIND_WIDE, TRADES))
+    case preact_resnet.PreActResNet():
+      return (PREACT,) if model.shortcut_size == 1 else (DEEPMIND_PREACT,)
+    case resnet.ResNet():
+      return (RESNET,)
+    case mobilenet_v2.MobileNetV2():
+      return (FERD_MOBILENET, MOBILENET)
+    case cifar_resnet.CifarResNet():
+      return _CIFAR[model.shortcut]
+    case models.Generator():
+      return (GENERATOR,)
+  # A module of somebody else's: its submodules' own names.
+  return (Layout(f'{type(model).__module__}, {type(model).__name__}'),)
+
+
+def definition(model: nn.Module) -> str:
+  """Returns where the PyTorch module that computes the same is defined.
+
+  It is a public repository on GitHub and a file in it; its defaults may differ
+  from the network's width, depth or number of classes. What the code itself
+  has to be changed in is said.
+  """
+  layout = of_model(model)[0]
+  text = layout.definition
+  if not isinstance(model, models.StagedModel):
+    return text
+  arguments, changes = [], []
+  if layout is PREACT:
+    arguments += [f'bn_before_fc={model.final_bn}',
+                  f'out_shortcut={model.shortcut_input == "preact"}']
+  if len(layout.activations) > 1:
+    arguments.append('activation_fn='
+                     + {'relu': 'nn.ReLU', 'silu': 'nn.SiLU'}[model.activation])
+  elif model.activation not in layout.activations:
+    changes.append(f'{model.activation} in place of relu')
+  if model.padding != layout.padding:
+    changes.append(f'stride 2 padded as by padding={model.padding!r}')
+  if arguments:
+    text += f' ({", ".join(arguments)})'
+  return text + (f', with {" and ".join(changes)}' if changes else '')

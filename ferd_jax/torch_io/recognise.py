@@ -1,0 +1,216 @@
+"""What the keys and shapes of a state dict say of its architecture.
+
+They never say all. The rest has to come from whoever knows the file: a wrong
+guess would load without complaint and give another function.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+import re
+from typing import Any
+
+import numpy as np
+
+from ferd_jax import models
+from ferd_jax.models import layers
+from ferd_jax.models import preact_resnet
+from ferd_jax.torch_io import layouts
+
+# What no network's keys reveal, with the values that there are.
+_OPEN = {'activation': tuple(layers.ACTIVATIONS), 'padding': layers.PADDINGS}
+_NORMALISATION = ('mean', 'std')
+
+
+@dataclasses.dataclass(frozen=True)
+class Recognised:
+  """What a state dict reveals, and what not.
+
+  Attributes:
+    arch: a name for `models.build`.
+    options: of `models.build`, as far as revealed.
+    num_classes: rows of the classifier.
+    channels: of the images.
+    open: the values to choose from, by the option that is not revealed; `mean`
+      and `std` are neither, and not listed.
+    usual: the values of these in the code whose names the keys are, as far as
+      it has only one.
+    definition: that code.
+  """
+  arch: str
+  options: Mapping[str, Any]
+  num_classes: int
+  channels: int
+  open: Mapping[str, tuple[Any, ...]]
+  usual: Mapping[str, Any]
+  definition: str
+
+  def missing(self, options: Mapping[str, Any]) -> list[str]:
+    """Returns the options that are neither revealed nor given."""
+    return [name for name in (*self.open, *_NORMALISATION)
+            if options.get(name) is None]
+
+  def __str__(self) -> str:
+    revealed = ''.join(f', {name}={value!r}'
+                       for name, value in self.options.items())
+    return f'{self.arch}{revealed}, {self.num_classes} classes'
+
+
+def recognise(state_dict: Mapping[str, np.ndarray]) -> Recognised:
+  """Returns the architecture that a state dict belongs to.
+
+  Whether every key and shape fits is for the conversion to check.
+
+  Args:
+    state_dict: without wrappers and prefixes (`files.read_state_dict`).
+
+  Raises:
+    ValueError: if the keys are those of no supported architecture.
+  """
+  for key, find in _FAMILIES:
+    if key in state_dict:
+      try:
+        return find(state_dict)
+      except (KeyError, IndexError, ZeroDivisionError) as error:
+        raise ValueError(
+            f'Cannot tell the architecture: there is {key}, but not what comes '
+            f'with it ({error}).') from error
+  shown = ', '.join(sorted(state_dict)[:10])
+  raise ValueError(
+      'Cannot tell the architecture from the keys, which are those of none of '
+      f'{", ".join(models.ARCHITECTURES)}. They begin with {shown}.')
+
+
+def _wide(state_dict, arch, layout, first_conv, first_block, group, classifier):
+  width, channels = _sides(state_dict[f'{first_conv}.weight'])
+  inside, _ = _sides(state_dict[first_block])
+  if inside % width:
+    raise ValueError(
+        f'Cannot tell the architecture: {first_block} has {inside} channels, '
+        f'which is no multiple of the {width} of {first_conv}.')
+  depth = 6 * _count(state_dict, group) + 4
+  return _found(f'{arch}_{depth}_{inside // width}', layout, state_dict,
+                classifier, channels, _width(width, 16))
+
+
+def _trades_wide(state_dict):
+  return _wide(state_dict, 'wrn', layouts.TRADES, 'conv1',
+               'block1.layer.0.conv1.weight', r'block1\.layer\.', 'fc')
+
+
+def _deepmind_wide(state_dict):
+  return _wide(state_dict, 'dm_wrn', layouts.DEEPMIND_WIDE, 'init_conv',
+               'layer.0.block.0.conv_0.weight', r'layer\.0\.block\.', 'logits')
+
+
+def _deepmind_preact(state_dict):
+  width, channels = _sides(state_dict['conv_2d.weight'])
+  blocks = [_count(state_dict, rf'layer_{i}\.') for i in range(4)]
+  # Shortcuts that read the raw input are part of this code.
+  return _found(models.resnet_name('dm_preact_resnet', blocks),
+                layouts.DEEPMIND_PREACT, state_dict, 'logits', channels,
+                _width(width, 64))
+
+
+def _mobilenet(state_dict):
+  width, channels = _sides(state_dict['conv1.weight'])
+  classifier, layout = (('fc', layouts.FERD_MOBILENET)
+                        if 'fc.weight' in state_dict
+                        else ('linear', layouts.MOBILENET))
+  return _found('mobilenet_v2', layout, state_dict, classifier, channels,
+                _width(width, 32))
+
+
+def _resnet(state_dict):
+  width, channels = _sides(state_dict['conv1.weight'])
+  blocks = [_count(state_dict, rf'layer{i}\.') for i in range(1, 5)]
+  bottleneck = 'layer1.0.conv3.weight' in state_dict
+  if 'bn1.weight' in state_dict:
+    return _found(models.resnet_name('resnet', blocks, bottleneck),
+                  layouts.RESNET, state_dict, 'linear', channels,
+                  _width(width, 64))
+  if bottleneck:
+    raise ValueError('Cannot use the architecture: it is a PreActResNet of '
+                     'bottleneck blocks.')
+  return _found(models.resnet_name('preact_resnet', blocks), layouts.PREACT,
+                state_dict, 'linear', channels,
+                _width(width, 64) | {'final_bn': 'bn.weight' in state_dict},
+                {'shortcut_input': preact_resnet.SHORTCUT_INPUTS})
+
+
+def _staged_cifar(state_dict):
+  if any('.downsample.' in key for key in state_dict):
+    raise ValueError(
+        'Cannot use the architecture: it is a CIFAR ResNet whose shortcuts '
+        'have weights (stage_*.downsample); the keys do not tell what they '
+        'compute.')
+  return _cifar(state_dict, layouts.STAGES, 'conv_1_3x3', 'stage_1',
+                'classifier', None)
+
+
+def _akamaster_or_chenyaofo(state_dict):
+  if 'layer2.0.downsample.0.weight' in state_dict:
+    return _cifar(state_dict, layouts.CHENYAOFO, 'conv1', 'layer1', 'fc',
+                  'conv')
+  with_conv = 'layer2.0.shortcut.0.weight' in state_dict
+  return _cifar(state_dict, layouts.AKAMASTER, 'conv1', 'layer1', 'linear',
+                'conv' if with_conv else None)
+
+
+def _cifar(state_dict, layout, first_conv, group, classifier, shortcut):
+  width, channels = _sides(state_dict[f'{first_conv}.weight'])
+  depth = 6 * _count(state_dict, rf'{group}\.') + 2
+  options = _width(width, 16)
+  if shortcut is not None:
+    return _found(f'cifar_resnet{depth}', layout, state_dict, classifier,
+                  channels, options | {'shortcut': shortcut})
+  usual = 'pad_after' if layout is layouts.STAGES else 'pad_both'
+  return _found(f'cifar_resnet{depth}', layout, state_dict, classifier,
+                channels, options, {'shortcut': ('pad_both', 'pad_after')},
+                {'shortcut': usual})
+
+
+def _generator(state_dict):
+  del state_dict  # One key is enough.
+  raise ValueError('Cannot classify with it: the names are the generator\'s.')
+
+
+# The key by which each is known. The first that is there counts.
+_FAMILIES = (
+    ('block1.layer.0.bn1.weight', _trades_wide),
+    ('layer.0.block.0.conv_0.weight', _deepmind_wide),
+    ('conv_2d.weight', _deepmind_preact),
+    ('layers.16.conv1.weight', _mobilenet),
+    ('conv_1_3x3.weight', _staged_cifar),
+    ('layer4.0.conv1.weight', _resnet),
+    ('layer3.0.conv1.weight', _akamaster_or_chenyaofo),
+    ('conv_blocks.0.weight', _generator),
+)
+
+
+def _found(arch, layout, state_dict, classifier, channels, options,
+           more_open=None, more_usual=None):
+  usual = {'padding': layout.padding} | (more_usual or {})
+  if len(layout.activations) == 1:
+    usual['activation'], = layout.activations
+  return Recognised(
+      arch, options, len(state_dict[f'{classifier}.weight']), channels,
+      _OPEN | (more_open or {}), usual, layout.definition)
+
+
+def _sides(kernel):
+  """Returns output and input channels of a convolution [O, I, k, k]."""
+  return kernel.shape[0], kernel.shape[1]
+
+
+def _width(width, usual):
+  """Returns the option, unless it is the architecture's own."""
+  return {} if width == usual else {'width': width}
+
+
+def _count(state_dict, prefix):
+  """Returns how many blocks a group has, by the indices after its name."""
+  matches = (re.match(rf'{prefix}(\d+)\.', key) for key in state_dict)
+  count = len({match[1] for match in matches if match})
+  if not count:
+    raise KeyError(prefix.replace('\\', ''))
+  return count
