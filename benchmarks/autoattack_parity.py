@@ -70,11 +70,7 @@ batches of 32 images fit the cache. FAB finds its projections without sorting.
 Convolution kernels are turned around for the gradient once per attack instead
 of in every step (`ferd_jax/attacks/hoisting.py`): a gradient of ResNet-18 takes
 16 instead of 51 ms for one image, 97 instead of 150 for eight, 222 instead of
-256 for sixteen (PyTorch: 34, 127 and 234; one core). The results for ResNet-20
-at 4 and 2/255 are from before that. At 8/255 it ran since then, on both sides
-in four pieces of 50 images: each was compiled again (the time is 0.87 with, and
-was 1.02 in one piece before), and late in an attack few are left to fill a
-batch.
+256 for sixteen (PyTorch: 34, 127 and 234; one core).
 BatchNorm is not folded into the convolutions, since XLA fuses its scale and
 shift with the ReLU: left out altogether, a gradient of ResNet-20 takes 1.45
 instead of 1.48 ms per image (batches of 32, two cores of a shared AMD EPYC; at

@@ -23,6 +23,7 @@ def get_config(variant: str = '') -> config_dict.ConfigDict:
   config.data.name = 'digits'
   config.teacher.arch = config.student.arch = 'cifar_resnet8'
   config.teacher.path = assets.path('digits_resnet8_adv.safetensors')
+  config.teacher.shortcut = 'pad_both'
   config.student.width = 8
   config.augment.pad = 1
   config.augment.flip = False  # a mirrored digit is none

@@ -24,6 +24,7 @@ def get_config(variant: str = '') -> config_dict.ConfigDict:
   config.data.name = 'fashion_mnist'
   config.teacher.arch = config.student.arch = 'cifar_resnet8'
   config.teacher.path = assets.path('fashion_mnist_resnet8_adv.safetensors')
+  config.teacher.shortcut = 'pad_both'
   config.student.width = 8
   config.augment.pad = 2
   variants.balance_small_teacher(config)

@@ -18,6 +18,7 @@ def get_config(variant: str = '') -> config_dict.ConfigDict:
   config.name = 'tiny_imagenet'
   config.data.name = 'tiny_imagenet'
   config.teacher.arch = 'preact_resnet34'
+  config.teacher.shortcut_input = 'preact'  # as in the public code
   config.student.arch = 'preact_resnet18'
   config.synthesis.batch_size = 512
   config.distill.batch_size = 512

@@ -326,6 +326,9 @@ def _teacher(config, info, parallel):
                      '--config.teacher.path=FILE, or a RobustBench id by '
                      '--config.teacher.robustbench=ID.')
   with validate.named('teacher'):
+    if arch != loading.AUTO:  # Mistakes in it come before those of a file.
+      models.build(arch, info.num_classes, **options)
+  with validate.named('teacher.path'):
     loaded = loading.load(
         pathlib.Path(path).expanduser(), arch=arch, options=options,
         channels=channels, num_classes=info.num_classes, select=select)

@@ -74,8 +74,9 @@ def load(path: str | os.PathLike[str], *, arch: str = AUTO,
   for name, expected in (('num_classes', num_classes), ('channels', channels)):
     found = getattr(loaded.network, name)
     if expected not in (None, found):
-      raise ValueError(f'{os.fspath(path)}: Expected {name}={expected}, the '
-                       f'network has {found}.')
+      kind = name.removeprefix('num_')
+      raise ValueError(f'{os.fspath(path)}: The weights have {found} {kind}, '
+                       f'{name}={expected} was expected.')
   return loaded
 
 

@@ -20,7 +20,8 @@ from ferd_jax.models import preact_resnet
 from ferd_jax.models import resnet
 
 _FILE = [assets.path('digits_resnet8_adv.safetensors'), '--arch=cifar_resnet8',
-         '--data=digits', '--n-examples=12', '--batch-size=12']
+         '--shortcut=pad_both', '--data=digits', '--n-examples=12',
+         '--batch-size=12']
 
 
 def _run(capsys, *argv):
@@ -102,7 +103,7 @@ def test_lines_of_finished_attacks(capsys, tmp_path):
   path = tmp_path / 'results.json'
   evaluate.main([*map(str, _FILE), '--attacks=clean,fgsm', f'--json={path}'])
   found = json.loads(path.read_text())[0]['models']['model']
-  assert capsys.readouterr().err.splitlines()[1:] == [
+  assert capsys.readouterr().err.splitlines()[2:] == [
       f'{name}: {found[name]["average"]:.2%}, worst class '
       f'{found[name]["worst"]:.2%}' for name in ('clean', 'fgsm')]
 
@@ -124,7 +125,8 @@ def test_results_say_what_they_are_of(capsys, tmp_path):
     assert results['batch_size'] == 12 and results['norm'] == 'Linf'
     assert results['ferd_jax'] == ferd_jax.__version__
   assert [results['network_options'] for results in found] == [
-      {}, {'mean': [0.5], 'std': [0.25]}, {}]
+      {'shortcut': 'pad_both', **options}
+      for options in ({}, {'mean': [0.5], 'std': [0.25]}, {})]
   first, second, third = (results['weights_digest']['model']
                           for results in found)
   assert first == second != third and len(first) == len(third) == 64
@@ -174,10 +176,16 @@ def test_l2(capsys):
 
 @pytest.mark.parametrize(('argv', 'message'), [
     (['absent.pth', '--arch=resnet18', '--data=digits'], 'absent.pth'),
-    ([_FILE[0], '--data=digits'], '--arch'),
+    ([_FILE[0], '--data=digits'], 'do not reveal activation'),
+    ([*_FILE[:2], '--data=digits'], "reveal shortcut ('pad_both' or"),
+    (['--data=digits'], 'Expected a model'),
+    (['--robustbench=Standard', '--data=digits'], 'data set cifar10 or'),
+    (['--robustbench=Rice2020', '--data=cifar10'], 'Rice2020Overfitting'),
+    (['--robustbench=Standard', '--arch=wrn_28_10', '--data=cifar10'],
+     'no --arch for --robustbench'),
     ([_FILE[0], '--arch=cifar_resnet8'], '--data'),
     ([*_FILE, '--arch=resnet19'], 'resnet19'),
-    ([*_FILE, '--arch=resnet18'], 'do not fit'),
+    ([_FILE[0], '--arch=resnet18', '--data=digits'], 'do not fit'),
     ([*_FILE, '--attacks=pgd21'], "attacks='pgd21'"),
     ([*_FILE, '--n-examples=0'], 'n_examples=0'),
     ([*_FILE, '--batch-size=0'], 'batch_size=0'),
@@ -306,6 +314,6 @@ def test_help_names_all_attacks(capsys):
   assert exit_.value.code == 0
   out = ' '.join(capsys.readouterr().out.split())
   assert 'autoattack_torchattacks' in out and 'work directory' in out
-  for text in (', '.join(resnet.SHORTCUTS), ', '.join(
-      preact_resnet.SHORTCUT_INPUTS), 'no key of the file tells'):
+  for text in (', '.join(resnet.SHORTCUTS), ' or '.join(
+      preact_resnet.SHORTCUT_INPUTS), 'no key tells'):
     assert text in out

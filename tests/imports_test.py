@@ -60,7 +60,7 @@ def test_imports_go_downwards(path):
 
 
 @pytest.mark.parametrize('library, owners', [
-    ('tensorflow_datasets', {'data'}), ('torch', {'torch_twins'}),
+    ('tensorflow_datasets', {'data'}), ('torch', {'torch_twins', 'convert'}),
     ('orbax', {'checkpoint', 'native'}),
     ('tqdm', {'progress', 'robustness', 'target_analysis', 'data', 'attacks',
               'teachers'}),

@@ -183,7 +183,7 @@ def test_stepped_attack_equals_the_whole_one(net, examples, monkeypatch):
 def test_accuracy_of_a_published_teacher_equals_that_in_pytorch():
   """Clean and PGD-20, 10,000 images: half an hour on two cores."""
   torch = pytest.importorskip('torch')
-  import torch_twins  # needs torch
+  from ferd_jax import torch_twins  # needs torch
 
   path = _REAL / 'teachers' / 'CIFAR10-resnet20-adv.pth'
   if not path.exists():  # It has no licence to be copied here.

@@ -1,10 +1,11 @@
 """Tests of ferd_jax.torch_io and parity of the models with PyTorch.
 
-The twins in torch_twins.py carry the published attribute names. Tests that
-need torch skip without it.
+The twins of ferd_jax.torch_twins carry the published attribute names. Tests
+that need torch skip without it.
 """
 
 import functools
+import importlib.util
 import pathlib
 import sys
 
@@ -38,10 +39,31 @@ def torch():
 
 @pytest.fixture(scope='module')
 def twins(torch):
-  import torch_twins
+  from ferd_jax import torch_twins
   return torch_twins
 
 
+# The model's name and options; what `torch_twins.twin` makes of it is compared.
+TWINS = {
+    'dm-wrn': ('dm_wrn_16_2', {'width': 4}),
+    'dm-wrn-relu': ('dm_wrn_10_1', {'width': 4, 'activation': 'relu'}),
+    'dm-preact18': ('dm_preact_resnet18', {'width': 4}),
+    'dm-preact34': ('dm_preact_resnet34', {'width': 2, 'activation': 'relu'}),
+    'resnet50': ('resnet50', {'width': 2}),
+    'resnet101': ('resnet101', {'width': 1}),
+    'resnet-blocks': ('resnet_1_2_1_3', {'width': 4}),
+    'wrn-silu': ('wrn_10_2', {'width': 4, 'activation': 'silu'}),
+    'resnet-silu-same': ('resnet_1_1_1_1', {
+        'width': 4, 'activation': 'silu', 'padding': 'same'}),
+    'bottleneck-same': ('resnet_bottleneck_1_1_1_1', {
+        'width': 2, 'padding': 'same'}),
+    'cifar-same': ('cifar_resnet8', {
+        'width': 4, 'activation': 'silu', 'padding': 'same'}),
+    'preact-same': ('preact_resnet_1_1_1_1', {
+        'width': 4, 'activation': 'silu', 'padding': 'same'}),
+    'mobilenet-same': ('mobilenet_v2', {
+        'width': 8, 'activation': 'silu', 'padding': 'same'}),
+}
 # The twin's class and arguments, the model's name and options.
 CASES = {
     'wrn': ('WideResNet', (10, 1, 4, 5), 'wrn_10_1', {'width': 4}),
@@ -76,6 +98,11 @@ IMPORT_ONLY = ('wrn-sub-block', 'cifar-stage-both', 'cifar-option-b')
 
 def pair(twins, case, **options):
   """Returns a random twin, its state dict, and the Flax model."""
+  if case in TWINS:
+    arch, fixed = TWINS[case]
+    model = models.build(arch, 5, **fixed | options)
+    net = twins.randomise(twins.twin(models.build(arch, 5, **fixed)))
+    return net, arrays(net), model
   kind, arguments, arch, fixed = CASES[case]
   net = twins.randomise(getattr(twins, kind)(*arguments))
   classes = arguments[1 if kind == 'MobileNetV2' else
@@ -121,7 +148,7 @@ def assert_same_stages(torch, net, model, variables, x, tolerance):
                                atol=tolerance * scale, err_msg=stage)
 
 
-@pytest.mark.parametrize('case', CASES)
+@pytest.mark.parametrize('case', [*CASES, *TWINS])
 def test_stages_equal_pytorch(torch, twins, tmp_path, case):
   net, state_dict, model = pair(twins, case)
   variables = torch_io.variables_from_state_dict(model, state_dict, (32, 32, 3))
@@ -149,7 +176,61 @@ def test_stages_equal_pytorch(torch, twins, tmp_path, case):
   with jax.enable_x64(True):
     variables = jax.tree.map(lambda v: v.astype(jnp.float64), variables)
     assert_same_stages(torch, net.double(), model, variables,
-                       images((2, 20, 12, 3), np.float64), 1e-10)
+                       images((2, 24, 16, 3), np.float64), 1e-10)
+
+
+# Modules of RobustBench itself, by file and what makes them, and the model.
+ROBUSTBENCH = {
+    'wrn': ('wide_resnet', lambda m: m.WideResNet(10, 10, 2, sub_block1=True),
+            'wrn_10_2', {}),
+    'dm-wrn': ('dm_wide_resnet', lambda m: m.DMWideResNet(
+        10, 10, 2, m.Swish), 'dm_wrn_10_2', {'normalised': True}),
+    'dm-preact18': ('dm_wide_resnet', lambda m: m.DMPreActResNet(
+        10, 18, 0, m.Swish), 'dm_preact_resnet18', {'normalised': True}),
+    'resnet18': ('resnet', lambda m: m.ResNet18(), 'resnet18', {}),
+    'resnet50': ('resnet', lambda m: m.ResNet50(), 'resnet50', {}),
+    'preact18': ('resnet', lambda m: m.PreActResNet18(), 'preact_resnet18',
+                 {'shortcut_input': 'input', 'final_bn': False}),
+    'preact18-out': (
+        'resnet', lambda m: m.PreActResNet(
+            m.PreActBlock, [2, 2, 2, 2], 10, True, True),
+        'preact_resnet18', {'shortcut_input': 'preact', 'final_bn': True}),
+}
+
+
+@pytest.mark.parametrize('case', ROBUSTBENCH)
+def test_logits_equal_robustbench(torch, twins, case):
+  spec = importlib.util.find_spec('robustbench')
+  if spec is None:
+    pytest.skip('needs `pip install --no-deps robustbench==1.1.1`')
+  file, make, arch, options = ROBUSTBENCH[case]
+  # By file: the package's own import needs more than it declares.
+  path = pathlib.Path(spec.submodule_search_locations[0],
+                      'model_zoo', 'architectures', f'{file}.py')
+  spec = importlib.util.spec_from_file_location(f'robustbench_{file}', path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  options = dict(options)
+  if options.pop('normalised', False):
+    options |= {'mean': module.CIFAR10_MEAN, 'std': module.CIFAR10_STD}
+  net = twins.randomise(make(module))
+  model = models.build(arch, 10, **options)
+  variables = torch_io.variables_from_state_dict(model, arrays(net),
+                                                 (32, 32, 3))
+  x = images((2, 32, 32, 3))
+  with torch.no_grad():
+    expected = net(torch.from_numpy(x).permute(0, 3, 1, 2)).numpy()
+  got = jit(model.apply)(variables, x)
+  scale = max(1, np.abs(expected).max())
+  np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5 * scale)
+  exported = torch_io.state_dict_from_variables(model, variables)
+  missing = net.state_dict().keys() - exported.keys()
+  assert all(key.startswith('sub_block1') for key in missing)
+  net.load_state_dict({key: torch.tensor(value) for key, value
+                       in exported.items()}, strict=not missing)
+  with torch.no_grad():
+    assert np.array_equal(
+        net(torch.from_numpy(x).permute(0, 3, 1, 2)).numpy(), expected)
 
 
 @pytest.mark.parametrize(('case', 'options'), [
@@ -157,6 +238,13 @@ def test_stages_equal_pytorch(torch, twins, tmp_path, case):
     ('cifar-stage', {'shortcut': 'pad_both'}),
     ('preact18', {'shortcut_input': 'input'}),
     ('cifar-akamaster', {'mean': (0.5,), 'std': (0.25,)}),
+    ('dm-wrn', {'padding': 'both'}),
+    ('dm-wrn', {'activation': 'relu'}),
+    ('dm-preact18', {'padding': 'both'}),
+    ('dm-preact18', {'activation': 'relu'}),
+    ('resnet50', {'padding': 'same'}),
+    ('wrn', {'activation': 'silu'}),
+    ('mobilenet-fc', {'padding': 'same'}),
 ])
 def test_what_names_do_not_reveal_matters(torch, twins, case, options):
   net, state_dict, model = pair(twins, case, **options)
@@ -335,10 +423,11 @@ def test_both_names_of_the_mobilenet_classifier():
 
 
 @pytest.mark.parametrize(('arch', 'options', 'hint'), [
-    ('wrn_10_1', {}, r'look like those of wrn_\*'),
-    ('mobilenet_v2', {'width': 4}, 'look like those of mobilenet_v2'),
-    ('resnet18', {'width': 2}, 'look like those of resnet18/34'),
-    ('cifar_resnet14', {'width': 2}, '2 blocks in the first group.* has 1'),
+    ('wrn_10_1', {}, 'keys are those of wrn_10_1, 5 classes'),
+    ('mobilenet_v2', {'width': 4}, 'keys are those of mobilenet_v2, width=4'),
+    ('resnet18', {'width': 2}, 'keys are those of resnet18, width=2'),
+    ('dm_preact_resnet18', {'width': 2}, 'those of dm_preact_resnet18, width'),
+    ('cifar_resnet14', {'width': 2}, 'those of cifar_resnet14, width=2, 5'),
 ])
 def test_wrong_architecture_is_named(arch, options, hint):
   other = weights(models.build(arch, 5, **options))
