@@ -8,6 +8,7 @@ from configs import cifar10
 from configs import cifar100
 from configs import digits
 from configs import tiny_imagenet
+from ferd_jax import assets
 from ferd_jax import experiment
 
 
@@ -22,6 +23,9 @@ def odd_data(tmp_path_factory):
   np.savez(folder / 'single.npz', x=np.zeros((6, 8, 8, 1), np.uint8),
            y=np.zeros(6, np.int64))
   return folder
+
+
+_TEACHER = assets.path('digits_resnet8_adv.safetensors')
 
 
 @pytest.mark.parametrize('changes, words', [
@@ -58,10 +62,11 @@ def odd_data(tmp_path_factory):
     ({'step_size': 0.}, ['step_size=0.0']),
     ({'seed': 10 ** 400}, ['seed=1000']),
     ({'teacher.shortcut_input': 'x'}, ['teacher: ', 'shortcut_input']),
-    ({'teacher.shortcut': None}, ['teacher.path', 'do not reveal shortcut']),
-    ({'teacher.arch': 'auto'},
+    ({'teacher.shortcut': None, 'teacher.path': _TEACHER},
+     ['teacher.path', 'do not reveal shortcut']),
+    ({'teacher.arch': 'auto', 'teacher.path': _TEACHER, 'teacher.width': None},
      ['teacher.path', 'do not reveal activation', 'mean and std (0 and 1']),
-    ({'teacher.robustbench': 'Standard'},
+    ({'teacher.robustbench': 'Standard', 'teacher.path': ''},
      ["teacher.robustbench='Standard'", "not 'digits'"]),
     ({'teacher.path': ''}, ['teacher.path=FILE', 'teacher.robustbench=ID']),
     ({'eps': float('nan')}, ['eps=nan']),

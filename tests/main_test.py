@@ -85,7 +85,7 @@ def files(tmp_path_factory):
     (['--config.teacher.path={files}/nan.safetensors'],
      ['linear.bias', 'finite']),
     (['--config.teacher.path='], ['teacher.path']),
-    (['--config.teacher.arch=wrn_10_1'], ['WideResNet', 'missing']),
+    (['--config.teacher.arch=cifar_resnet14'], ['CifarResNet', 'missing']),
     (['--config.teacher.arch=resnet19'], ["teacher.arch='resnet19'"]),
     (['--config.data.name={files}/seven.npz'],
      ['10 classes', 'num_classes=7']),
