@@ -3,7 +3,8 @@
   config.json          what the run is; another config is refused
   results.json         teacher and student at the end of the run
   evaluation.json      the same of `--mode=evaluate`
-  export/              the student for PyTorch, see `export`
+  export/              student and generator for PyTorch, see `export`
+  generator.npz        the last epoch's generator
   metrics.jsonl        a line per epoch
   samples/             pictures of synthetic images
   autoattack/          states of an evaluation that is not finished

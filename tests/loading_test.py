@@ -1,14 +1,20 @@
 """Tests of ferd_jax.loading."""
 
+import importlib.util
+import pathlib
+
 import jax
 import numpy as np
 import pytest
 
+from ferd_jax import data
+from ferd_jax import forward
 from ferd_jax import loading
 from ferd_jax import models
 from ferd_jax import native
 from ferd_jax import torch_io
 
+SHARED = pathlib.Path(__file__).parents[2] / 'shared' / 'data'
 SHAPE = (8, 8, 3)
 SAID = {'activation': 'relu', 'padding': 'both', 'mean': (0,), 'std': (1,)}
 
@@ -157,3 +163,68 @@ def test_implausible_teachers(accuracy, count, classes, published, bad):
   if bad:
     assert f'{accuracy:.2%} on {count} images' in doubt
     assert (f'{published:.2%}' if published else 'a usable teacher') in doubt
+
+
+def _published(name):
+  """Returns the path of a published file, or skips."""
+  path = SHARED / 'teachers' / name
+  if name == 'model_test.pt':
+    spec = importlib.util.find_spec('pyautoattack')
+    if spec is not None:
+      path = pathlib.Path(spec.origin).parent / 'examples' / name
+  if not path.exists():
+    # They have no licence to be copied here, and nobody has to have them.
+    pytest.skip(f'needs the published {name}')
+  return path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(('name', 'said', 'hits'), [
+    ('CIFAR10-resnet20-adv.pth', {'shortcut': 'pad_after'}, 8803),
+    ('resnet20-12fca82f.th', {
+        'shortcut': 'pad_both', 'mean': (0.485, 0.456, 0.406),
+        'std': (0.229, 0.224, 0.225)}, 9173),
+    ('model_test.pt', {}, None),
+])
+def test_published_files_predict_as_in_pytorch_to_the_image(name, said, hits):
+  torch = pytest.importorskip('torch')
+  from ferd_jax import torch_twins
+  path = _published(name)
+  if not (SHARED / 'tfds').exists():
+    pytest.skip('needs CIFAR-10 in the directory of TFDS')
+  examples = data.load('cifar10', 'test', data_dir=str(SHARED / 'tfds'))
+  loaded = loading.load(path, options=SAID | said)
+  net = torch_twins.twin(loaded.model).eval()
+  stored = torch.load(path, map_location='cpu', weights_only=True)
+  stored = stored.get('state_dict', stored)
+  missing, unexpected = net.load_state_dict(
+      {key.removeprefix('module.'): value for key, value in stored.items()},
+      strict=False)
+  assert not unexpected and all(key.endswith('tracked') for key in missing)
+  logits_fn = jax.jit(forward.logits, static_argnums=0)
+  ours, theirs = [], []
+  for first in range(0, len(examples.labels), 100):
+    images = examples.images[first:first + 100].astype(np.float32) / 255
+    ours.append(np.argmax(
+        logits_fn(loaded.model, loaded.variables, images), -1))
+    with torch.no_grad():
+      theirs.append(net(torch.from_numpy(images).permute(0, 3, 1, 2))
+                    .argmax(-1).numpy())
+  ours, theirs = np.concatenate(ours), np.concatenate(theirs)
+  right = int(np.sum(ours == examples.labels))
+  print(f'{name}: {right} right, {int(np.sum(ours != theirs))} differ')
+  np.testing.assert_array_equal(ours, theirs)
+  assert right == hits or hits is None and right > 9000
+  # What keys do not reveal matters, and shows as an implausible accuracy.
+  if name == 'CIFAR10-resnet20-adv.pth':
+    for wrong in ({'shortcut': 'pad_both'}, {'activation': 'silu'},
+                  {'padding': 'same'}, {'mean': (0.5,), 'std': (0.25,)}):
+      other = loading.load(path, options=SAID | said | wrong)
+      found = np.argmax(logits_fn(
+          other.model, other.variables,
+          examples.images[:1000].astype(np.float32) / 255), -1)
+      accuracy = float(np.mean(found == examples.labels[:1000]))
+      print(f'{wrong}: {accuracy:.1%}',
+            loading.implausible(accuracy, 1000, 10, 0.8803) is not None,
+            loading.implausible(accuracy, 1000, 10) is not None)
+      assert loading.implausible(accuracy, 1000, 10, 0.8803)
