@@ -9,7 +9,10 @@ from ml_collections import config_dict
 
 
 def _network(arch: str) -> config_dict.ConfigDict:
-  """Returns a network's settings; None is the architecture's own default."""
+  """Returns a network's settings.
+
+  None, or '' on a command line, is the architecture's own default.
+  """
   network = config_dict.ConfigDict()
   network.arch = arch
   network.width = config_dict.placeholder(int)  # channels of the first conv

@@ -287,8 +287,9 @@ _NO_OPTIONS = ('arch', 'path', 'select', 'robustbench')
 
 
 def _options(network):
+  # A command line cannot say None; '' unsets what a config has set.
   return {name: value for name, value in network.items()
-          if name not in _NO_OPTIONS and value is not None}
+          if name not in _NO_OPTIONS and value not in (None, '')}
 
 
 def _student(config, info):

@@ -266,7 +266,10 @@ def main(argv: Sequence[str] | None = None) -> None:
   fetching.add_argument('id')
   args = parser.parse_args(argv)
   if args.command == 'list':
-    print(table(args.dataset))
+    try:
+      print(table(args.dataset), flush=True)
+    except BrokenPipeError:  # From `| head`; Python writes again as it ends.
+      os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return
   try:
     print(fetch(find(args.dataset, args.id)))
