@@ -502,7 +502,8 @@ def test_real_numbers_of_all_types(dtype):
 
 
 @pytest.mark.parametrize('prefix', ['module.', 'model.', 'module.model.', '0.',
-                                    'module.0.', '1.', 'module.1.'])
+                                    'module.0.', '1.', 'module.1.',
+                                    '_orig_mod.', 'module.backbone.net.'])
 def test_prefixes(prefix):
   expected = weights()
   got = torch_io.strip_prefixes(
@@ -526,8 +527,47 @@ def test_prefix_is_kept_unless_common():
   assert set(torch_io.strip_prefixes(mixed)) == set(mixed)
   two = {'0.a': np.zeros(1), '1.b': np.zeros(1)}
   assert set(torch_io.strip_prefixes(two)) == set(two)
-  normalised = {'module.0.mean': np.zeros(3), 'module.1.a': np.ones(1)}
-  assert set(torch_io.strip_prefixes(normalised)) == {'normalize.mean', 'a'}
+  half = {'net.a': np.zeros(1), 'net.b': np.zeros(1), 'head.a': np.zeros(1)}
+  assert set(torch_io.strip_prefixes(half)) == set(half)
+  assert set(torch_io.strip_prefixes({'a': np.zeros(1)})) == {'a'}
+
+
+@pytest.mark.parametrize(('mean', 'head', 'expected'), [
+    ('module.0.mean', 'module.1', 'normalize.mean'),
+    ('normalizer.mu', 'model', 'normalize.mu'),
+    ('module.normalize.mean', 'module.net', 'normalize.mean'),
+    ('mean', 'model', 'mean'),
+    ('module.mu', 'module.model.module', 'mu'),
+    ('norm.mean', '', 'normalize.mean'),
+])
+def test_normaliser_shares_no_prefix(mean, head, expected):
+  names = ('a.weight', 'b.bias')
+  got = torch_io.strip_prefixes(
+      {mean: np.zeros(3)} | {f'{head}.{name}'.lstrip('.'): np.ones(1)
+                             for name in names})
+  assert set(got) == {expected, *names}
+  assert not got[expected].any() and got['a.weight'].all()
+
+
+def test_layer_with_more_than_statistics_is_no_normaliser():
+  keys = {'stem.mean', 'stem.weight', 'net.a', 'net.b'}
+  assert set(torch_io.strip_prefixes(
+      dict.fromkeys(keys, np.zeros(1)))) == keys
+
+
+def test_buffers_alone_are_no_network():
+  keys = {'mean', 'std'}
+  assert set(torch_io.strip_prefixes(
+      dict.fromkeys(keys, np.zeros(1)))) == keys
+
+
+def test_averaged_model(torch):
+  net = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Linear(3, 2))
+  averaged = torch.optim.swa_utils.AveragedModel(net)
+  got = torch_io.strip_prefixes(
+      {key: value.numpy() for key, value in averaged.state_dict().items()})
+  assert_same_weights(got, {key: value.numpy()
+                            for key, value in net.state_dict().items()})
 
 
 def test_files_without_torch(tmp_path, monkeypatch):
@@ -547,7 +587,7 @@ def test_files_without_torch(tmp_path, monkeypatch):
 @pytest.mark.parametrize('zipped', [True, False])
 @pytest.mark.parametrize('wrapper', [
     None, 'state_dict', 'model_state_dict', 'model', 'net', 'ema',
-    'state_dict_ema', 'last'])
+    'state_dict_ema', 'last', 'weights'])
 def test_torch_files(torch, tmp_path, monkeypatch, wrapper, zipped):
   expected = weights()
   tensors = {'module.' + key: torch.from_numpy(value)
@@ -588,6 +628,15 @@ def test_choice_between_state_dicts(torch, tmp_path):
   assert torch_io.read_state_dict(path, select='ema')['a'] == 1
   with pytest.raises(ValueError, match="select='net'.*keys are ema, state_d"):
     torch_io.read_state_dict(path, select='net')
+  torch.save({'best': {'state_dict': first}, 'last': {'state_dict': second},
+              'optimizer': {'state': {0: {'exp_avg': torch.zeros(2)}}}}, path)
+  assert torch_io.read_state_dict(path)['a'] == 1
+  assert torch_io.read_state_dict(path, select='best.state_dict')['a'] == 0
+  torch.save({'saved': {'deep': {'net': second}}, 'epoch': 1}, path)
+  assert torch_io.read_state_dict(path)['a'] == 1
+  torch.save({'G': first, 'S': second}, path)
+  with pytest.raises(ValueError, match='select one of G, S'):
+    torch_io.read_state_dict(path)
   for content, message in (
       ([first], 'holds a list'),
       ({'state_dict': [first]}, 'no dict of tensors; its keys are state_dict'),

@@ -23,31 +23,33 @@ from ferd_jax.torch_io import torch_file
 
 StateDict = dict[str, np.ndarray]
 
-# Keys under which checkpoints wrap their state dict. Those on one line are
-# versions of one training run, of which the first is taken.
+# Keys under which checkpoints wrap their state dict, before any other. Those
+# on one line are versions of one training run, of which the first is taken.
 _WRAPPERS = (
     ('state_dict',),
     ('model_state_dict',),
     ('model',),
     ('net',),
-    ('ema', 'state_dict_ema'),
+    ('ema', 'state_dict_ema', 'ema_state_dict', 'model_ema'),
     ('last', 'best'),
 )
-_PREFIXES = ('module.', 'model.')
 # Buffers of a normalising layer, the names of which follow no convention.
 NORMALISER_NAMES = {'mean': 'mean', 'mu': 'mean', 'std': 'std', 'sigma': 'std'}
+# torch.optim.swa_utils.AveragedModel counts in it, beside `module.*`.
+_COUNTER = 'n_averaged'
 
 
 def read_state_dict(path: str | os.PathLike[str],
                     select: str | None = None) -> StateDict:
   """Reads a safetensors, npz or PyTorch file.
 
-  Wrappers such as {'state_dict': ...} are opened, and prefixes common to all
-  keys cut off (see `strip_prefixes`).
+  Wrappers such as {'state_dict': ...} are opened, at any depth, and prefixes
+  common to all keys cut off (see `strip_prefixes`).
 
   Args:
     path: the file.
-    select: the key of the wrapper to open, where a file has several.
+    select: the key of the wrapper to open, where a file has several; its whole
+      path with dots, 'best.state_dict', where it is not at the top.
 
   Returns:
     Arrays by PyTorch's name; bfloat16 becomes float32.
@@ -110,32 +112,44 @@ def write_state_dict(path: str | os.PathLike[str],
 def strip_prefixes(state_dict: Mapping[str, np.ndarray]) -> StateDict:
   """Cuts off the prefixes that wrapping modules put before every key.
 
-  These are `module.` and `model.`, repeatedly, and the index of a network in a
-  `Sequential(network)` or `Sequential(normaliser, network)`. The buffers of
-  such a normaliser are kept, as `normalize.*`.
+  That is the first name of all keys, as often as they share it: `module.` of
+  DataParallel, `model.`, `0.` of a Sequential(network), `_orig_mod.` and so
+  on. Buffers of a normalising layer beside the network, as in
+  Sequential(normaliser, network), share nothing with it; they are kept, as
+  `normalize.*`. The counter of averaged networks is left out.
   """
-  result = _strip_common(dict(state_dict))
-  heads = {key.split('.')[0] for key in result}
-  if heads == {'0'}:
-    result = {key[2:]: value for key, value in result.items()}
-  elif heads in ({'1'}, {'0', '1'}) and all(
-      key[2:] in NORMALISER_NAMES for key in result if key.startswith('0.')):
-    result = {
-        f'normalize.{key[2:]}' if key.startswith('0.') else key[2:]: value
-        for key, value in result.items()}
-  return _strip_common(result)
-
-
-def _strip_common(state_dict):
-  """Cuts `module.` and `model.` off, as long as all keys start with one."""
+  result = {key: value for key, value in state_dict.items()
+            if key.rpartition('.')[2] != _COUNTER}
   while True:
-    for prefix in _PREFIXES:
-      if state_dict and all(key.startswith(prefix) for key in state_dict):
-        state_dict = {key[len(prefix):]: value
-                      for key, value in state_dict.items()}
-        break
-    else:
-      return state_dict
+    buffers = {}
+    for key in result:
+      head, _, name = key.rpartition('.')
+      if '.' not in head and name in NORMALISER_NAMES:
+        buffers.setdefault(head, {})[key] = (
+            f'normalize.{name}' if head else name)
+    names = _normaliser(buffers, result)
+    heads = {key.partition('.')[0] for key in result if key not in names}
+    if len(heads) != 1 or heads & result.keys():
+      return {names.get(key, key): value for key, value in result.items()}
+    start = len(heads.pop()) + 1
+    result = {names.get(key) or key[start:]: value
+              for key, value in result.items()}
+
+
+def _normaliser(buffers, state_dict):
+  """Returns new names of the buffers of the one normalising layer, if any.
+
+  Args:
+    buffers: {first name of the key: {key: new name}}, '' for keys of one name.
+    state_dict: with all keys.
+  """
+  layers = [names for head, names in buffers.items()
+            if len(names) < len(state_dict) and all(
+                key in names for key in state_dict
+                if head and key.startswith(f'{head}.'))]
+  if len(layers) != 1:
+    return {}
+  return layers[0]
 
 
 def _reader(path):
@@ -195,22 +209,46 @@ def _unwrap(loaded: Any, select: str | None) -> Mapping[str, Any]:
     raise pickled.Refusal(f'it holds a {type(loaded).__name__}, not a state '
                           'dict.')
   keys = ', '.join(sorted(str(key) for key in loaded)[:10]) or 'none'
+  if select is None and _is_state_dict(loaded):
+    return loaded
+  found = _wrapped(loaded)
   if select is not None:
-    if not _is_state_dict(loaded.get(select)):
+    if select not in found:
       raise pickled.Refusal(f'expected select={select!r} to name a dict of '
                             f'tensors; its keys are {keys}.')
-    return loaded[select]
-  found = []
-  for names in _WRAPPERS:
-    found += [name for name in names if _is_state_dict(loaded.get(name))][:1]
-  if len(found) > 1:
-    raise pickled.Refusal('it holds several state dicts; select one of '
-                          f'{", ".join(found)}.')
-  if found:
-    return loaded[found[0]]
-  if not _is_state_dict(loaded):
+    return found[select]
+  if not found:
     raise pickled.Refusal(f'it holds no dict of tensors; its keys are {keys}.')
-  return loaded
+  first = []
+  for versions in _WRAPPERS:
+    paths = [path for name in versions for path in found
+             if _known(path) == name]
+    first += [path for path in paths if _known(path) == _known(paths[0])]
+  first = first or list(found)
+  if len(first) > 1:
+    raise pickled.Refusal('it holds several state dicts; select one of '
+                          f'{", ".join(first)}.')
+  return found[first[0]]
+
+
+def _wrapped(value):
+  """Returns the state dicts in a dict of dicts, by their keys with dots."""
+  found = {}
+  for key, item in value.items():
+    if not isinstance(key, str) or not isinstance(item, Mapping):
+      continue  # The numbers in an optimiser's state are no names.
+    if _is_state_dict(item):
+      found[key] = item
+    else:
+      found |= {f'{key}.{path}': inner
+                for path, inner in _wrapped(item).items()}
+  return found
+
+
+def _known(path):
+  """Returns the first key of a path that is a usual wrapper, or None."""
+  usual = {name for versions in _WRAPPERS for name in versions}
+  return next((key for key in path.split('.') if key in usual), None)
 
 
 def _numpy_types(state_dict):
