@@ -62,7 +62,7 @@ _TEACHER = assets.path('digits_resnet8_adv.safetensors')
     ({'step_size': 0.}, ['step_size=0.0']),
     ({'seed': 10 ** 400}, ['seed=1000']),
     ({'teacher.shortcut_input': 'x'}, ['teacher: ', 'shortcut_input']),
-    ({'teacher.shortcut': None, 'teacher.path': _TEACHER},
+    ({'teacher.shortcut': '', 'teacher.path': _TEACHER},
      ['teacher.path', 'do not reveal shortcut']),
     ({'teacher.arch': 'auto', 'teacher.path': _TEACHER, 'teacher.width': None},
      ['teacher.path', 'do not reveal activation', 'mean and std (0 and 1']),

@@ -2,7 +2,10 @@
 
 import collections
 import http.server
+import os
 import re
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -206,3 +209,16 @@ def test_list(capsys):
                    '\n'.join(lines), re.MULTILINE)
   teachers.main(['list', '--dataset=cifar100'])
   assert len(capsys.readouterr().out.splitlines()) == 32
+
+
+def test_list_cut_short(tmp_path):
+  # As by `| head`: nobody reads on.
+  reader, writer = os.pipe()
+  os.close(reader)
+  with open(tmp_path / 'errors', 'w') as errors:
+    done = subprocess.run(
+        [sys.executable, '-m', 'ferd_jax.teachers', 'list'], stdout=writer,
+        stderr=errors, check=False)
+  os.close(writer)
+  assert done.returncode == 0
+  assert not (tmp_path / 'errors').read_text()
