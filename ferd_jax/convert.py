@@ -86,10 +86,6 @@ def read(path: pathlib.Path, args: argparse.Namespace
     OSError: if it cannot be read.
     ValueError: if it is no network, or something has to be said.
   """
-  if path.exists() and native.is_native(path):
-    network, variables = native.read(path)
-    if network.arch == native.GENERATOR:
-      return network, variables
   options = {name: getattr(args, name) for name in OPTIONS
              if getattr(args, name) is not None}
   arch, select = args.arch or loading.AUTO, args.select
@@ -97,7 +93,7 @@ def read(path: pathlib.Path, args: argparse.Namespace
     entry = teachers.find(*_dataset_and_id(args.robustbench))
     arch, options = entry.arch, entry.options_with(options)
     select = select or entry.select
-  loaded = loading.load(path, arch=arch, options=options, select=select)
+  loaded = loading.load_any(path, arch=arch, options=options, select=select)
   return loaded.network, loaded.variables
 
 

@@ -119,6 +119,7 @@ def build(config: config_dict.ConfigDict,
       its architecture, or a data set that is not there.
     OSError: if the teacher's file is absent or cannot be read.
   """
+  config = _with_unset(config)
   parallel = parallels.create(config.parallel, devices)
   _check(config, parallel.num_devices)
   with validate.named('data.name'):
@@ -287,9 +288,21 @@ _NO_OPTIONS = ('arch', 'path', 'select', 'robustbench')
 
 
 def _options(network):
-  # A command line cannot say None; '' unsets what a config has set.
   return {name: value for name, value in network.items()
-          if name not in _NO_OPTIONS and value not in (None, '')}
+          if name not in _NO_OPTIONS and value is not None}
+
+
+def _with_unset(config):
+  """Returns the config with None for each '' in the settings of a network.
+
+  A command line can say '' only.
+  """
+  config = config.copy_and_resolve_references()
+  for network in (config.teacher, config.student):
+    for name, value in network.items():
+      if name != 'path' and value == '':
+        network[name] = None
+  return config
 
 
 def _student(config, info):

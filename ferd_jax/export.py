@@ -18,12 +18,15 @@ import numpy as np
 
 from ferd_jax import atomic
 from ferd_jax import experiment
+from ferd_jax import models
 from ferd_jax import native
 from ferd_jax import report
 from ferd_jax import torch_io
 
 _DIRECTORY = 'export'
+_UNSAID = ('activation', 'padding', 'shortcut', 'shortcut_input')
 GENERATOR = 'generator.npz'  # in the work directory, of the last epoch
+
 
 def write(run: experiment.Experiment, student: Any, results: Mapping,
           workdir: epath.PathLike) -> epath.Path:
@@ -66,7 +69,7 @@ def save_generator(run: experiment.Experiment, variables: Any,
   """
   generator = run.synthesis.generator
   native.write(epath.Path(workdir) / GENERATOR, native.Network(
-      native.GENERATOR, generator.channels, None,
+      models.GENERATOR, generator.channels, None,
       {'side': generator.side, 'width': generator.width,
        'nz': run.synthesis.nz}), variables)
 
@@ -88,11 +91,12 @@ def model_card(run: experiment.Experiment, results: Mapping) -> dict[str, Any]:
     results: as in `results.json`.
   """
   model, identity = run.synthesis.student, dict(run.identity)
-  settings = {name: list(value) if isinstance(value, tuple) else value
-              for name, value in identity['student'].items()
-              if value is not None}
+  network = student_network(run).json_values()
+  # Defaults too, as no key of the weights tells them.
+  unsaid = {name: getattr(model, name) for name in _UNSAID
+            if hasattr(model, name)}
   return {
-      'student': settings | {
+      'student': {'arch': network['arch']} | network['options'] | unsaid | {
           'num_classes': run.num_classes, 'image_shape': list(run.image_shape),
           'definition': torch_io.definition(model)},
       'teacher': identity['teacher'] | identity['teacher_network'] | {
@@ -138,6 +142,7 @@ A student of {card['method']}.
 
 ```python
 import torch
+net = ...  # The module that is named above.
 state_dict = torch.load('student.pt', weights_only=True)
 net.load_state_dict(state_dict, strict=True)
 ```

@@ -1,4 +1,4 @@
-"""Classifiers from files: recognised, built and filled.
+"""Networks from files: recognised, built and filled.
 
 A file says much of its network, and never all. What it does not say has to be
 said, as options of `models.build`: it is asked for, not guessed.
@@ -9,6 +9,8 @@ import dataclasses
 import math
 import os
 from typing import Any
+
+from flax import linen as nn
 
 from ferd_jax import models
 from ferd_jax import native
@@ -24,7 +26,7 @@ _TEST_IMAGES = 10_000  # of CIFAR, behind the published accuracies
 
 @dataclasses.dataclass(frozen=True)
 class Loaded:
-  """A classifier from a file.
+  """A network from a file.
 
   Attributes:
     network: what it is.
@@ -33,7 +35,7 @@ class Loaded:
     definition: the PyTorch code whose names the file has, if it is known.
   """
   network: native.Network
-  model: models.StagedModel
+  model: nn.Module
   variables: dict[str, Any]
   definition: str | None = None
 
@@ -48,6 +50,38 @@ def load(path: str | os.PathLike[str], *, arch: str = AUTO,
   """Returns the classifier in a file.
 
   Args:
+    path: as for `load_any`.
+    arch: the same.
+    options: the same.
+    channels: of the images that it is for; None for those of the file.
+    num_classes: that it should have; None for those of the file.
+    select: as for `load_any`.
+
+  Raises:
+    FileNotFoundError: if there is no such file.
+    ValueError: as by `load_any`, and for a generator.
+  """
+  loaded = load_any(path, arch=arch, options=options, channels=channels,
+                    num_classes=num_classes, select=select)
+  if loaded.network.arch == models.GENERATOR:
+    raise ValueError(f'{os.fspath(path)}: Cannot classify with it: it is a '
+                     'generator.')
+  for name, expected in (('num_classes', num_classes), ('channels', channels)):
+    found = getattr(loaded.network, name)
+    if expected not in (None, found):
+      kind = name.removeprefix('num_')
+      raise ValueError(f'{os.fspath(path)}: The weights have {found} {kind}, '
+                       f'{name}={expected} was expected.')
+  return loaded
+
+
+def load_any(path: str | os.PathLike[str], *, arch: str = AUTO,
+             options: Mapping[str, Any] | None = None,
+             channels: int | None = None, num_classes: int | None = None,
+             select: str | None = None) -> Loaded:
+  """Returns the network in a file, a classifier or a generator.
+
+  Args:
     path: a PyTorch file, `.safetensors`, `.npz`, or a network of `native`.
     arch: a name for `models.build`; 'auto' recognises it from the keys.
     options: of `models.build`; None stands for one that is not given. Buffers
@@ -56,8 +90,8 @@ def load(path: str | os.PathLike[str], *, arch: str = AUTO,
       not reveal has to be given, `mean=(0,)` and `std=(1,)` for no
       normalisation; with a name, its defaults hold, but not for the shortcuts
       of CIFAR ResNets and PreActResNets, which no name says.
-    channels: of the images that it is for; None for those of the file.
-    num_classes: that it should have; None for those of the file.
+    channels: of the images, for weights whose keys do not tell.
+    num_classes: the same.
     select: the key of the state dict in the file, where it has several.
 
   Raises:
@@ -68,16 +102,8 @@ def load(path: str | os.PathLike[str], *, arch: str = AUTO,
   given = {name: value for name, value in (options or {}).items()
            if value is not None}
   if os.path.exists(path) and native.is_native(path):
-    loaded = _load_native(path, arch, given, select)
-  else:
-    loaded = _load_torch(path, arch, given, channels, num_classes, select)
-  for name, expected in (('num_classes', num_classes), ('channels', channels)):
-    found = getattr(loaded.network, name)
-    if expected not in (None, found):
-      kind = name.removeprefix('num_')
-      raise ValueError(f'{os.fspath(path)}: The weights have {found} {kind}, '
-                       f'{name}={expected} was expected.')
-  return loaded
+    return _load_native(path, arch, given, select)
+  return _load_torch(path, arch, given, channels, num_classes, select)
 
 
 def implausible(accuracy: float, count: int, num_classes: int,
@@ -119,8 +145,6 @@ def _load_native(path, arch, given, select):
   if select is not None:
     raise ValueError(f'{where}: Expected no select={select!r}, as it holds one '
                      'network.')
-  if network.arch == native.GENERATOR:
-    raise ValueError(f'{where}: Cannot classify with it: it is a generator.')
   model = network.build()
   for name, value in given.items():
     if getattr(model, name, None) != (
@@ -143,10 +167,11 @@ def _load_torch(path, arch, given, channels, num_classes, select):
       _ask(found, arch, given)
       if arch == AUTO:
         arch, given = found.arch, {**found.options, **given}
-    classes, depth = (found.num_classes, found.channels) if found else (
-        num_classes, channels)
-    if classes is None or depth is None:
+      classes, depth = found.num_classes, found.channels
+    elif num_classes is None or channels is None:
       raise ValueError(f'The keys are not those of {arch!r}.')
+    else:
+      classes, depth = num_classes, channels
     network = native.Network(arch, depth, classes, _without_identity(given))
     model = network.build()
     variables = torch_io.variables_from_state_dict(
@@ -177,6 +202,9 @@ def _recognised(state_dict, arch):
 
 def _ask(found, arch, given):
   """Raises ValueError for what has to be said, or contradicts the keys."""
+  if found.arch == models.GENERATOR and given:
+    raise ValueError('It is a generator, of which nothing is to be said; got '
+                     f'{", ".join(given)}.')
   if arch == AUTO:
     for name, value in found.options.items():
       if given.get(name, value) != value:

@@ -23,7 +23,6 @@ from orbax import checkpoint as ocp
 from ferd_jax import atomic
 from ferd_jax import models
 
-GENERATOR = 'generator'
 _NETWORK = 'network.json'  # Also the name of the array in an .npz.
 _VARIABLES = 'variables'
 
@@ -33,7 +32,7 @@ class Network:
   """What it takes to build a network.
 
   Attributes:
-    arch: a name for `models.build`, or 'generator'.
+    arch: a name for `models.build`, or `models.GENERATOR`.
     channels: of the images.
     num_classes: of a classifier, None for a generator.
     options: of `models.build`, or of a generator `side`, `width` and `nz`.
@@ -50,7 +49,7 @@ class Network:
       ValueError: if there is no such network.
     """
     options = dict(self.options)
-    if self.arch == GENERATOR:
+    if self.arch == models.GENERATOR:
       return models.Generator(side=options['side'], channels=self.channels,
                               width=options['width'])
     return models.build(self.arch, self.num_classes, **options)
@@ -58,7 +57,7 @@ class Network:
   @property
   def input_shape(self) -> tuple[int, ...]:
     """The shape of one input: an image of a usual size, or a latent."""
-    if self.arch == GENERATOR:
+    if self.arch == models.GENERATOR:
       return (self.options['nz'],)
     return (32, 32, self.channels)
 

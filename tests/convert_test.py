@@ -82,6 +82,12 @@ def test_generators(tmp_path):
   run(tmp_path / 'g.npz', tmp_path / 'g.pt', '--check')
   run(tmp_path / 'g.npz', tmp_path / 'g', '--check')
   assert native.read(tmp_path / 'g')[0] == GENERATOR
+  run(tmp_path / 'g.pt', tmp_path / 'again.npz', '--check')
+  network, again = native.read(tmp_path / 'again.npz')
+  assert network == GENERATOR
+  jax.tree.map(np.testing.assert_array_equal, again, dict(variables))
+  with pytest.raises(SystemExit, match='is a generator.*got activation'):
+    run(tmp_path / 'g.pt', tmp_path / 'again.npz', '--activation=relu')
 
 
 def test_robustbench_says_what_a_file_is(tmp_path):

@@ -10,6 +10,7 @@ from configs import digits
 from configs import tiny_imagenet
 from ferd_jax import assets
 from ferd_jax import experiment
+from ferd_jax import export
 
 
 @pytest.fixture(scope='module')
@@ -110,6 +111,16 @@ def test_paper_configs_divide_over_hosts(get_config, num_devices):
   config = get_config()
   for group in ('synthesis', 'distill', 'eval'):
     assert config[group].batch_size % num_devices == 0
+
+
+def test_empty_text_unsets_an_option_of_a_network():
+  config = digits.get_config('smoke')
+  config.student.activation = config.student.shortcut = ''
+  run = experiment.build(config, tuple(jax.devices()[:1]))
+  assert run.config.student.activation is None
+  assert config.student.activation == ''  # Its owner's.
+  assert run.identity['student']['shortcut'] is None
+  assert export.student_network(run).build() == run.synthesis.student
 
 
 def test_own_data_of_two_classes(odd_data):

@@ -228,3 +228,11 @@ def test_published_files_predict_as_in_pytorch_to_the_image(name, said, hits):
             loading.implausible(accuracy, 1000, 10, 0.8803) is not None,
             loading.implausible(accuracy, 1000, 10) is not None)
       assert loading.implausible(accuracy, 1000, 10, 0.8803)
+
+
+def test_widths_that_differ_are_named(tmp_path):
+  _, state_dict = weights('cifar_resnet8', width=2, shortcut='pad_after')
+  torch_io.write_state_dict(tmp_path / 'net.pt', state_dict)
+  with pytest.raises(ValueError, match='of cifar_resnet8, width=2, .*misshap'):
+    loading.load(tmp_path / 'net.pt', arch='cifar_resnet8',
+                 options={'shortcut': 'pad_after', 'width': 4})

@@ -96,9 +96,24 @@ def changed(arch, remove=(), **new):
       'conv1.weight': np.zeros((4, 3, 3, 3)),
       'block1.layer.0.conv1.weight': np.zeros((6, 4, 3, 3))},
      'has 6 channels, which is no multiple of the 4 of conv1'),
-    ({'conv_blocks.0.weight': np.zeros(4)}, "the generator's"),
+    ({'conv_blocks.0.weight': np.zeros(4)},
+     "conv_blocks.0.weight, but not what comes with it.*l1.0.weight"),
+    ({'conv_blocks.0.weight': np.zeros(4), 'l1.0.weight': np.zeros((16, 5))},
+     "conv_blocks.0.weight, but not what comes with it"),
 ])
 def test_others_are_refused(arrays, message):
   with pytest.raises(ValueError, match=message) as error:
     recognise.recognise(arrays)
   assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize(('side', 'channels', 'width', 'nz'), [
+    (32, 3, 128, 100), (8, 1, 2, 3), (64, 3, 6, 256), (4, 3, 2, 1)])
+def test_generators(side, channels, width, nz):
+  model = models.Generator(side=side, channels=channels, width=width)
+  found = recognise.recognise({
+      key: np.zeros(shape)
+      for key, shape in torch_io.torch_shapes(model, (nz,)).items()})
+  assert (found.arch, found.channels) == ('generator', channels)
+  assert found.options == {'side': side, 'width': width, 'nz': nz}
+  assert not found.missing({}) and 'classes' not in str(found)

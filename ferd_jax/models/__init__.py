@@ -25,8 +25,10 @@ from ferd_jax.models import wide_resnet
 from ferd_jax.models.generator import Generator
 from ferd_jax.models.staged import StagedModel
 
-__all__ = ['ARCHITECTURES', 'Generator', 'StagedModel', 'build',
+__all__ = ['ARCHITECTURES', 'GENERATOR', 'Generator', 'StagedModel', 'build',
            'init_variables', 'resnet_name']
+
+GENERATOR = 'generator'  # Its name where those of classifiers are.
 
 # The accepted names, by example and rule.
 ARCHITECTURES = (

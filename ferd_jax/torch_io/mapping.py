@@ -280,7 +280,8 @@ def _check_keys(model, wanted, found):
   if missing or unexpected:
     hint = _architecture_hint(found)
   else:
-    hint = _classes_hint(wanted, found, misshaped)
+    hint = (_classes_hint(wanted, found, misshaped)
+            or _architecture_hint(found))
   raise ValueError(f'The weights do not fit {type(model).__name__}.{hint} '
                    f'Keys {"; ".join(parts)}.')
 

@@ -6,6 +6,7 @@ guess would load without complaint and give another function.
 
 from collections.abc import Mapping
 import dataclasses
+import math
 import re
 from typing import Any
 
@@ -26,9 +27,10 @@ class Recognised:
   """What a state dict reveals, and what not.
 
   Attributes:
-    arch: a name for `models.build`.
-    options: of `models.build`, as far as revealed.
-    num_classes: rows of the classifier.
+    arch: a name for `models.build`, or `models.GENERATOR`.
+    options: of `models.build`, as far as revealed, or `side`, `width` and `nz`
+      of a generator.
+    num_classes: rows of the classifier; None for a generator.
     channels: of the images.
     open: the values to choose from, by the option that is not revealed; `mean`
       and `std` are neither, and not listed.
@@ -38,7 +40,7 @@ class Recognised:
   """
   arch: str
   options: Mapping[str, Any]
-  num_classes: int
+  num_classes: int | None
   channels: int
   open: Mapping[str, tuple[Any, ...]]
   usual: Mapping[str, Any]
@@ -46,13 +48,17 @@ class Recognised:
 
   def missing(self, options: Mapping[str, Any]) -> list[str]:
     """Returns the options that are neither revealed nor given."""
+    if self.arch == models.GENERATOR:
+      return []
     return [name for name in (*self.open, *_NORMALISATION)
             if options.get(name) is None]
 
   def __str__(self) -> str:
     revealed = ''.join(f', {name}={value!r}'
                        for name, value in self.options.items())
-    return f'{self.arch}{revealed}, {self.num_classes} classes'
+    classes = '' if self.num_classes is None else (
+        f', {self.num_classes} classes')
+    return f'{self.arch}{revealed}{classes}'
 
 
 def recognise(state_dict: Mapping[str, np.ndarray]) -> Recognised:
@@ -170,8 +176,15 @@ def _cifar(state_dict, layout, first_conv, group, classifier, shortcut):
 
 
 def _generator(state_dict):
-  del state_dict  # One key is enough.
-  raise ValueError('Cannot classify with it: the names are the generator\'s.')
+  width = len(state_dict['conv_blocks.0.weight'])
+  rows, nz = _sides(state_dict['l1.0.weight'])
+  side = 4 * math.isqrt(rows // width)
+  kernels = {int(key.split('.')[1]): value for key, value in state_dict.items()
+             if re.fullmatch(r'conv_blocks\.\d+\.weight', key)
+             and value.ndim == 4}
+  channels = len(kernels[max(kernels, default=0)])
+  return Recognised(models.GENERATOR, {'side': side, 'width': width, 'nz': nz},
+                    None, channels, {}, {}, layouts.GENERATOR.definition)
 
 
 # The key by which each is known. The first that is there counts.
