@@ -549,6 +549,12 @@ def test_normaliser_shares_no_prefix(mean, head, expected):
   assert not got[expected].any() and got['a.weight'].all()
 
 
+def test_two_normalisers_are_both_kept():
+  keys = {'norm.mean', 'model.normalize.mean', 'model.a', 'model.b'}
+  assert set(torch_io.strip_prefixes(
+      dict.fromkeys(keys, np.zeros(1)))) == keys
+
+
 def test_layer_with_more_than_statistics_is_no_normaliser():
   keys = {'stem.mean', 'stem.weight', 'net.a', 'net.b'}
   assert set(torch_io.strip_prefixes(
@@ -634,6 +640,19 @@ def test_choice_between_state_dicts(torch, tmp_path):
   assert torch_io.read_state_dict(path, select='best.state_dict')['a'] == 0
   torch.save({'saved': {'deep': {'net': second}}, 'epoch': 1}, path)
   assert torch_io.read_state_dict(path)['a'] == 1
+  torch.save({'G': second, 'S': second}, path)  # One under two names.
+  assert torch_io.read_state_dict(path)['a'] == 1
+  assert torch_io.read_state_dict(path, select='S')['a'] == 1
+  loop = {'epoch': 1, 'G': second}
+  loop['self'] = loop
+  torch.save(loop, path)
+  assert torch_io.read_state_dict(path)['a'] == 1
+  deep = first
+  for _ in range(100):
+    deep = {'in': deep}
+  torch.save(deep, path)
+  with pytest.raises(ValueError, match='no dict of tensors'):
+    torch_io.read_state_dict(path)
   torch.save({'G': first, 'S': second}, path)
   with pytest.raises(ValueError, match='select one of G, S'):
     torch_io.read_state_dict(path)

@@ -33,6 +33,7 @@ _WRAPPERS = (
     ('ema', 'state_dict_ema', 'ema_state_dict', 'model_ema'),
     ('last', 'best'),
 )
+_DEEPEST = 8  # levels of wrappers that are looked into
 # Buffers of a normalising layer, the names of which follow no convention.
 NORMALISER_NAMES = {'mean': 'mean', 'mu': 'mean', 'std': 'std', 'sigma': 'std'}
 # torch.optim.swa_utils.AveragedModel counts in it, beside `module.*`.
@@ -132,8 +133,11 @@ def strip_prefixes(state_dict: Mapping[str, np.ndarray]) -> StateDict:
     if len(heads) != 1 or heads & result.keys():
       return {names.get(key, key): value for key, value in result.items()}
     start = len(heads.pop()) + 1
-    result = {names.get(key) or key[start:]: value
-              for key, value in result.items()}
+    stripped = {names.get(key) or key[start:]: value
+                for key, value in result.items()}
+    if len(stripped) < len(result):  # Two normalising layers.
+      return result
+    result = stripped
 
 
 def _normaliser(buffers, state_dict):
@@ -225,23 +229,24 @@ def _unwrap(loaded: Any, select: str | None) -> Mapping[str, Any]:
              if _known(path) == name]
     first += [path for path in paths if _known(path) == _known(paths[0])]
   first = first or list(found)
-  if len(first) > 1:
+  if len({id(found[path]) for path in first}) > 1:
     raise pickled.Refusal('it holds several state dicts; select one of '
                           f'{", ".join(first)}.')
   return found[first[0]]
 
 
-def _wrapped(value):
+def _wrapped(loaded):
   """Returns the state dicts in a dict of dicts, by their keys with dots."""
-  found = {}
-  for key, item in value.items():
-    if not isinstance(key, str) or not isinstance(item, Mapping):
-      continue  # The numbers in an optimiser's state are no names.
-    if _is_state_dict(item):
-      found[key] = item
-    else:
-      found |= {f'{key}.{path}': inner
-                for path, inner in _wrapped(item).items()}
+  found, seen, queue = {}, set(), [('', loaded)]
+  for start, value in queue:  # It grows.
+    seen.add(id(value))  # A file's dicts may hold one another.
+    for key, item in value.items():
+      if not isinstance(key, str) or not isinstance(item, Mapping):
+        continue  # The numbers in an optimiser's state are no names.
+      if _is_state_dict(item):
+        found[start + key] = item
+      elif id(item) not in seen and start.count('.') < _DEEPEST:
+        queue.append((f'{start}{key}.', item))
   return found
 
 
