@@ -384,9 +384,9 @@ def _sweep(args):
   batch_size = args.batch_size
   if batch_size is None:
     height, width, _ = subject.examples.images.shape[1:]
-    # On CPU what fits the cache is faster: 32 images of CIFAR.
+    # On CPU what fits the cache is faster: 16 images of CIFAR.
     batch_size = parallel.num_devices * (
-        min(max(2 ** 15 // (height * width), 8), 128)
+        min(max(2 ** 14 // (height * width), 8), 128)
         if loops.unrolled_here() else 256)
   validate.positive(batch_size=batch_size)
   validate.divisible(parallel.num_devices, 'devices', batch_size=batch_size)
