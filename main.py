@@ -13,11 +13,11 @@ from absl import logging
 import jax
 from ml_collections import config_flags
 
-from ferd_jax import checkpoint
-from ferd_jax import experiment
-from ferd_jax import parallel
-from ferd_jax import report
 from ferd_jax import train
+from ferd_jax.core import parallel
+from ferd_jax.evaluation import tables
+from ferd_jax.run import experiment
+from ferd_jax.run import work_directory
 
 _CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'Config file, with variants after a colon.',
@@ -56,7 +56,7 @@ def main(argv: list[str]) -> None:
     if _DISTRIBUTED.value:
       parallel.join_processes()
     run = experiment.build(config)
-    checkpoint.claim(workdir, run.identity, start=training)
+    work_directory.claim(workdir, run.identity, start=training)
     results = train.finished_results(workdir) if training else None
   except (ValueError, OSError) as error:
     sys.exit(f'error: {" ".join(str(error).split())}')
@@ -72,7 +72,7 @@ def main(argv: list[str]) -> None:
     reason = ' '.join(str(error).split())
     sys.exit(f'stopped: {reason or "interrupted; run again to go on."}')
   if results and jax.process_index() == 0:
-    print(report.text(results))
+    print(tables.text(results))
 
 
 if __name__ == '__main__':

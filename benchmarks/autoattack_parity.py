@@ -115,9 +115,9 @@ def _jax_model(name, path):
 
   import jax
 
-  from ferd_jax import forward
   from ferd_jax import models
   from ferd_jax import torch_io
+  from ferd_jax.models import forward
   model = (models.build('resnet18', 10) if name == 'resnet18' else
            models.build('cifar_resnet20', 10, shortcut='pad_after'))
   variables = torch_io.load_variables(path, model, (32, 32, 3))

@@ -17,9 +17,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ferd_jax import experiment
 from ferd_jax import torch_io
 from ferd_jax import torch_twins
+from ferd_jax.run import experiment
 
 LAYOUTS = {'nchw': torch.contiguous_format, 'nhwc': torch.channels_last}
 

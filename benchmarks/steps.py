@@ -46,16 +46,16 @@ import optax
 sys.path.append(str(pathlib.Path(__file__).parents[1]))
 
 from ferd_jax import attacks
-from ferd_jax import augment
-from ferd_jax import collectives
-from ferd_jax import distill
-from ferd_jax import experiment
-from ferd_jax import features
-from ferd_jax import forward
-from ferd_jax import robustness
-from ferd_jax import synthesis
 from ferd_jax import torch_io
 from ferd_jax import train
+from ferd_jax.core import augment
+from ferd_jax.core import collectives
+from ferd_jax.distillation import distill
+from ferd_jax.evaluation import robustness
+from ferd_jax.models import forward
+from ferd_jax.run import experiment
+from ferd_jax.synthesis import bottleneck
+from ferd_jax.synthesis import ferd
 
 _CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'Config file, with variants after a colon.',
@@ -100,7 +100,7 @@ class JaxSteps:
         run.parallel.shard(np.arange(run.synthesis.batch_size)), self._key)
     # The student step uses up the state's buffers.
     self._student = jax.tree.map(jnp.copy, self._state.student)
-    self._frozen = synthesis.SynthesisBatch(
+    self._frozen = ferd.SynthesisBatch(
         teacher=self._teacher, student=self._student,
         adv_scale=run.parallel.replicate(jnp.float32(1)))
     size = run.distillation.batch_size
@@ -150,7 +150,7 @@ class JaxSteps:
   def wait(self, result: Any) -> None:
     jax.block_until_ready(result)
 
-  def draws(self, settings: synthesis.Synthesis | distill.Distillation
+  def draws(self, settings: ferd.Synthesis | distill.Distillation
             ) -> tuple[np.ndarray, np.ndarray, jax.Array]:
     """Returns the randomness of the first call of a step.
 
@@ -188,7 +188,7 @@ class JaxSteps:
       def tail_fn(latents):
         return forward.logits(settings.teacher, teacher, latents,
                               start=settings.tap)
-      return latents, features.noise_levels(
+      return latents, bottleneck.noise_levels(
           tail_fn, latents, examples.labels, keys, settings.bottleneck)
     return jax.jit(levels)(self._teacher, after.examples)
 
@@ -264,7 +264,7 @@ class PyTorchSteps:
     def images_of(tensor):
       return tensor.detach().permute(0, 2, 3, 1).cpu().numpy()
 
-    # Noise of the bottleneck as `features.noise_levels` draws it.
+    # Noise of the bottleneck as `bottleneck.noise_levels` draws it.
     *sources, keys = steps.draws(run.synthesis)
     before, after, metrics = steps.first['generator']
     latents, levels = steps.noise_levels(keys)

@@ -1,3 +1,23 @@
-"""Fairness-enhanced data-free adversarial robustness distillation in JAX."""
+"""Fairness-enhanced data-free adversarial robustness distillation in JAX.
 
-__version__ = '0.1.0'
+`import ferd_jax` loads nothing else; `ferd_jax.attacks` and the other public
+modules are imported when they are first used.
+"""
+
+import importlib
+
+__version__ = '0.2.0'
+
+# What other code imports; everything else is the run's own.
+_PUBLIC = ('attacks', 'convert', 'data', 'evaluate', 'losses', 'models',
+           'teachers', 'torch_io', 'torch_twins', 'train')
+
+
+def __getattr__(name: str):
+  if name in _PUBLIC:
+    return importlib.import_module(f'{__name__}.{name}')
+  raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+
+
+def __dir__() -> list[str]:
+  return sorted({*globals(), *_PUBLIC})

@@ -21,57 +21,17 @@ from typing import Any
 import jax
 import numpy as np
 
-from ferd_jax import forward
-from ferd_jax import loading
 from ferd_jax import models
-from ferd_jax import native
-from ferd_jax import teachers
 from ferd_jax import torch_io
-from ferd_jax.models import layers
-from ferd_jax.models import preact_resnet
-from ferd_jax.models import resnet
+from ferd_jax.models import forward
+from ferd_jax.weights import loading
+from ferd_jax.weights import native
+from ferd_jax.weights import options as file_options
+from ferd_jax.weights import robustbench
 
 _TORCH = ('.pt', '.pth', '.safetensors')
 _TOLERANCE = 1e-4  # of logits, relative to the largest where that is above 1
 _CHECKED = 16  # inputs
-
-# What keys do not reveal and a command line may say, beside mean and std.
-OPTIONS = ('width', 'activation', 'padding', 'mean', 'std', 'shortcut',
-           'shortcut_input', 'final_bn')
-
-
-def add_options(parser: Any) -> None:
-  """Adds the options that say what the network in a file is.
-
-  Args:
-    parser: an argparse parser or group of one.
-  """
-  add = parser.add_argument
-  add('--arch', help='architecture, e.g. resnet18, wrn_34_10; default: '
-      'recognised from the keys')
-  add('--select', help='the dict of weights in the file')
-  add('--width', type=int, help='channels of the first layer')
-  add('--activation', help=f'{" or ".join(layers.ACTIVATIONS)}; no key tells '
-      'them apart, the clean accuracy does')
-  add('--padding', help='of convolutions of stride 2: '
-      f'{" or ".join(layers.PADDINGS)}; no key tells them apart')
-  add('--mean', type=_numbers, help='normalisation, e.g. 0.5; 0 for none')
-  add('--std', type=_numbers, help='normalisation; 1 for none')
-  add('--shortcut', help=f'of cifar_resnet: {", ".join(resnet.SHORTCUTS)}; no '
-      'key tells the last two apart')
-  add('--shortcut-input', help='of preact_resnet: '
-      f'{" or ".join(preact_resnet.SHORTCUT_INPUTS)}; no key tells them apart')
-  add('--final-bn', action='store_true', default=None,
-      help='of preact_resnet')
-
-
-def _numbers(text: str) -> tuple[float, ...]:
-  """Returns one number per channel, separated by commas."""
-  try:
-    return tuple(float(part) for part in text.split(','))
-  except ValueError as error:
-    raise argparse.ArgumentTypeError(
-        f'expected numbers such as 0.5,0.5,0.5, got {text!r}') from error
 
 
 def read(path: pathlib.Path, args: argparse.Namespace
@@ -86,11 +46,11 @@ def read(path: pathlib.Path, args: argparse.Namespace
     OSError: if it cannot be read.
     ValueError: if it is no network, or something has to be said.
   """
-  options = {name: getattr(args, name) for name in OPTIONS
+  options = {name: getattr(args, name) for name in file_options.OPTIONS
              if getattr(args, name) is not None}
   arch, select = args.arch or loading.AUTO, args.select
   if args.robustbench:
-    entry = teachers.find(*_dataset_and_id(args.robustbench))
+    entry = robustbench.find(*_dataset_and_id(args.robustbench))
     arch, options = entry.arch, entry.options_with(options)
     select = select or entry.select
   loaded = loading.load_any(path, arch=arch, options=options, select=select)
@@ -179,7 +139,7 @@ def main(argv: Sequence[str] | None = None) -> None:
       help='compare the outputs with PyTorch\'s, which has to be installed')
   add('--robustbench', metavar='DATASET/ID',
       help='what the file is, instead of the options below')
-  add_options(parser.add_argument_group('a PyTorch file'))
+  file_options.add(parser.add_argument_group('a PyTorch file'))
   args = parser.parse_args(argv)
   try:
     network, variables = read(args.source, args)

@@ -21,23 +21,23 @@ import jax
 import numpy as np
 
 import ferd_jax
-from ferd_jax import atomic
-from ferd_jax import checkpoint
-from ferd_jax import convert
 from ferd_jax import data
-from ferd_jax import experiment
-from ferd_jax import loading
-from ferd_jax import loops
-from ferd_jax import native
-from ferd_jax import parallel as parallels
-from ferd_jax import report
-from ferd_jax import robustness
-from ferd_jax import target_analysis
-from ferd_jax import teachers
 from ferd_jax import train
-from ferd_jax import validate
 from ferd_jax.attacks import checks
 from ferd_jax.attacks import saved
+from ferd_jax.core import atomic
+from ferd_jax.core import loops
+from ferd_jax.core import parallel as parallels
+from ferd_jax.core import validate
+from ferd_jax.evaluation import robustness
+from ferd_jax.evaluation import tables
+from ferd_jax.evaluation import target_analysis
+from ferd_jax.run import experiment
+from ferd_jax.run import work_directory
+from ferd_jax.weights import loading
+from ferd_jax.weights import native
+from ferd_jax.weights import options as file_options
+from ferd_jax.weights import robustbench
 
 _DEFAULT_ATTACKS = 'clean,fgsm,pgd20,cw20,autoattack'
 
@@ -126,7 +126,7 @@ def evaluate(subject: Subject, names: Sequence[str], eps: float,
           batch_size, parallel)
       results['targets'][name] = analysis(
           variables, images, labels, key).json_values()
-  return report.json_values(results)
+  return tables.json_values(results)
 
 
 def _show(name, found):
@@ -163,7 +163,7 @@ def from_run(workdir: pathlib.Path, args: argparse.Namespace) -> Subject:
   except AttributeError as error:  # A setting that its config lacks.
     raise ValueError(
         f'Expected {workdir} to be a run of this version: {error}') from error
-  checkpoint.claim(workdir, run.identity, start=False)
+  work_directory.claim(workdir, run.identity, start=False)
   state, epoch, _ = train.saved_state(run, workdir)
   return Subject(
       name=config.name, examples=run.examples, eps=config.eps, epoch=epoch,
@@ -195,15 +195,15 @@ def from_file(path: pathlib.Path | None, args: argparse.Namespace) -> Subject:
   if args.data is None:
     raise ValueError('Expected --data for a model from a file.')
   info = data.info(args.data)
-  options = {name: getattr(args, name) for name in convert.OPTIONS
+  options = {name: getattr(args, name) for name in file_options.OPTIONS
              if getattr(args, name) is not None}
   arch, select, published = args.arch or loading.AUTO, args.select, None
   if args.robustbench is not None:
     _refuse(args, ('arch',), '--robustbench')
-    entry = teachers.find(args.data, args.robustbench)
+    entry = robustbench.find(args.data, args.robustbench)
     options, published = entry.options_with(options), entry.clean
     arch, select = entry.arch, select or entry.select
-    path = path or teachers.fetch(entry)
+    path = path or robustbench.fetch(entry)
   elif path is None:
     raise ValueError('Expected a model: a file, the work directory of a run, '
                      'or --robustbench=ID.')
@@ -227,7 +227,7 @@ def from_file(path: pathlib.Path | None, args: argparse.Namespace) -> Subject:
                           'network_options': network['options']})
 
 
-_FILE_OPTIONS = ('arch', 'select', 'robustbench', *convert.OPTIONS)
+_FILE_OPTIONS = ('arch', 'select', 'robustbench', *file_options.OPTIONS)
 
 
 def _refuse(args, names, kind):
@@ -326,7 +326,7 @@ def _parser() -> argparse.ArgumentParser:
   file.add_argument('--robustbench', metavar='ID',
                     help='a network of RobustBench, fetched if no model is '
                     'named; python -m ferd_jax.teachers list shows all')
-  convert.add_options(file)
+  file_options.add(file)
   run = parser.add_argument_group('a run')
   run.add_argument('--teacher-path', help='if the file was moved')
   return parser
@@ -339,7 +339,7 @@ def main(argv: Sequence[str] | None = None) -> None:
   try:
     sweep = []
     for results in _sweep(args):  # Each as it comes: they take their time.
-      print(report.text(results), end='\n\n', flush=True)
+      print(tables.text(results), end='\n\n', flush=True)
       sweep.append(results)
       if args.json is not None:
         atomic.write_text(epath.Path(args.json),
@@ -352,7 +352,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         '; run again: AutoAttack goes on, the rest is repeated.' if kept
         else '.'))
   if len(sweep) > 1:
-    print(report.sweep_table(sweep))
+    print(tables.sweep_table(sweep))
 
 
 def _states(state_dir):

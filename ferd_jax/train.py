@@ -21,26 +21,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ferd_jax import atomic
 from ferd_jax import attacks
-from ferd_jax import class_weights
-from ferd_jax import distill
-from ferd_jax import experiment
-from ferd_jax import export
-from ferd_jax import forward
-from ferd_jax import loading
 from ferd_jax import models
-from ferd_jax import parallel as parallels
-from ferd_jax import pool as pools
-from ferd_jax import progress as progresses
-from ferd_jax import report
-from ferd_jax import robustness
-from ferd_jax import samples
-from ferd_jax import state as states
-from ferd_jax import synthesis
-from ferd_jax.checkpoint import RESULTS
-from ferd_jax.checkpoint import Checkpoints
-from ferd_jax.learning_curve import LearningCurve
+from ferd_jax.core import atomic
+from ferd_jax.core import parallel as parallels
+from ferd_jax.distillation import distill
+from ferd_jax.evaluation import robustness
+from ferd_jax.evaluation import tables
+from ferd_jax.models import forward
+from ferd_jax.run import experiment
+from ferd_jax.run import export
+from ferd_jax.run import progress as progresses
+from ferd_jax.run import samples
+from ferd_jax.run import state as states
+from ferd_jax.run.learning_curve import LearningCurve
+from ferd_jax.run.work_directory import RESULTS
+from ferd_jax.run.work_directory import Checkpoints
+from ferd_jax.synthesis import class_weights
+from ferd_jax.synthesis import ferd
+from ferd_jax.synthesis import pool as pools
+from ferd_jax.weights import loading
 
 EVALUATION = 'evaluation.json'  # of a saved student, at any time
 _AUTOATTACK = 'autoattack'  # states of unfinished evaluations
@@ -62,24 +62,24 @@ def compile_steps(run: experiment.Experiment) -> Steps:
   example_opt = jax.tree.map(
       lambda leaf: SHARDED if leaf.ndim else REPLICATED,
       jax.eval_shape(run.synthesis.latent_optimizer.init, jnp.zeros([1, 1])))
-  phase = states.SynthesisState(
+  phase = ferd.SynthesisState(
       generator=REPLICATED,
-      examples=states.ExampleState(
+      examples=ferd.ExampleState(
           latents=SHARDED, opt_state=example_opt, labels=SHARDED,
           best_images=SHARDED, view=SHARDED))
   batch = distill.StudentBatch(images=SHARDED, labels=SHARDED,
                                teacher=REPLICATED)
   step, fixed = run.parallel.compile, functools.partial
   return Steps(
-      init=step(fixed(synthesis.init, run.synthesis),
+      init=step(fixed(ferd.init, run.synthesis),
                 (REPLICATED, SHARDED, REPLICATED), phase),
-      synthesis=step(fixed(synthesis.step, run.synthesis),
+      synthesis=step(fixed(ferd.step, run.synthesis),
                      (phase, REPLICATED, REPLICATED), (phase, REPLICATED),
                      donate=(0,)),
       margin_attack=attacks.jit(
           run.margin_attack, fixed(forward.logits, run.synthesis.teacher),
           run.parallel),
-      measure=step(fixed(synthesis.measure, run.synthesis),
+      measure=step(fixed(ferd.measure, run.synthesis),
                    (phase.examples, SHARDED, REPLICATED), REPLICATED),
       student=step(fixed(distill.step, run.distillation),
                    (REPLICATED, batch, REPLICATED), (REPLICATED, REPLICATED),
@@ -136,12 +136,12 @@ def synthesise(run: experiment.Experiment, steps: Steps,
 
   Returns:
     The FAEs `[B, H, W, C]`, their labels `[B]`, the margins that
-    `synthesis.measure` returns, metrics of the phase, and the variables of the
+    `ferd.measure` returns, metrics of the phase, and the variables of the
     generator after its last step.
   """
   warming_up = int(state.epoch) < run.config.warmup_epochs
   scale = float(run.config.synthesis.warmup_adv or not warming_up)
-  batch = synthesis.SynthesisBatch(
+  batch = ferd.SynthesisBatch(
       teacher=teacher, student=state.student,
       adv_scale=run.parallel.replicate(jnp.float32(scale)))
   init_key, measure_key, *keys = _keys(
@@ -157,7 +157,7 @@ def synthesise(run: experiment.Experiment, steps: Steps,
   metrics = _follow('generator', int(state.epoch), generate(), progress)
   examples = phase.examples
   attacked = steps.margin_attack(
-      teacher, measure_key, synthesis.margin_images(run.synthesis, examples),
+      teacher, measure_key, ferd.margin_images(run.synthesis, examples),
       examples.labels, indices=indices)
   margins = steps.measure(examples, attacked, teacher)
   images, labels = run.parallel.gather(
@@ -312,7 +312,7 @@ def evaluate_run(run: experiment.Experiment, workdir: epath.PathLike, *,
       'select': config.eval.select,
       'train_seconds': _train_seconds(workdir, epoch),
       **run.parallel.description, 'class_names': list(run.examples.class_names),
-      'models': report.json_values({
+      'models': tables.json_values({
           name: evaluator(variables, images, labels, key, names,
                           state_dir=workdir / _AUTOATTACK)
           for name, evaluator, variables in (
@@ -320,7 +320,7 @@ def evaluate_run(run: experiment.Experiment, workdir: epath.PathLike, *,
               ('student', run.student_evaluator, state.student))})}
   number = config.eval.target_examples
   if number:
-    results['targets'] = report.json_values({
+    results['targets'] = tables.json_values({
         name: analysis(variables, images[:number], labels[:number],
                        key).json_values()
         for name, analysis, variables in (

@@ -6,8 +6,8 @@ import pytest
 
 from ferd_jax import convert
 from ferd_jax import models
-from ferd_jax import native
 from ferd_jax import torch_io
+from ferd_jax.weights import native
 
 SAID = ['--activation=silu', '--padding=both', '--mean=0.5,0.4,0.3',
         '--std=0.2,0.25,0.25']

@@ -9,15 +9,15 @@ from safetensors import numpy
 from configs import digits
 import ferd_jax
 from ferd_jax import assets
-from ferd_jax import checkpoint
 from ferd_jax import evaluate
-from ferd_jax import experiment
-from ferd_jax import robustness
 from ferd_jax import train
 from ferd_jax.attacks import ensemble
 from ferd_jax.attacks import slots
+from ferd_jax.evaluation import robustness
 from ferd_jax.models import preact_resnet
 from ferd_jax.models import resnet
+from ferd_jax.run import experiment
+from ferd_jax.run import work_directory
 
 _FILE = [assets.path('digits_resnet8_adv.safetensors'), '--arch=cifar_resnet8',
          '--shortcut=pad_both', '--data=digits', '--n-examples=12',
@@ -37,7 +37,7 @@ def run_dir(tmp_path_factory):
   config.eval.every = config.log.samples_every = 0
   workdir = tmp_path_factory.mktemp('run')
   run = experiment.build(config)
-  checkpoint.claim(workdir, run.identity)
+  work_directory.claim(workdir, run.identity)
   train.train(run, workdir)
   return workdir
 

@@ -155,5 +155,3 @@ def test_batch_not_divisible_by_devices(tmp_path):
       'use 255 or 258.']
 
 
-def test_main_is_short():
-  assert len((_ROOT / 'main.py').read_text().splitlines()) < 80

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from configs import digits
-from ferd_jax import checkpoint
-from ferd_jax import experiment
-from ferd_jax import report
 from ferd_jax import torch_io
 from ferd_jax import train
+from ferd_jax.evaluation import tables
+from ferd_jax.run import experiment
+from ferd_jax.run import work_directory
 
 
 def _config(**changes):
@@ -28,13 +28,14 @@ def _config(**changes):
 
 def _run(config, workdir, **kwargs):
   run = experiment.build(config)
-  checkpoint.claim(workdir, run.identity)
+  work_directory.claim(workdir, run.identity)
   return run, train.train(run, workdir, **kwargs)
 
 
 def _saved(run, workdir, epoch):
   """Returns the state of an epoch as saved, keys as their data."""
-  with checkpoint.Checkpoints(workdir, run.config.eval.select) as checkpoints:
+  with work_directory.Checkpoints(
+      workdir, run.config.eval.select) as checkpoints:
     state = checkpoints.restore(train.init_state(run), epoch)
   return jax.tree.map(np.asarray, state.replace(
       key=jax.random.key_data(state.key)))
@@ -136,7 +137,7 @@ def test_student_is_exported_for_pytorch(whole):
   assert card['student']['activation'] == 'relu'
   assert card['student']['shortcut'] == run.synthesis.student.shortcut
   text = (workdir / 'export' / 'model_card.md').read_text()
-  assert report.text(results) in text and '0.1; seed 0, epoch 4 of 4' in text
+  assert tables.text(results) in text and '0.1; seed 0, epoch 4 of 4' in text
 
 
 @pytest.mark.parametrize('mode', ['jit', 'pmap', 'shard_map'])
@@ -145,14 +146,14 @@ def test_second_epoch_compiles_nothing(mode, tmp_path, monkeypatch):
   config = _config(num_epochs=4, warmup_epochs=0, parallel=mode,
                    **{'eval.every': 1, 'log.samples_every': 1})
   run = experiment.build(config)
-  checkpoint.claim(tmp_path, run.identity)
+  work_directory.claim(tmp_path, run.identity)
   compiled = [[]]
-  save = checkpoint.Checkpoints.save
+  save = work_directory.Checkpoints.save
 
   def save_and_count_anew(self, epoch, *args):
     save(self, epoch, *args)  # Orbax compiles slices at its first save.
     compiled.append([])
-  monkeypatch.setattr(checkpoint.Checkpoints, 'save', save_and_count_anew)
+  monkeypatch.setattr(work_directory.Checkpoints, 'save', save_and_count_anew)
 
   def count(event, duration, fun_name='', **kwargs):
     del duration, kwargs
@@ -172,13 +173,13 @@ def test_non_finite_loss_stops_and_keeps_the_last_good_epoch(
   config = _config()
   _run(config, tmp_path, stop_after=2)
   run = experiment.build(config)
-  restore = checkpoint.Checkpoints.restore
+  restore = work_directory.Checkpoints.restore
 
   def poisoned(self, like, epoch):
     state = restore(self, like, epoch)
     student = jax.tree.map(lambda leaf: leaf * np.nan, state.student)
     return state.replace(student=student)
-  monkeypatch.setattr(checkpoint.Checkpoints, 'restore', poisoned)
+  monkeypatch.setattr(work_directory.Checkpoints, 'restore', poisoned)
   with pytest.raises(FloatingPointError,
                      match=r'=nan at epoch 3, generator step 1.*epoch 2'):
     train.train(run, tmp_path)
@@ -200,7 +201,7 @@ def test_state_that_is_not_finite_is_not_saved(tmp_path, monkeypatch):
   with pytest.raises(FloatingPointError,
                      match=r'student.* after epoch 3.*epoch 2 is kept'):
     _run(_config(), tmp_path)
-  with checkpoint.Checkpoints(tmp_path) as checkpoints:
+  with work_directory.Checkpoints(tmp_path) as checkpoints:
     assert checkpoints.latest_epoch == 2
 
 
@@ -208,7 +209,7 @@ def test_time_budget_stops_after_an_epoch_and_goes_on(whole, tmp_path):
   config = _config(max_minutes=1e-6)
   run, results = _run(config, tmp_path)
   assert results is None
-  with checkpoint.Checkpoints(tmp_path) as checkpoints:
+  with work_directory.Checkpoints(tmp_path) as checkpoints:
     assert checkpoints.latest_epoch == 1
   # Judged by the epoch before, also if an earlier session did it.
   line, = (tmp_path / 'metrics.jsonl').read_text().splitlines()
@@ -228,7 +229,7 @@ def test_best_epoch_is_kept_and_evaluated(tmp_path, select):
   curve = [epoch[select] for epoch in _metrics(tmp_path)]
   # Of equal ones any may be kept.
   assert curve[results['epoch'] - 1] == max(curve)
-  with checkpoint.Checkpoints(tmp_path, select) as checkpoints:
+  with work_directory.Checkpoints(tmp_path, select) as checkpoints:
     assert checkpoints.latest_epoch == 4
     assert checkpoints.selected_epoch == results['epoch']
 
@@ -255,7 +256,7 @@ def test_damaged_checkpoint_is_named(whole, tmp_path):
 def test_evaluation_without_a_checkpoint(tmp_path):
   run = experiment.build(_config())
   with pytest.raises(ValueError, match='train first'):
-    checkpoint.claim(tmp_path, run.identity, start=False)
+    work_directory.claim(tmp_path, run.identity, start=False)
   assert not list(tmp_path.iterdir())
 
 
@@ -271,7 +272,8 @@ def test_evaluation_of_an_unfinished_run_does_not_finish_it(whole, tmp_path):
 def test_workdir_without_a_checkpoint_takes_another_config(tmp_path):
   # A corrected setting must not be refused for what never ran.
   for seed in (1, 2):
-    checkpoint.claim(tmp_path, experiment.build(_config(seed=seed)).identity)
+    run = experiment.build(_config(seed=seed))
+    work_directory.claim(tmp_path, run.identity)
   assert json.loads((tmp_path / 'config.json').read_text())['seed'] == 2
 
 
@@ -280,14 +282,14 @@ def test_damaged_config_of_a_workdir_is_named(whole, tmp_path):
   (tmp_path / 'checkpoints' / '1').mkdir(parents=True)
   (tmp_path / 'config.json').write_text('')
   with pytest.raises(ValueError, match='config.json'):
-    checkpoint.claim(tmp_path, run.identity)
+    work_directory.claim(tmp_path, run.identity)
 
 
 def test_workdir_of_another_config(whole):
   run, workdir, _ = whole
   other = experiment.build(_config(seed=3, **{'distill.utae_gamma': 0.1}))
   with pytest.raises(ValueError) as error:
-    checkpoint.claim(workdir, other.identity)
+    work_directory.claim(workdir, other.identity)
   message = str(error.value)
   assert 'seed is 3, was 0' in message
   assert 'distill.utae_gamma is 0.1, was 0.3' in message
@@ -298,7 +300,7 @@ def test_workdir_takes_other_evaluation_settings(whole):
   run, workdir, _ = whole
   other = experiment.build(_config(**{'eval.batch_size': 8,
                                       'max_minutes': 3.}))
-  checkpoint.claim(workdir, other.identity)
+  work_directory.claim(workdir, other.identity)
 
 
 def test_saved_student_is_evaluated_otherwise(whole, tmp_path):
@@ -310,11 +312,11 @@ def test_saved_student_is_evaluated_otherwise(whole, tmp_path):
   run = experiment.build(_config(eps=0.05, **{
       'data.name': str(path), 'data.noise_examples': 0}))
   with pytest.raises(ValueError, match='data.name is .* eps is 0.05'):
-    checkpoint.claim(copy, run.identity)  # to go on with the training
-  checkpoint.claim(copy, run.identity, start=False)
+    work_directory.claim(copy, run.identity)  # to go on with the training
+  work_directory.claim(copy, run.identity, start=False)
   other = experiment.build(_config(seed=3))
   with pytest.raises(ValueError, match='seed is 3'):  # another student
-    checkpoint.claim(copy, other.identity, start=False)
+    work_directory.claim(copy, other.identity, start=False)
   evaluation = train.evaluate_run(run, copy)
   assert evaluation['num_examples'] == 6 and evaluation['eps'] == 0.05
   # The results of the run itself stay.
@@ -326,12 +328,12 @@ def test_results_of_another_run_are_not_taken_for_this_ones(whole, tmp_path):
   # As after deleting the checkpoints to start again.
   shutil.copy(workdir / 'results.json', tmp_path)
   with pytest.raises(ValueError, match='config.json'):
-    checkpoint.claim(tmp_path, run.identity)
+    work_directory.claim(tmp_path, run.identity)
   shutil.copy(workdir / 'config.json', tmp_path)
-  checkpoint.claim(tmp_path, run.identity)
+  work_directory.claim(tmp_path, run.identity)
   other = experiment.build(_config(seed=3))
   with pytest.raises(ValueError, match='seed is 3, was 0'):
-    checkpoint.claim(tmp_path, other.identity)
+    work_directory.claim(tmp_path, other.identity)
 
 
 def test_noise_does_not_pass_for_a_data_set(whole):

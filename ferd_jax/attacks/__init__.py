@@ -25,7 +25,7 @@ from ferd_jax.attacks.presets import PRESETS
 from ferd_jax.attacks.presets import preset
 from ferd_jax.attacks.square import Square
 from ferd_jax.attacks.utae import UTAE
-from ferd_jax.collectives import example_keys
+from ferd_jax.core.collectives import example_keys
 
 __all__ = ['APGD', 'FAB', 'PGD', 'PRESETS', 'UTAE', 'Attack', 'AttackResult',
            'AutoAttack', 'Problem', 'Result', 'Square', 'example_keys', 'jit',

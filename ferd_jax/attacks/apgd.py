@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from ferd_jax import losses
-from ferd_jax import validate
 from ferd_jax.attacks import attack
 from ferd_jax.attacks import geometry
 from ferd_jax.attacks import inputs
+from ferd_jax.core import validate
 
 
 class Controller(NamedTuple):

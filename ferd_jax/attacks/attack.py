@@ -18,10 +18,10 @@ from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
-from ferd_jax import loops
 from ferd_jax import losses
 from ferd_jax.attacks import geometry
 from ferd_jax.attacks import inputs
+from ferd_jax.core import loops
 
 LogitsFn = Callable[..., jax.Array]
 

@@ -8,8 +8,6 @@ import jax
 import numpy as np
 
 from ferd_jax import losses
-from ferd_jax import parallel as parallels
-from ferd_jax import validate
 from ferd_jax.attacks import apgd
 from ferd_jax.attacks import attack
 from ferd_jax.attacks import ensemble
@@ -17,6 +15,8 @@ from ferd_jax.attacks import fab
 from ferd_jax.attacks import geometry
 from ferd_jax.attacks import inputs
 from ferd_jax.attacks import square
+from ferd_jax.core import parallel as parallels
+from ferd_jax.core import validate
 
 # The attacks of each version, in order.
 VERSIONS = {

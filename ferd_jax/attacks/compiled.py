@@ -14,12 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ferd_jax import collectives
-from ferd_jax import loops
-from ferd_jax import parallel as parallels
 from ferd_jax.attacks import attack as attacks
 from ferd_jax.attacks import geometry
 from ferd_jax.attacks import inputs
+from ferd_jax.core import collectives
+from ferd_jax.core import loops
+from ferd_jax.core import parallel as parallels
 
 _R, _S = parallels.REPLICATED, parallels.SHARDED
 

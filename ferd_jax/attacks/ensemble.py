@@ -19,14 +19,14 @@ import numpy as np
 import tqdm
 
 import ferd_jax
-from ferd_jax import parallel as parallels
-from ferd_jax import validate
 from ferd_jax.attacks import attack as attacks
 from ferd_jax.attacks import checks
 from ferd_jax.attacks import inputs
 from ferd_jax.attacks import saved
 from ferd_jax.attacks import slots
 from ferd_jax.attacks import square
+from ferd_jax.core import parallel as parallels
+from ferd_jax.core import validate
 
 _CLEAN = -1  # of `broken_by`
 _ROBUST = -2

@@ -6,13 +6,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ferd_jax import loops
 from ferd_jax import losses
-from ferd_jax import validate
 from ferd_jax.attacks import attack
 from ferd_jax.attacks import box_projection
 from ferd_jax.attacks import geometry
 from ferd_jax.attacks import inputs
+from ferd_jax.core import loops
+from ferd_jax.core import validate
 
 _NOT_FOUND = 1e10  # the norm where nothing misclassified was seen
 _SHORTEST = 1e-8  # move that counts, per width of the bounds, as upstream

@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ferd_jax import collectives
 from ferd_jax import losses
-from ferd_jax import validate
 from ferd_jax.attacks import geometry
+from ferd_jax.core import collectives
+from ferd_jax.core import validate
 
 
 def is_concrete(*arrays: Any) -> bool:

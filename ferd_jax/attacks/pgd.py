@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from ferd_jax import losses
-from ferd_jax import validate
 from ferd_jax.attacks import attack
 from ferd_jax.attacks import geometry
+from ferd_jax.core import validate
 
 STARTS = ('zero', 'uniform', 'normal')
 

@@ -6,8 +6,8 @@ PGD on the Carlini-Wagner loss, not their optimisation over the distance.
 """
 
 from ferd_jax import losses
-from ferd_jax import validate
 from ferd_jax.attacks import pgd
+from ferd_jax.core import validate
 
 _CW = losses.carlini_wagner
 # By name: step size over eps, and settings of PGD.

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ferd_jax import atomic
+from ferd_jax.core import atomic
 
 _FORMAT = 3
 

@@ -18,12 +18,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ferd_jax import collectives
-from ferd_jax import loops
-from ferd_jax import parallel as parallels
 from ferd_jax.attacks import attack as attacks
 from ferd_jax.attacks import geometry
 from ferd_jax.attacks import hoisting
+from ferd_jax.core import collectives
+from ferd_jax.core import loops
+from ferd_jax.core import parallel as parallels
 
 _R, _S = parallels.REPLICATED, parallels.SHARDED
 _SHRINK = 2  # A compile pays off when the batch shrinks to half.

@@ -15,10 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from ferd_jax import losses
-from ferd_jax import validate
 from ferd_jax.attacks import attack
 from ferd_jax.attacks import geometry
 from ferd_jax.attacks import inputs
+from ferd_jax.core import validate
 
 # After these queries, of 10000, the window's share of the image is halved.
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)

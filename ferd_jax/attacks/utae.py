@@ -11,9 +11,9 @@ import dataclasses
 import jax
 
 from ferd_jax import losses
-from ferd_jax import validate
 from ferd_jax.attacks import attack
 from ferd_jax.attacks import pgd
+from ferd_jax.core import validate
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,7 +6,7 @@ import zipfile
 
 import numpy as np
 
-from ferd_jax import damage
+from ferd_jax.core import errors
 from ferd_jax.data import splits
 from ferd_jax.data.examples import DatasetInfo
 from ferd_jax.data.examples import Examples
@@ -94,7 +94,7 @@ def _read_npz(path: str) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
       return _read_archive(file)
     except Exception as error:
       raise ValueError(f'{path} is not a usable dataset: '
-                       f'{damage.reason(error)}.') from error
+                       f'{errors.reason(error)}.') from error
 
 
 def _read_archive(
@@ -135,7 +135,7 @@ def _read_member(archive: zipfile.ZipFile, name: str) -> np.ndarray:
   except Exception as error:
     # zipfile, zlib, ast and numpy each raise errors of their own kinds.
     raise ValueError(
-        f'{name} cannot be read: {damage.reason(error)}') from error
+        f'{name} cannot be read: {errors.reason(error)}') from error
   return array
 
 

@@ -17,7 +17,7 @@ from absl import logging
 import numpy as np
 import tensorflow_datasets as tfds
 
-from ferd_jax import damage
+from ferd_jax.core import errors
 from ferd_jax.data import archives
 from ferd_jax.data import class_names
 from ferd_jax.data import formats
@@ -267,7 +267,7 @@ def _naming(directory: pathlib.Path) -> Iterator[None]:
   except Exception as error:
     raise ValueError(
         f'{directory} cannot be read as a prepared dataset: '
-        f'{damage.reason(error)}. Delete it to have it prepared again.'
+        f'{errors.reason(error)}. Delete it to have it prepared again.'
     ) from error
 
 

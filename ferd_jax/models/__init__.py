@@ -15,7 +15,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from ferd_jax import validate
+from ferd_jax.core import validate
 from ferd_jax.models import cifar_resnet
 from ferd_jax.models import layers
 from ferd_jax.models import mobilenet_v2

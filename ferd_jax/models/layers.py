@@ -13,7 +13,7 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
-from ferd_jax import collectives
+from ferd_jax.core import collectives
 
 # Weights U(-1/sqrt(fan_in), 1/sqrt(fan_in)), PyTorch's default for
 # convolutions and linear layers.

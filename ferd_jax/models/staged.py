@@ -4,7 +4,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from ferd_jax import validate
+from ferd_jax.core import validate
 from ferd_jax.models import layers
 
 

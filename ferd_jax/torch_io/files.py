@@ -16,8 +16,8 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from ferd_jax import atomic
-from ferd_jax import validate
+from ferd_jax.core import atomic
+from ferd_jax.core import validate
 from ferd_jax.torch_io import pickled
 from ferd_jax.torch_io import torch_file
 

@@ -1,0 +1,1 @@
+"""What every part stands on: devices, loops, checks, files."""

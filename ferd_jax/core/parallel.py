@@ -1,0 +1,234 @@
+"""The only file that knows devices: one step, three ways to map it.
+
+A step `(state, batch, key, *, axis_name=None)` goes through `Parallel.compile`,
+with specs that say which arguments are REPLICATED and which are SHARDED over
+the examples. `jit` runs it on one device as it is; `pmap` maps it over the
+devices of one process; `shard_map` over those of several processes, whose
+arrays are global, as checkpoints need them. The numbers are the same.
+"""
+
+from collections.abc import Callable
+import dataclasses
+import enum
+import functools
+import os
+from typing import Any
+
+import jax
+from jax.experimental import multihost_utils
+import jax.numpy as jnp
+from jax.sharding import AxisType
+from jax.sharding import Mesh
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec
+from jax.sharding import Sharding
+from jax.sharding import SingleDeviceSharding
+import numpy as np
+
+from ferd_jax.core import collectives
+from ferd_jax.core import validate
+
+MODES = ('auto', 'jit', 'pmap', 'shard_map')
+
+
+class Spec(enum.Enum):
+  """Where the leaves below a position of a pytree live."""
+  REPLICATED = 'replicated'
+  SHARDED = 'sharded'
+
+
+REPLICATED, SHARDED = Spec.REPLICATED, Spec.SHARDED
+
+
+@dataclasses.dataclass(frozen=True)
+class Parallel:
+  """How steps are mapped over devices.
+
+  Attributes:
+    mode: 'jit', 'pmap' or 'shard_map'.
+    devices: those in use, of all processes.
+  """
+  mode: str
+  devices: tuple[jax.Device, ...]
+
+  @property
+  def num_devices(self) -> int:
+    return len(self.devices)
+
+  @property
+  def description(self) -> dict[str, Any]:
+    """What numbers were computed with, as JSON values."""
+    return {'jax': jax.__version__, 'parallel': self.mode,
+            'devices': [device.device_kind for device in self.devices]}
+
+  @property
+  def _compiler_options(self) -> dict[str, int | str]:
+    if self.devices[0].platform != 'cpu':
+      return {}
+    options = {
+        # LLVM at its default level takes two to five times as long to compile
+        # a step, most of it on the random numbers, for no faster code.
+        'xla_backend_optimization_level': 1,
+        # XLA's YNNPACK fusions make the weight gradients of convolutions up to
+        # five times slower, a generator step up to twice.
+        'xla_cpu_experimental_ynn_fusion_type': '',
+    }
+    chosen = os.environ.get('XLA_FLAGS', '')  # by the user
+    return {name: value for name, value in options.items()
+            if f'--{name}=' not in chosen}
+
+  @property
+  def _sharding(self) -> Sharding:
+    if self.mode == 'jit':
+      return SingleDeviceSharding(self.devices[0])
+    return NamedSharding(self._mesh, PartitionSpec())
+
+  @property
+  def _mesh(self) -> Mesh:
+    return Mesh(np.array(self.devices), (collectives.AXIS,),
+                axis_types=(AxisType.Auto,))
+
+  def compile(self, step: Callable, in_specs: tuple, out_specs: Any, *,
+              donate: tuple[int, ...] = ()) -> Callable:
+    """Returns `step` compiled and mapped over the devices.
+
+    Args:
+      step: takes positional arguments and `axis_name=None`.
+      in_specs: a prefix pytree of `Spec`s per positional argument.
+      out_specs: a prefix pytree of `Spec`s of the result.
+      donate: positions of arguments whose buffers the result may reuse.
+    """
+    if self.mode == 'jit':
+      return jax.jit(step, donate_argnums=donate,
+                     compiler_options=self._compiler_options)
+    if SHARDED not in jax.tree.leaves((in_specs, out_specs)):
+      # Nothing to map: every device computes the same.
+      return jax.jit(step, donate_argnums=donate, out_shardings=self._sharding,
+                     compiler_options=self._compiler_options)
+    step = functools.partial(step, axis_name=collectives.AXIS)
+    if self.mode == 'pmap':
+      return self._pmap(step, in_specs, out_specs, donate)
+    def partition(specs):
+      return jax.tree.map(
+          lambda s: PartitionSpec(*() if s is REPLICATED else
+                                  (collectives.AXIS,)), specs)
+    # Without check_vma=False the gradients of replicated arguments arrive
+    # already summed over devices, which pmap's do not.
+    return jax.jit(
+        jax.shard_map(step, mesh=self._mesh, in_specs=partition(in_specs),
+                      out_specs=partition(out_specs), check_vma=False),
+        donate_argnums=donate, compiler_options=self._compiler_options)
+
+  def _pmap(self, step, in_specs, out_specs, donate):
+    """Returns the step mapped by `pmap`, to which it gives leaves.
+
+    Of arguments of which one is None, `pmap` may take a leaf of another for
+    it (JAX 0.10 to 0.12).
+    """
+    def axis(spec):
+      return None if spec is REPLICATED else 0
+
+    @functools.cache
+    def mapped(structure):
+      def on_leaves(*leaves):
+        return step(*structure.unflatten(leaves))
+      numbered = structure.unflatten(range(structure.num_leaves))
+      return jax.pmap(
+          on_leaves, axis_name=collectives.AXIS,
+          in_axes=tuple(map(axis, jax.tree.leaves(
+              jax.tree.broadcast(in_specs, numbered)))),
+          out_axes=jax.tree.map(axis, out_specs), devices=self.devices,
+          donate_argnums=tuple(jax.tree.leaves(
+              [numbered[position] for position in donate])))
+
+    def call(*args):
+      leaves, structure = jax.tree.flatten(args)
+      return mapped(structure)(*leaves)
+    return call
+
+  def replicate(self, tree: Any) -> Any:
+    """Returns the pytree with every leaf on every device."""
+    def place(leaf):
+      if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype,
+                                                        jax.dtypes.prng_key):
+        # Typed keys cannot be put on several processes; their data can.
+        data = jax.device_put(jax.random.key_data(leaf), self._sharding)
+        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
+      return jax.device_put(leaf, self._sharding)
+    return jax.tree.map(place, tree)
+
+  def shard(self, tree: Any) -> Any:
+    """Returns host arrays `[B, ...]` with their examples over the devices.
+
+    Every process passes the whole batch and places the part of its devices.
+    """
+    if self.mode == 'jit':
+      return jax.device_put(tree, self.devices[0])
+    if self.mode == 'pmap':
+      # pmap's own layout: a leading axis of devices.
+      tree = jax.tree.map(
+          lambda x: np.reshape(x, (self.num_devices, -1, *x.shape[1:])), tree)
+    sharding = NamedSharding(self._mesh, PartitionSpec(collectives.AXIS))
+    return jax.tree.map(
+        lambda x: jax.make_array_from_callback(
+            x.shape, sharding, lambda index: x[index]), tree)
+
+  def agreed(self, decision: bool) -> bool:
+    """Returns the first process's decision, on every process.
+
+    What clocks decide must not differ: the others would wait for ever.
+    """
+    if jax.process_count() == 1:
+      return decision
+    return bool(multihost_utils.broadcast_one_to_all(np.asarray(decision)))
+
+  def gather(self, tree: Any) -> Any:
+    """Returns sharded arrays as host arrays `[B, ...]`, on every process."""
+    if jax.process_count() > 1:
+      tree = multihost_utils.process_allgather(tree, tiled=True)
+    tree = jax.tree.map(np.asarray, tree)
+    if self.mode == 'pmap':
+      tree = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), tree)
+    return tree
+
+
+def join_processes() -> None:
+  """Joins the other processes of a TPU pod or of a SLURM or MPI job.
+
+  Must be called before devices are used.
+
+  Raises:
+    ValueError: if there is none, or its processes do not find each other.
+  """
+  try:
+    jax.distributed.initialize()
+  except (ValueError, RuntimeError) as error:
+    raise ValueError('Expected --distributed in a TPU pod or a SLURM or MPI '
+                     f'job; JAX says: {error}') from error
+
+
+def create(mode: str = 'auto',
+           devices: tuple[jax.Device, ...] | None = None) -> Parallel:
+  """Returns the mapping over the devices, by default all of all processes.
+
+  Args:
+    mode: 'auto' takes `jit` for one device, `pmap` for several of one process,
+      `shard_map` for several processes. 'jit' uses the first device only.
+    devices: those to use.
+
+  Raises:
+    ValueError: for an unknown mode, or `jit` or `pmap` with several processes.
+  """
+  validate.one_of(MODES, parallel=mode)
+  devices = tuple(devices or jax.devices())
+  processes = len({device.process_index for device in devices})
+  if mode == 'auto':
+    mode = ('jit' if len(devices) == 1 else
+            'pmap' if processes == 1 else 'shard_map')
+  if mode == 'jit':
+    devices = devices[:1]
+  if mode in ('jit', 'pmap') and processes > 1:
+    raise ValueError(
+        f'Expected parallel={mode!r} with one process, got {processes}; '
+        'use parallel=shard_map.')
+  return Parallel(mode, devices)

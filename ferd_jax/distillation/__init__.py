@@ -1,0 +1,1 @@
+"""The student phase: images, attacks on them, the student's step."""

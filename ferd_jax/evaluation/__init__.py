@@ -1,0 +1,1 @@
+"""How robust and how fair a network is."""

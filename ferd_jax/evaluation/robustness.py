@@ -1,0 +1,301 @@
+"""Accuracy under attack, per class, on fixed-shape batches."""
+
+from collections.abc import Callable
+from collections.abc import Iterator
+from collections.abc import Mapping
+from collections.abc import Sequence
+import dataclasses
+import functools
+from typing import Any
+import warnings
+
+from etils import epath
+from flax import linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tqdm
+
+import ferd_jax
+from ferd_jax import attacks
+from ferd_jax.attacks import checks
+from ferd_jax.attacks import saved
+from ferd_jax.core import collectives
+from ferd_jax.core import parallel as parallels
+from ferd_jax.core import validate
+from ferd_jax.evaluation import metrics
+from ferd_jax.models import forward
+
+CLEAN = 'clean'
+# Versions of AutoAttack by the name under which a table has them.
+AUTOATTACKS = {
+    'autoattack': 'standard', 'autoattack_fast': 'fast',
+    'autoattack_plus': 'plus',
+    'autoattack_torchattacks': 'torchattacks_compat'}
+ATTACKS = (CLEAN, *attacks.PRESETS, *AUTOATTACKS)
+
+
+class EvaluationBatch(flax.struct.PyTreeNode):
+  """Images to attack; the last batch is padded to the shape of the others.
+
+  Attributes:
+    images: float32 `[B, H, W, C]` in [0, 1].
+    labels: int32 `[B]`.
+    indices: int32 `[B]`, position in the data set: an image's randomness
+      depends on it and not on the batch size.
+    mask: bool `[B]`, False for padding.
+  """
+  images: jax.Array
+  labels: jax.Array
+  indices: jax.Array
+  mask: jax.Array
+
+
+def check_names(**settings: Sequence[str]) -> None:
+  """Raises ValueError unless each setting names some of `ATTACKS`, once."""
+  for setting, names in settings.items():
+    for name in names:
+      validate.one_of(ATTACKS, **{setting: name})
+    if not names or len(set(names)) < len(names):
+      raise ValueError(f'Expected {setting}={tuple(names)} to name attacks, '
+                       'each once.')
+
+
+def correct_per_class(model: nn.Module, num_classes: int, variables: Any,
+                      images: jax.Array, batch: EvaluationBatch, *,
+                      axis_name: str | None = None
+                      ) -> tuple[jax.Array, jax.Array]:
+  """Returns how many images of each class are classified right, int32 `[C]`.
+
+  Also of how many images logits are not finite, which predict nothing.
+
+  Args:
+    model: module under evaluation.
+    num_classes: C.
+    variables: of the model.
+    images: `[B, H, W, C]`, those of the batch, attacked or not.
+    batch: for labels and mask.
+    axis_name: mapped axis over which the examples are sharded.
+  """
+  logits = forward.logits(model, variables, images)
+  finite = jnp.all(jnp.isfinite(logits), axis=-1)
+  hits = finite & (jnp.argmax(logits, axis=-1) == batch.labels) & batch.mask
+  classes = jax.nn.one_hot(batch.labels, num_classes, dtype=jnp.int32)
+  return collectives.psum(
+      (jnp.sum(hits[:, None] * classes, axis=0),
+       jnp.sum((~finite & batch.mask).astype(jnp.int32))), axis_name)
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluator:
+  """Measures a model's accuracy under named attacks; compiled once.
+
+  Attributes:
+    apply_fn: (variables, images) -> logits.
+    attacks: by name: compiled presets, settings of AutoAttack, None for clean
+      images.
+    count: compiled `correct_per_class`.
+    parallel: the device mapping that they were compiled for.
+    num_classes: C.
+    batch_size: images a step, over all devices.
+    ddof: of the NSD.
+    autoattack_examples: how many images, the first, AutoAttack gets; 0: all.
+  """
+  apply_fn: Callable[..., jax.Array]
+  attacks: Mapping[str, Callable | attacks.AutoAttack | None]
+  count: Callable
+  parallel: parallels.Parallel
+  num_classes: int
+  batch_size: int
+  ddof: int
+  autoattack_examples: int = 0
+
+  def __call__(self, variables: Any, images: np.ndarray, labels: np.ndarray,
+               key: jax.Array, names: Sequence[str] | None = None, *,
+               state_dir: epath.PathLike | None = None,
+               on_result: Callable[[str, dict], None] | None = None
+               ) -> dict[str, dict]:
+    """Returns, by attack name, the summary and the accuracy per class.
+
+    Args:
+      variables: of the model.
+      images: `[N, H, W, C]`, uint8 or float in [0, 1].
+      labels: int `[N]`.
+      key: typed PRNG key.
+      names: of the attacks to run; default: all.
+      state_dir: where an AutoAttack keeps its state, so that one that was
+        interrupted is gone on with, and one that is done is not repeated.
+      on_result: called with the name of every attack that is done and what is
+        returned of it.
+
+    Returns:
+      `metrics.summarise` of each attack, `per_class`, a list of C accuracies
+      (NaN for a class without images), and `warnings`; of AutoAttack also
+      `num_examples` that it got, and `after`, by attack, the robust accuracy
+      after it, `per_class` and its `seconds`.
+
+    Raises:
+      FloatingPointError: for logits that are not finite.
+      ValueError: for what else AutoAttack refuses.
+    """
+    labels = np.asarray(labels, np.int32)
+    report = {}
+    for name in self.attacks if names is None else names:
+      number, notes = len(labels), {}
+      if name in AUTOATTACKS:
+        number = self.autoattack_examples or number
+        correct, notes = self._autoattack(
+            name, variables, images[:number], labels[:number], key, state_dir)
+      else:
+        correct = self._in_batches(name, variables, images, labels, key)
+      if name == CLEAN:
+        notes = {'warnings': checks.clean_accuracy(
+            correct.sum() / number, self.num_classes)}
+      counts = np.bincount(labels[:number], minlength=self.num_classes)
+      with np.errstate(invalid='ignore'):
+        per_class = (correct / counts).tolist()
+      report[name] = metrics.summarise(correct, counts, ddof=self.ddof) | {
+          'per_class': per_class, 'warnings': []} | notes
+      if on_result is not None:
+        on_result(name, report[name])
+    return report
+
+  def _in_batches(self, name, variables, images, labels, key):
+    """Returns the correct images of each class `[C]` under an attack."""
+    key, correct = self.parallel.replicate(key), 0
+    with tqdm.tqdm(
+        desc=name, total=len(labels), unit='image', leave=False,
+        disable=None if jax.process_index() == 0 else True
+    ) as bar:  # None: on a terminal only.
+      for batch in batches(images, labels, self.batch_size):
+        size = int(batch.mask.sum())
+        batch = self.parallel.shard(batch)
+        attacked = batch.images
+        if self.attacks[name] is not None:
+          attacked = self.attacks[name](variables, key, attacked, batch.labels,
+                                        indices=batch.indices)
+        found, broken = jax.tree.map(
+            np.asarray, self.count(variables, attacked, batch))
+        if broken:
+          raise FloatingPointError(
+              f'{name}: the logits of {broken} images in a batch are not '
+              'finite.')
+        correct += found
+        bar.update(size)
+    return correct
+
+  def _autoattack(self, name, variables, images, labels, key, state_dir):
+    """Returns the correct images of each class `[C]`, and what else it says."""
+    images = as_float(images)
+    state_file = None
+    if state_dir is not None:
+      # Else AutoAttack would find the file of another run: of a model with
+      # these weights, or of another version.
+      settings = '\n'.join([
+          repr(self.attacks[name]), saved.described(self.apply_fn),
+          jax.__version__, ferd_jax.__version__])
+      run = saved.digest((variables, images, labels, jax.random.key_data(key),
+                          np.frombuffer(settings.encode(), np.uint8)))
+      state_file = epath.Path(state_dir) / f'{name}-{run[:16]}.npz'
+    with warnings.catch_warnings():  # They are returned.
+      warnings.simplefilter('ignore', UserWarning)
+      result = self.attacks[name](
+          jax.tree_util.Partial(self.apply_fn, variables), key, images, labels,
+          batch_size=self.batch_size, state_file=state_file,
+          parallel=self.parallel)
+    per_class = result.per_class(self.num_classes)
+    correct = np.bincount(labels[result.robust], minlength=self.num_classes)
+    return correct, {
+        'num_examples': len(labels),
+        'after': {attack: {'average': average,
+                           'per_class': per_class[attack].tolist(),
+                           'seconds': result.seconds[attack]}
+                  for attack, average in result.accuracy_after.items()},
+        'warnings': result.warnings}
+
+
+def evaluator(model: nn.Module, names: Sequence[str], eps: float,
+              num_classes: int, batch_size: int,
+              parallel: parallels.Parallel, *, norm: str = 'Linf',
+              ddof: int = 0, autoattack_examples: int = 0) -> Evaluator:
+  """Returns an evaluator of a model under the named attacks.
+
+  Args:
+    model: module to evaluate.
+    names: of `ATTACKS`.
+    eps: radius of the attacks, in [0, 1] pixels.
+    num_classes: C.
+    batch_size: images a step, over all devices.
+    parallel: the device mapping.
+    norm: of the attacks, 'Linf' or 'L2'.
+    ddof: of the NSD.
+    autoattack_examples: how many images, the first, AutoAttack gets; 0: all.
+  """
+  replicated, sharded = parallels.REPLICATED, parallels.SHARDED
+  apply_fn = functools.partial(forward.logits, model)
+  def prepare(name):
+    if name == CLEAN:
+      return None
+    if name in AUTOATTACKS:
+      return attacks.AutoAttack(eps, norm, AUTOATTACKS[name])
+    return attacks.jit(attacks.preset(name, eps, norm), apply_fn, parallel)
+  return Evaluator(
+      apply_fn=apply_fn, attacks={name: prepare(name) for name in names},
+      count=parallel.compile(
+          functools.partial(correct_per_class, model, num_classes),
+          in_specs=(replicated, sharded, sharded), out_specs=replicated),
+      parallel=parallel, num_classes=num_classes, batch_size=batch_size,
+      ddof=ddof, autoattack_examples=autoattack_examples)
+
+
+def as_float(images: np.ndarray) -> np.ndarray:
+  """Returns images of uint8 as float32 in [0, 1], others as they are."""
+  if images.dtype == np.uint8:
+    return images.astype(np.float32) / 255
+  return images
+
+
+def predictor(model: nn.Module, batch_size: int,
+              parallel: parallels.Parallel) -> Callable[..., np.ndarray]:
+  """Returns the function (variables, images) -> predicted labels `[N]`.
+
+  Args:
+    model: module that predicts.
+    batch_size: images a step, over all devices.
+    parallel: the device mapping.
+  """
+  def predictions(variables, images, *, axis_name=None):
+    del axis_name  # Every example is on its own.
+    return jnp.argmax(forward.logits(model, variables, images), axis=-1)
+  step = parallel.compile(
+      predictions, in_specs=(parallels.REPLICATED, parallels.SHARDED),
+      out_specs=parallels.SHARDED)
+
+  def predict(variables, images):
+    labels = np.zeros(len(images), np.int32)
+    found = [parallel.gather(step(variables, parallel.shard(batch.images)))
+             for batch in batches(images, labels, batch_size)]
+    return np.concatenate(found)[:len(images)]
+  return predict
+
+
+def batches(images: np.ndarray, labels: np.ndarray,
+            batch_size: int) -> Iterator[EvaluationBatch]:
+  """Yields a data set in batches of one shape, the last one padded.
+
+  Args:
+    images: `[N, H, W, C]`, uint8 or float in [0, 1].
+    labels: int32 `[N]`.
+    batch_size: B.
+  """
+  for first in range(0, len(labels), batch_size):
+    size = min(batch_size, len(labels) - first)
+
+    def pad(array, first=first, size=size):
+      widths = [(0, batch_size - size)] + [(0, 0)] * (array.ndim - 1)
+      return np.pad(array[first:first + size], widths)
+    yield EvaluationBatch(
+        images=as_float(pad(images)), labels=pad(labels),
+        indices=pad(np.arange(len(labels), dtype=np.int32)),
+        mask=np.arange(batch_size) < size)

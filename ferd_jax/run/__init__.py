@@ -1,0 +1,1 @@
+"""A run: its settings, steps, state, work directory and what it leaves."""

@@ -1,0 +1,1 @@
+"""The generator phase: latents to images that teach, and what stays."""

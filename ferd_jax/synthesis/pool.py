@@ -1,0 +1,103 @@
+"""The pool of synthetic images: one batch more every epoch, none removed.
+
+It lives in host memory, and on disk as one file per epoch, so that saving an
+epoch costs the same at the end of a run as at its start.
+"""
+
+from collections.abc import Iterator
+import dataclasses
+
+from etils import epath
+import numpy as np
+
+from ferd_jax.core import atomic
+from ferd_jax.core import errors
+from ferd_jax.core import validate
+
+DTYPES = ('float32', 'uint8')
+
+
+@dataclasses.dataclass
+class Pool:
+  """Synthetic images and the labels they were made for.
+
+  Attributes:
+    images: `[capacity, H, W, C]`, float32 in [0, 1], or uint8 in 0..255.
+    labels: int32 `[capacity]`; kept also where the teacher disagrees.
+    count: how many are filled.
+  """
+  images: np.ndarray
+  labels: np.ndarray
+  count: int = 0
+
+  @classmethod
+  def empty(cls, capacity: int, image_shape: tuple[int, ...],
+            dtype: str = 'float32') -> 'Pool':
+    """Returns a pool for `capacity` images; nothing is copied as it fills."""
+    validate.one_of(DTYPES, dtype=dtype)
+    return cls(images=np.zeros((capacity, *image_shape), dtype),
+               labels=np.zeros(capacity, np.int32))
+
+  def append(self, images: np.ndarray, labels: np.ndarray) -> None:
+    """Adds images `[B, H, W, C]`, float in [0, 1], and labels `[B]`."""
+    if self.images.dtype == np.uint8:
+      images = np.round(np.asarray(images) * 255)
+    new = slice(self.count, self.count + len(labels))
+    self.images[new], self.labels[new] = images, labels
+    self.count += len(labels)
+
+  def take(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns images float32 in [0, 1] and labels at the indices."""
+    images = self.images[index]
+    if images.dtype == np.uint8:
+      images = images.astype(np.float32) / 255
+    return images, self.labels[index]
+
+  def batches(self, rng: np.random.Generator, batch_size: int,
+              num_batches: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yields batches of the whole pool, reshuffled whenever exhausted."""
+    for index in index_plan(rng, self.count, batch_size, num_batches):
+      yield self.take(index)
+
+  def save_last(self, directory: epath.Path, epoch: int, size: int) -> None:
+    """Writes the last `size` images as the file of `epoch`, atomically."""
+    last = slice(self.count - size, self.count)
+    with atomic.writing(_file(directory, epoch)) as file:
+      np.savez(file, images=self.images[last], labels=self.labels[last])
+
+  def restore(self, directory: epath.Path, num_epochs: int) -> None:
+    """Fills an empty pool from the files of epochs 1..num_epochs.
+
+    Raises:
+      OSError: if one cannot be read.
+    """
+    for epoch in range(1, num_epochs + 1):
+      path = _file(directory, epoch)
+      try:
+        with path.open('rb') as file:
+          arrays = np.load(file)
+          images, labels = arrays['images'], arrays['labels']
+      except FileNotFoundError:  # It names the file.
+        raise
+      except Exception as error:  # zipfile, zlib and NumPy have their own.
+        raise OSError(f'Cannot read {path}: {errors.reason(error)}.') from error
+      new = slice(self.count, self.count + len(labels))
+      self.images[new], self.labels[new] = images, labels
+      self.count += len(labels)
+
+
+def index_plan(rng: np.random.Generator, count: int, batch_size: int,
+               num_batches: int) -> np.ndarray:
+  """Returns indices `[num_batches, batch_size]` that pass over the pool.
+
+  Permutations of the pool, one after the other, cut into batches: every image
+  is drawn floor or ceil of `num_batches * batch_size / count` times.
+  """
+  total = num_batches * batch_size
+  passes = -(-total // count)
+  order = np.concatenate([rng.permutation(count) for _ in range(passes)])
+  return order[:total].reshape(num_batches, batch_size)
+
+
+def _file(directory: epath.Path, epoch: int) -> epath.Path:
+  return directory / f'epoch_{epoch:05d}.npz'

@@ -1,0 +1,1 @@
+"""Networks from files: recognised, built, filled; and written."""

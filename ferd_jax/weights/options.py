@@ -1,0 +1,46 @@
+"""What a command line says of the network in a file."""
+
+import argparse
+from typing import Any
+
+from ferd_jax.models import layers
+from ferd_jax.models import preact_resnet
+from ferd_jax.models import resnet
+
+# What keys do not reveal and a command line may say, beside mean and std.
+OPTIONS = ('width', 'activation', 'padding', 'mean', 'std', 'shortcut',
+           'shortcut_input', 'final_bn')
+
+
+def add(parser: Any) -> None:
+  """Adds the options that say what the network in a file is.
+
+  Args:
+    parser: an argparse parser or group of one.
+  """
+  option = parser.add_argument
+  option('--arch', help='architecture, e.g. resnet18, wrn_34_10; default: '
+      'recognised from the keys')
+  option('--select', help='the dict of weights in the file')
+  option('--width', type=int, help='channels of the first layer')
+  option('--activation', help=f'{" or ".join(layers.ACTIVATIONS)}; no key '
+         'tells them apart, the clean accuracy does')
+  option('--padding', help='of convolutions of stride 2: '
+      f'{" or ".join(layers.PADDINGS)}; no key tells them apart')
+  option('--mean', type=_numbers, help='normalisation, e.g. 0.5; 0 for none')
+  option('--std', type=_numbers, help='normalisation; 1 for none')
+  option('--shortcut', help=f'of cifar_resnet: {", ".join(resnet.SHORTCUTS)}; '
+         'no key tells the last two apart')
+  option('--shortcut-input', help='of preact_resnet: '
+      f'{" or ".join(preact_resnet.SHORTCUT_INPUTS)}; no key tells them apart')
+  option('--final-bn', action='store_true', default=None,
+      help='of preact_resnet')
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+  """Returns one number per channel, separated by commas."""
+  try:
+    return tuple(float(part) for part in text.split(','))
+  except ValueError as error:
+    raise argparse.ArgumentTypeError(
+        f'expected numbers such as 0.5,0.5,0.5, got {text!r}') from error

@@ -1,0 +1,246 @@
+"""Robust teachers by their RobustBench id: what they are and where they are.
+
+assets/robustbench.csv holds architecture, normalisation, published accuracies
+and address of each L-infinity network of RobustBench whose architecture is
+supported, from RobustBench/robustbench 1.1.1, model_zoo/cifar10.py and
+cifar100.py; the accuracies are in its model_info.
+"""
+
+from collections.abc import Mapping
+import csv
+import dataclasses
+import difflib
+import functools
+from html import parser as html_parser
+import http.client
+from importlib import resources
+import os
+import pathlib
+import re
+import socket
+from typing import Any
+from urllib import parse
+from urllib import request
+
+import tqdm
+
+from ferd_jax import torch_io
+
+_LIST = 'python -m ferd_jax.teachers list'
+_CACHE = 'FERD_JAX_CACHE'
+_CHUNK_BYTES = 1 << 20
+_TIMEOUT_SECONDS = 60
+
+
+@dataclasses.dataclass(frozen=True)
+class Teacher:
+  """A network of RobustBench.
+
+  Attributes:
+    dataset: 'cifar10' or 'cifar100'.
+    id: RobustBench's.
+    arch: a name for `models.build`.
+    options: of `models.build`, all that keys do not reveal; no `mean` and `std`
+      where there is no normalisation.
+    select: the key of the state dict in its file, or None.
+    clean: published accuracy on the 10,000 test images, a fraction.
+    autoattack: published accuracy under AutoAttack at `eps`, a fraction.
+    eps: L-infinity radius in [0, 1] pixels, as text: '8/255' or '0.031'.
+    address: where its file is.
+  """
+  dataset: str
+  id: str
+  arch: str
+  options: Mapping[str, Any]
+  select: str | None
+  clean: float
+  autoattack: float
+  eps: str
+  address: str
+
+  def options_with(self, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the options, if none that is given contradicts them.
+
+    Raises:
+      ValueError: if one does.
+    """
+    for name, value in given.items():
+      value = tuple(value) if isinstance(value, list) else value
+      if self.options.get(name) != value:
+        raise ValueError(
+            f'Expected {name}={value!r} not to be set beside robustbench='
+            f'{self.id!r}, which has {self.options.get(name)!r}.')
+    return dict(self.options)
+
+
+@functools.cache
+def entries() -> tuple[Teacher, ...]:
+  """Returns all networks of the table."""
+  table = resources.files('ferd_jax.assets').joinpath('robustbench.csv')
+  with table.open() as file:
+    return tuple(map(_entry, csv.DictReader(file)))
+
+
+def _entry(row):
+  options = {name: row[name] for name in ('activation', 'padding',
+                                          'shortcut_input') if row[name]}
+  if row['final_bn']:
+    options['final_bn'] = row['final_bn'] == 'true'
+  options |= {name: tuple(map(float, row[name].split()))
+              for name in ('mean', 'std') if row[name]}
+  return Teacher(row['dataset'], row['id'], row['arch'], options,
+                 row['select'] or None, float(row['clean']) / 100,
+                 float(row['autoattack']) / 100, row['eps'], row['address'])
+
+
+def find(dataset: str, name: str) -> Teacher:
+  """Returns the network of a data set with that id.
+
+  Raises:
+    ValueError: if there is none; the message names the closest.
+  """
+  of_dataset = {entry.id: entry for entry in entries()
+                if entry.dataset == dataset}
+  if name in of_dataset:
+    return of_dataset[name]
+  if not of_dataset:
+    known = sorted({entry.dataset for entry in entries()})
+    raise ValueError(f'Expected robustbench={name!r} with the data set '
+                     f'{" or ".join(known)}, not {dataset!r}.')
+  elsewhere = [entry.dataset for entry in entries() if entry.id == name]
+  by_lower = {known.lower(): known for known in of_dataset}
+  close = [known for lower, known in by_lower.items()
+           if lower.startswith(name.lower())][:3] or [
+               by_lower[match] for match in difflib.get_close_matches(
+                   name.lower(), by_lower, n=3)]
+  hint = (f'there is one of {elsewhere[0]}; ' if elsewhere else
+          f'did you mean {" or ".join(close)}? ' if close else '')
+  raise ValueError(f'Expected robustbench={name!r} to be a supported id of '
+                   f'{dataset}; {hint}{_LIST} shows all.')
+
+
+def cached_path(teacher: Teacher) -> pathlib.Path:
+  """Returns where the file of a network is kept.
+
+  The directory is $FERD_JAX_CACHE, else ferd_jax in $XDG_CACHE_HOME or
+  ~/.cache.
+  """
+  cache = os.environ.get(_CACHE) or pathlib.Path(
+      os.environ.get('XDG_CACHE_HOME') or '~/.cache') / 'ferd_jax'
+  return (pathlib.Path(cache).expanduser() / 'teachers' / teacher.dataset
+          / f'{teacher.id}.pt')
+
+
+def fetch(teacher: Teacher) -> pathlib.Path:
+  """Returns the file of a network, downloaded if it is not there.
+
+  Raises:
+    OSError: if it could not be downloaded; the message says which file to put
+      where.
+  """
+  path = cached_path(teacher)
+  if not path.exists():
+    try:
+      _download(teacher.address, path)
+    except (OSError, ValueError, http.client.HTTPException) as error:
+      reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+      # Its causes are as many layers of the network as there are.
+      raise OSError(
+          f'The file of {teacher.id} is not there and could not be downloaded '
+          f'({reason}). Get it from {teacher.address} and put it at {path}, or '
+          'set teacher.path to where it is.') from None
+  return path
+
+
+def _download(address, path):
+  """Downloads a file of weights; leaves nothing behind if that fails."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  # Host and process keep two downloads at once apart.
+  partial = path.parent / (
+      f'{path.name}.{socket.gethostname()}.{os.getpid()}.part')
+  try:
+    with _open(_direct(address)) as response, open(partial, 'wb') as file:
+      length = response.headers.get('Content-Length')
+      total = int(length) if length else None
+      with tqdm.tqdm(desc=path.stem, total=total, unit='B',
+                     unit_scale=True) as progress:
+        while chunk := response.read(_CHUNK_BYTES):
+          file.write(chunk)
+          progress.update(len(chunk))
+    if total is not None and partial.stat().st_size != total:
+      raise OSError(f'{partial.stat().st_size:,} of {total:,} bytes came')
+    torch_io.check_format(partial)
+    partial.replace(path)
+  finally:
+    partial.unlink(missing_ok=True)
+
+
+def _direct(address):
+  """Returns the address of a file itself, where one leads to a page."""
+  drive = re.fullmatch(r'https://drive\.google\.com/uc\?id=([\w-]+)', address)
+  if drive is None:
+    return address
+  return ('https://drive.usercontent.google.com/download?'
+          f'id={drive[1]}&export=download&confirm=t')
+
+
+def _open(address):
+  """Opens an address, through the form that Drive puts before large files."""
+  response = request.urlopen(address, timeout=_TIMEOUT_SECONDS)
+  if response.headers.get_content_type() != 'text/html':
+    return response
+  with response:
+    form = _Form()
+    form.feed(response.read(_CHUNK_BYTES).decode(errors='replace'))
+  if not form.fields or form.action is None:
+    raise OSError('the server answered with a page instead of the file')
+  action = parse.urljoin(response.url, form.action)
+  response = request.urlopen(f'{action}?{parse.urlencode(form.fields)}',
+                             timeout=_TIMEOUT_SECONDS)
+  if response.headers.get_content_type() == 'text/html':
+    response.close()
+    raise OSError('the server answered with a page instead of the file')
+  return response
+
+
+class _Form(html_parser.HTMLParser):
+  """Collects the address and the hidden fields of a page's form."""
+
+  def __init__(self):
+    super().__init__()
+    self.action, self.fields = None, {}
+
+  def handle_starttag(self, tag, attrs):
+    values = dict(attrs)
+    if tag == 'form' and self.action is None:
+      self.action = values.get('action')
+    if tag == 'input' and values.get('type') == 'hidden':
+      self.fields[values.get('name', '')] = values.get('value', '')
+
+
+def table(dataset: str | None = None) -> str:
+  """Returns the supported networks as lines of text.
+
+  Args:
+    dataset: only those of it.
+  """
+  titles = ('data set', 'id', 'architecture', 'clean', 'AutoAttack', 'eps',
+            'options')
+  rows = [titles] + [
+      (entry.dataset, entry.id, entry.arch, f'{entry.clean:.2%}',
+       f'{entry.autoattack:.2%}', entry.eps, _short(entry.options))
+      for entry in entries() if dataset in (None, entry.dataset)]
+  widths = [max(len(row[i]) for row in rows) for i in range(len(titles))]
+  return '\n'.join(
+      '  '.join(cell.rjust(width) if i in (3, 4) else cell.ljust(width)
+                for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+                ).rstrip() for row in rows)
+
+
+def _short(options):
+  words = [options['activation']]
+  if 'shortcut_input' in options:
+    words.append(f'shortcut_input {options["shortcut_input"]}')
+  if 'mean' in options:
+    words.append('normalised')
+  return ', '.join(words)

@@ -1,0 +1,106 @@
+"""Two processes, as `mpirun -n 2` or the hosts of a TPU pod start them."""
+
+import json
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+_ROOT = pathlib.Path(__file__).parents[2]
+_FLAGS = [f'--config={_ROOT / "configs" / "digits.py"}:smoke',
+          '--config.warmup_epochs=0', '--config.eval.curve_examples=8',
+          "--config.eval.attacks=('clean',)"]
+
+
+def _start(workdir, num_devices, *flags, **env):
+  return subprocess.Popen(
+      [sys.executable, _ROOT / 'main.py', *_FLAGS, f'--workdir={workdir}',
+       *flags], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+      env=os.environ | env | {
+          'JAX_PLATFORMS': 'cpu',
+          'XLA_FLAGS': '--xla_backend_optimization_level=0 '
+                       '--xla_force_host_platform_device_count='
+                       f'{num_devices}'})
+
+
+def _finish(processes):
+  outputs = [process.communicate(timeout=600) for process in processes]
+  for process, (_, errors) in zip(processes, outputs, strict=True):
+    assert process.returncode == 0, errors
+  return outputs
+
+
+def _free_port():
+  with socket.socket() as free:
+    free.bind(('127.0.0.1', 0))
+    return free.getsockname()[1]
+
+
+def _on_two_processes(workdir, minutes=(0, 0)):
+  """Returns (stdout, stderr) of both, joined through Open MPI's variables."""
+  port = _free_port()
+  return _finish([
+      _start(workdir, 1, '--distributed',
+             f'--config.max_minutes={minutes[rank]}',
+             OMPI_MCA_orte_hnp_uri='4096.0;tcp://127.0.0.1:1',
+             OMPI_COMM_WORLD_SIZE='2', OMPI_COMM_WORLD_RANK=str(rank),
+             OMPI_COMM_WORLD_LOCAL_RANK=str(rank),
+             JAX_COORDINATOR_PORT=str(port)) for rank in range(2)])
+
+
+_ATTACK = """
+import jax, jax.numpy as jnp, sys
+jax.distributed.initialize(f'127.0.0.1:{sys.argv[1]}', 2, int(sys.argv[2]))
+from ferd_jax import attacks
+attacked = attacks.jit(attacks.PGD(0.1, 0.1, 2),
+                       lambda w, x: x.reshape(len(x), -1) @ w)
+x = jnp.full((3, 2, 2, 1), 0.5)
+print(len(jax.devices()), attacked(
+    jnp.arange(8.).reshape(4, 2), jax.random.key(0), x, jnp.ones(3, int)).shape)
+"""
+
+
+@pytest.mark.slow
+def test_each_process_attacks_what_is_its_own():
+  port = _free_port()
+  outputs = _finish([subprocess.Popen(
+      [sys.executable, '-c', _ATTACK, str(port), str(rank)], text=True,
+      cwd=_ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+      env=os.environ | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': ''})
+                     for rank in range(2)])
+  assert [out for out, _ in outputs] == ['2 (3, 2, 2, 1)\n'] * 2
+
+
+def _metrics(workdir):
+  return [json.loads(line) for line in
+          (workdir / 'metrics.jsonl').read_text().splitlines()]
+
+
+@pytest.mark.slow
+def test_two_processes_train_resume_and_agree_with_one(tmp_path):
+  two, one = tmp_path / 'two', tmp_path / 'one'
+  _finish([_start(one, 2, '--config.parallel=shard_map')])
+  # Stopped by the first process's clock after one epoch, then gone on with.
+  _on_two_processes(two, minutes=(1e-6, 1e6))
+  assert not (two / 'results.json').exists()
+  assert len(_metrics(two)) == 1
+  outputs = _on_two_processes(two)
+  assert 'student nsd' in outputs[0][0]
+  assert 'student' not in outputs[1][0], 'only process 0 prints'
+  results = [json.loads((run / 'results.json').read_text())
+             for run in (one, two)]
+  assert results[1]['parallel'] == 'shard_map'
+  assert len(results[1]['devices']) == 2
+  assert results[0]['models']['teacher'] == results[1]['models']['teacher']
+  for alone, joined in zip(_metrics(one), _metrics(two), strict=True):
+    assert alone.keys() == joined.keys()
+    for name, value in alone.items():
+      if isinstance(value, str):
+        assert joined[name] == value, name
+      elif name != 'seconds' and not name.endswith('ms_per_step'):
+        np.testing.assert_allclose(joined[name], value, rtol=1e-4, atol=1e-4,
+                                   err_msg=name)

@@ -1,0 +1,169 @@
+"""Tests of ferd_jax.outer_losses: FERD's student loss and its class prior."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ferd_jax.distillation import outer
+
+BATCH, CLASSES = 6, 4
+LABELS = np.array([0, 2, 2, 1, 0, 2])  # No image of class 3.
+
+
+@pytest.fixture(scope='module', autouse=True)
+def _float64():
+  with jax.enable_x64(True):
+    yield
+
+
+def draw(seed, batch=BATCH):
+  return 2 * np.random.default_rng(seed).normal(size=(batch, CLASSES))
+
+
+TEACHER, CLEAN, ADV = (draw(seed) for seed in range(3))
+
+
+def softmax(logits):
+  return np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+
+
+def divergence(logits):
+  """The batch mean of KL(P_T || P)."""
+  p, q = softmax(TEACHER), softmax(logits)
+  return (p * np.log(p / q)).sum(-1).mean()
+
+
+def entropy():
+  p = softmax(TEACHER)
+  return -(p * np.log(p)).sum(-1).mean()
+
+
+def wmse(logits, weights, norm):
+  """The O(C^2) definition, GKL's or IKL's normalisation."""
+  gaps = TEACHER - logits
+  gaps = (gaps[:, :, None] - gaps[:, None]) ** 2
+  total = 0.25 * (weights[:, :, None] * weights[:, None] * gaps).sum()
+  return total / ((weights.sum(-1) ** 2).sum() if norm == 'weights' else BATCH)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def evaluate(loss, class_state, teacher, clean, adv, labels):
+  return loss(class_state, teacher, clean, adv, labels)
+
+
+def run(loss, class_state=None):
+  class_state = class_state or loss.init(CLASSES)
+  value, terms = evaluate(loss, class_state, TEACHER, CLEAN, ADV, LABELS)
+  return float(value), jax.tree.map(float, terms)
+
+
+def some_state(seed=7):
+  prior = softmax(draw(seed, CLASSES))
+  return outer.ClassPrior(prior=jnp.asarray(prior),
+                                 sums=jnp.zeros((CLASSES, CLASSES)))
+
+
+def test_released_loss_is_rslads_with_swapped_weights():
+  value, terms = run(outer.DecoupledKL(prior='one_hot'))
+  np.testing.assert_allclose(
+      value, 5 / 6 * divergence(CLEAN) + 1 / 6 * divergence(ADV) + entropy())
+  np.testing.assert_allclose(terms['clean_loss'], divergence(CLEAN) + entropy())
+  np.testing.assert_allclose(terms['adv_loss'], divergence(ADV) + entropy())
+
+
+@pytest.mark.parametrize('norm', outer.NORMS)
+@pytest.mark.parametrize('power', [1., 2.])
+def test_class_mean_loss_by_hand(norm, power):
+  state = some_state()
+  loss = outer.DecoupledKL(w_clean=0.7, w_adv=0.2, norm=norm,
+                                  power=power)
+  value, terms = run(loss, state)
+  weights = np.array(state.prior)[LABELS] ** power
+  clean, adv = (divergence(logits) + entropy() + wmse(logits, weights, norm)
+                for logits in (CLEAN, ADV))
+  np.testing.assert_allclose(terms['clean_loss'], clean)
+  np.testing.assert_allclose(terms['adv_loss'], adv)
+  np.testing.assert_allclose(value, 0.7 * clean + 0.2 * adv)
+
+
+def test_norms_differ_if_weights_do_not_sum_to_one():
+  weights, batch = (run(outer.DecoupledKL(norm=norm, power=2.))[0]
+                    for norm in outer.NORMS)
+  assert weights > batch + 1e-3
+
+
+@pytest.mark.parametrize('norm', outer.NORMS)
+def test_sample_weights_are_the_teachers_at_temperature_100(norm):
+  _, terms = run(outer.DecoupledKL(prior='sample', norm=norm))
+  expected = (divergence(CLEAN) + entropy()
+              + wmse(CLEAN, softmax(TEACHER / 100), norm))
+  np.testing.assert_allclose(terms['clean_loss'], expected)
+
+
+def test_prior_starts_uniform():
+  state = outer.DecoupledKL().init(CLASSES)
+  np.testing.assert_array_equal(state.prior, np.full((4, 4), 0.25))
+  np.testing.assert_array_equal(state.sums, np.zeros((4, 4)))
+
+
+def test_only_student_logits_get_a_gradient_from_the_weights():
+  # With class_mean and sample weights the teacher's logits count in the
+  # differences alone: the same gradient as with the weights as constants.
+  def of_teacher(teacher):
+    loss = outer.DecoupledKL(w_clean=1., w_adv=0., prior='sample')
+    return loss(None, teacher, CLEAN, ADV, LABELS)[0]
+  weights = softmax(TEACHER / 100)
+  d = TEACHER - CLEAN
+  mu = (weights * d).sum(-1, keepdims=True)
+  np.testing.assert_allclose(jax.jit(jax.grad(of_teacher))(TEACHER),
+                             weights * (d - mu) / BATCH, atol=1e-14)
+
+
+def test_prior_is_the_mean_prediction_of_the_epoch_before():
+  loss = outer.DecoupledKL()
+  state = some_state()
+  more, more_labels = draw(5), np.array([1, 1, 2, 0, 0, 1])
+  added = loss.accumulate(state, TEACHER, LABELS)
+  added = loss.accumulate(added, more, more_labels)
+  np.testing.assert_array_equal(added.prior, state.prior)  # Until the end.
+  ended = loss.end_epoch(added)
+  predictions = softmax(np.concatenate([TEACHER, more]))
+  labels = np.concatenate([LABELS, more_labels])
+  for label in range(3):
+    np.testing.assert_allclose(ended.prior[label],
+                               predictions[labels == label].mean(0))
+  # Class 3 had no image.
+  np.testing.assert_array_equal(ended.prior[3], state.prior[3])
+  np.testing.assert_allclose(ended.prior.sum(-1), 1)
+  np.testing.assert_array_equal(ended.sums, np.zeros((4, 4)))
+  # An epoch without steps changes nothing.
+  again = loss.end_epoch(ended)
+  np.testing.assert_array_equal(again.prior, ended.prior)
+
+
+def test_shards_add_up():
+  loss = outer.DecoupledKL(power=2.)
+  state = some_state()
+
+  def shard(teacher, clean, adv, labels):
+    return (loss(state, teacher, clean, adv, labels, axis_name='i')[0],
+            loss.accumulate(state, teacher, labels, axis_name='i').sums)
+  shares, sums = jax.jit(jax.vmap(shard, axis_name='i'))(*(
+      jnp.reshape(array, (2, 3, *array.shape[1:]))
+      for array in (TEACHER, CLEAN, ADV, LABELS)))
+  np.testing.assert_allclose(shares.mean(), run(loss, state)[0])
+  whole = loss.accumulate(state, TEACHER, LABELS).sums
+  for got in sums:
+    np.testing.assert_allclose(got, whole)
+
+
+@pytest.mark.parametrize(('options', 'message'), [
+    ({'prior': 'mean'}, "prior='mean'"), ({'norm': 'none'}, "norm='none'"),
+    ({'w_clean': -1.}, 'w_clean=-1.0'), ({'w_adv': -1.}, 'w_adv=-1.0'),
+    ({'power': -1.}, 'power=-1.0')])
+def test_invalid_settings(options, message):
+  with pytest.raises(ValueError, match=message):
+    outer.DecoupledKL(**options)

@@ -1,0 +1,116 @@
+"""What is printed and written of results."""
+
+import numpy as np
+import pytest
+
+from ferd_jax.evaluation import tables
+from ferd_jax.evaluation import target_analysis
+
+_COLUMNS = ('average', 'worst', 'worst10', 'nsd')
+_SUMMARY = {'average': 0.5, 'worst': 0.25, 'worst10': 0.25, 'nsd': 0.125}
+_RESULTS = {'config': 'c', 'dataset': 'd', 'split': 'test', 'epoch': 3,
+            'num_examples': 7, 'norm': 'Linf', 'eps': 0.1, 'seed': 0,
+            'models': {'teacher': {'pgd20': _SUMMARY},
+                       'student': {'pgd20': _SUMMARY | {'average': 0.4}}}}
+
+
+def _cells(line):
+  return [cell.strip() for cell in line.split('|')[1:-1]]
+
+
+@pytest.fixture
+def matrix():
+  reached = np.array([[np.nan, 0.2, 0.4], [0.6, np.nan, 0.6],
+                      [0., 0., np.nan]])
+  return tables.json_values(target_analysis.TargetMatrix(
+      reached, reached, np.array([10, 20, 5])).json_values())
+
+
+def test_table_has_teacher_beside_student():
+  title, _, header, _, row = tables.table(_RESULTS).splitlines()
+  assert title.startswith('c: d test, 7 images')
+  assert 'Linf eps 0.10000' in title
+  assert _cells(header) == [
+      'attack', *(f'{model} {column}' for model in ('teacher', 'student')
+                  for column in _COLUMNS)]
+  assert _cells(row) == ['pgd20', '50.00%', '25.00%', '25.00%', '0.125',
+                         '40.00%', '25.00%', '25.00%', '0.125']
+
+
+def test_attacks_on_the_first_images_say_so():
+  models = {name: {'pgd20': _SUMMARY, 'autoattack': _SUMMARY
+                   | {'num_examples': number}}
+            for name, number in (('teacher', 4), ('student', 4))}
+  lines = tables.table(_RESULTS | {'models': models}).splitlines()
+  assert [_cells(line)[0] for line in lines[4:]] == [
+      'pgd20', 'autoattack (first 4)']
+  models['teacher']['autoattack']['num_examples'] = 7
+  lines = tables.table(_RESULTS | {'models': models}).splitlines()
+  assert _cells(lines[5])[0] == 'autoattack'
+
+
+def test_warnings_follow_the_table():
+  student = {'pgd20': _SUMMARY | {'warnings': ['few classes', 'zeros']}}
+  results = _RESULTS | {'models': _RESULTS['models'] | {'student': student}}
+  assert tables.table(results).splitlines()[-2:] == [
+      'Warning: student, pgd20: few classes',
+      'Warning: student, pgd20: zeros']
+
+
+def test_a_warning_of_several_attacks_is_shown_once():
+  def found(*warnings):
+    return _SUMMARY | {'warnings': list(warnings)}
+  models = {
+      'teacher': {'clean': found('low'), 'autoattack': found('zeros', 'low'),
+                  'pgd20': found()},
+      'student': {'clean': found('low'), 'autoattack': found(),
+                  'pgd20': found()}}
+  assert tables.table(_RESULTS | {'models': models}).splitlines()[-3:] == [
+      'Warning: teacher, clean, autoattack: low',
+      'Warning: teacher, autoattack: zeros',
+      'Warning: student, clean: low']
+
+
+def test_sweep_table_has_a_row_per_radius():
+  sweep = [_RESULTS, _RESULTS | {'eps': 0.2}]
+  _, _, header, _, *rows = tables.sweep_table(sweep).splitlines()
+  assert _cells(header) == ['eps', 'teacher pgd20', 'student pgd20']
+  assert [_cells(row) for row in rows] == [
+      ['0.10000', '50.00% (25.00%)', '40.00% (25.00%)'],
+      ['0.20000', '50.00% (25.00%)', '40.00% (25.00%)']]
+
+
+def test_target_table(matrix):
+  lines = tables.target_table('student', ['a', 'b', 'c'], matrix).splitlines()
+  assert lines[0].startswith('student: ') and '30.00% on average' in lines[0]
+  assert _cells(lines[2]) == ['class', 'images', 'a', 'b', 'c', 'std / mean']
+  assert [_cells(line) for line in lines[4:]] == [
+      ['a', '10', '', '20%', '40%', '0.333'],
+      ['b', '20', '60%', '', '60%', '0.000'],
+      ['c', '5', '0%', '0%', '', '-']]
+
+
+@pytest.mark.parametrize('number, title', [
+    (6, 'student (first 6 images): how'), (7, 'student: how'),
+    (None, 'student: how')])
+def test_target_table_of_some_images_says_so(matrix, number, title):
+  results = _RESULTS | {
+      'class_names': ['a', 'b', 'c'],
+      'targets': {'student': matrix | {'num_examples': number}}}
+  assert tables.text(results).split('\n\n')[2].startswith(title)
+
+
+def test_text_has_all_tables(matrix):
+  results = _RESULTS | {'class_names': ['a', 'b', 'c'],
+                        'targets': {'student': matrix}}
+  assert tables.text(_RESULTS) == tables.table(_RESULTS)
+  assert tables.text(results) == '\n\n'.join([
+      tables.table(_RESULTS),
+      tables.target_table('student', ['a', 'b', 'c'], matrix)])
+
+
+def test_json_values_have_no_nan():
+  tree = {'b': [float('nan'), 1.5, float('inf')], 'a': {'x': None, 'n': 3}}
+  found = tables.json_values(tree)
+  assert found == {'b': [None, 1.5, None], 'a': {'x': None, 'n': 3}}
+  assert list(found) == ['b', 'a']

@@ -1,0 +1,132 @@
+"""Every mistake in a config is one line with its name and value."""
+
+import jax
+import numpy as np
+import pytest
+
+from configs import cifar10
+from configs import cifar100
+from configs import digits
+from configs import tiny_imagenet
+from ferd_jax import assets
+from ferd_jax.run import experiment
+from ferd_jax.run import export
+
+
+@pytest.fixture(scope='module')
+def odd_data(tmp_path_factory):
+  """Returns .npz files by the form of their images, and with one class."""
+  folder = tmp_path_factory.mktemp('odd')
+  for name, shape in (('five', (8, 8, 5)), ('wide', (8, 12, 3)),
+                      ('small', (4, 4, 3))):
+    np.savez(folder / f'{name}.npz', x=np.zeros((6, *shape), np.uint8),
+             y=np.arange(6) % 3)
+  np.savez(folder / 'single.npz', x=np.zeros((6, 8, 8, 1), np.uint8),
+           y=np.zeros(6, np.int64))
+  return folder
+
+
+_TEACHER = assets.path('digits_resnet8_adv.safetensors')
+
+
+@pytest.mark.parametrize('changes, words', [
+    ({'seed': 2 ** 32}, ['seed=4294967296']),
+    ({'synthesis.width': 7}, ['synthesis.width=7', '6 or 8']),
+    ({'synthesis.width': 0}, ['synthesis.width=0']),
+    ({'pool.dtype': 'float16'}, ["pool.dtype='float16'", 'uint8']),
+    ({'synthesis.w_bn': 0., 'synthesis.w_oh': 0., 'synthesis.w_adv': 0.,
+      'synthesis.w_uni': 0.}, ['w_bn']),
+    ({'eval.select': 'test_worst'}, ['eval.select', 'test_pgd20_worst']),
+    ({'eval.select': 'synthetic_pgd', 'eval.every': 0},
+     ['eval.every=0', 'synthetic_pgd']),
+    ({'student.mean': (0.5, 0.5, 0.5), 'student.std': (1., 1., 1.)},
+     ['student.mean', '1 values']),
+    ({'data.noise_examples': -1}, ['data.noise_examples=-1']),
+    ({'class_weights.range': (0.2,)}, ['class_weights.range=(0.2,)']),
+    ({'class_weights.range': (0.05, float('inf'))},
+     ['class_weights.range=inf']),
+    ({'class_weights.range': ('a', 'b')}, ["class_weights.range='a'"]),
+    ({'class_weights.attack_steps': 0}, ['class_weights.attack_steps=0']),
+    ({'class_weights.batch': 'first'}, ["class_weights.batch='first'"]),
+    ({'distill.attack_steps': 0}, ['distill.attack_steps=0']),
+    ({'distill.ikl_prior': 'x'}, ["distill.ikl_prior='x'", 'class_mean']),
+    ({'distill.ikl_power': -1.}, ['distill.ikl_power=-1.0']),
+    ({'distill.w_clean': 0., 'distill.w_adv': 0.},
+     ['distill.w_clean', 'distill.w_adv']),
+    ({'features.steps': 0}, ['features.steps=0']),
+    ({'features.learning_rate': 0.}, ['features.learning_rate=0.0']),
+    ({'student.arch': 'resnet19'}, ["student.arch='resnet19'"]),
+    ({'student.width': 0}, ['student.width=0']),
+    ({'teacher.mean': ('a',), 'teacher.std': ('b',)}, ["teacher.std='b'"]),
+    ({'teacher.path': '/'}, ['teacher.path', '/']),
+    ({'step_size': 5.}, ['step_size=5.0', '[0, 1]']),
+    ({'step_size': 0.}, ['step_size=0.0']),
+    ({'seed': 10 ** 400}, ['seed=1000']),
+    ({'teacher.shortcut_input': 'x'}, ['teacher: ', 'shortcut_input']),
+    ({'teacher.shortcut': '', 'teacher.path': _TEACHER},
+     ['teacher.path', 'do not reveal shortcut']),
+    ({'teacher.arch': 'auto', 'teacher.path': _TEACHER, 'teacher.width': None},
+     ['teacher.path', 'do not reveal activation', 'mean and std (0 and 1']),
+    ({'teacher.robustbench': 'Standard', 'teacher.path': ''},
+     ["teacher.robustbench='Standard'", "not 'digits'"]),
+    ({'teacher.path': ''}, ['teacher.path=FILE', 'teacher.robustbench=ID']),
+    ({'eps': float('nan')}, ['eps=nan']),
+    ({'augment.pad': 8}, ['augment.pad=8', '[0, 7]']),
+    ({'eval.attacks': ()}, ['eval.attacks=()']),
+    ({'eval.attacks': ('clean', 'clean')}, ['eval.attacks', 'each once']),
+    ({'eval.curve_attacks': ()}, ['eval.curve_attacks=()']),
+    ({'data.name': 'five.npz'}, ['(8, 8, 5)', '1 or 3 channels']),
+    ({'data.name': 'wide.npz'}, ['(8, 12, 3)', 'square']),
+    ({'data.name': 'single.npz'}, ['num_classes=1']),
+    ({'data.name': 'small.npz'}, ["features.tap='layer3'", '(1, 1, 16)']),
+])
+def test_mistake_is_one_line(changes, words, odd_data):
+  config = digits.get_config('smoke')
+  if 'data.name' in changes:
+    changes = changes | {'data.name': str(odd_data / changes['data.name'])}
+  config.update_from_flattened_dict(changes)
+  with pytest.raises((ValueError, OSError)) as error:
+    experiment.build(config)
+  message = str(error.value)
+  assert '\n' not in message
+  for word in words:
+    assert word in message
+
+
+@pytest.mark.parametrize('step_size, expected', [
+    (None, 0.02), (0.02, 0.02), (0.05, 0.05)])
+def test_step_size_is_a_quarter_of_the_radius_unless_set(step_size, expected):
+  config = digits.get_config('smoke')
+  config.eps, config.step_size = 0.08, step_size
+  run = experiment.build(config, tuple(jax.devices()[:1]))
+  assert run.margin_attack.step_size == expected
+  assert run.distillation.inner.attack.step_size == expected
+  assert run.identity['step_size'] == expected
+
+
+@pytest.mark.parametrize('get_config', [
+    cifar10.get_config, cifar100.get_config, tiny_imagenet.get_config])
+@pytest.mark.parametrize('num_devices', [4, 8, 16])
+def test_paper_configs_divide_over_hosts(get_config, num_devices):
+  config = get_config()
+  for group in ('synthesis', 'distill', 'eval'):
+    assert config[group].batch_size % num_devices == 0
+
+
+def test_empty_text_unsets_an_option_of_a_network():
+  config = digits.get_config('smoke')
+  config.student.activation = config.student.shortcut = ''
+  run = experiment.build(config, tuple(jax.devices()[:1]))
+  assert run.config.student.activation is None
+  assert config.student.activation == ''  # Its owner's.
+  assert run.identity['student']['shortcut'] is None
+  assert export.student_network(run).build() == run.synthesis.student
+
+
+def test_own_data_of_two_classes(odd_data):
+  np.savez(odd_data / 'two.npz', x=np.zeros((6, 16, 16, 3), np.uint8),
+           y=np.arange(6) % 2)
+  config = digits.get_config('smoke')
+  config.data.name, config.data.noise_examples = str(odd_data / 'two.npz'), 0
+  run = experiment.build(config, tuple(jax.devices()[:1]))
+  assert (run.num_classes, run.image_shape) == (2, (16, 16, 3))

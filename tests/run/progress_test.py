@@ -1,0 +1,68 @@
+"""The bar on a terminal, plain lines elsewhere, and metrics."""
+
+import io
+import json
+import sys
+import time
+
+import pytest
+
+from ferd_jax.run import progress
+
+
+def test_epoch_line_and_metrics(tmp_path, capsys):
+  with progress.Progress(tmp_path, total_steps=4) as shown:
+    assert shown.last_epoch_seconds == 0
+    for _ in range(2):
+      shown.step('generator', {'loss': 1.5})
+    shown.epoch(1, 2, {'generator/loss': 1.5, 'generator/bn': 2.5,
+                       'kept_agreement': 0.75, 'probs': [0.5, 0.5],
+                       'seconds': 7.5})
+    assert shown.last_epoch_seconds == 7.5
+  line = capsys.readouterr().err
+  assert line.startswith('epoch 1/2: generator/loss 1.5, kept_agreement 0.75')
+  assert 'left' in line and 'bn' not in line and 'probs' not in line
+  metrics = json.loads((tmp_path / 'metrics.jsonl').read_text())
+  assert metrics == {'epoch': 1, 'generator/loss': 1.5, 'generator/bn': 2.5,
+                     'kept_agreement': 0.75, 'probs': [0.5, 0.5],
+                     'seconds': 7.5}
+
+
+class _Terminal(io.StringIO):
+
+  def isatty(self):
+    return True
+
+
+def test_bar_on_a_terminal(tmp_path, monkeypatch):
+  terminal = _Terminal()
+  monkeypatch.setattr(sys, 'stderr', terminal)
+  monkeypatch.setenv('COLUMNS', '110')
+  with pytest.raises(KeyboardInterrupt):
+    with progress.Progress(tmp_path, total_steps=4) as shown:
+      for _ in range(3):
+        time.sleep(0.15)  # longer than tqdm waits between two displays
+        shown.step('generator', {'bn': 2.5, 'loss': 1.5})
+      raise KeyboardInterrupt
+  *_, last, cleared, end = terminal.getvalue().split('\r')
+  assert last.startswith('generator:  75%')
+  # The time to go, and the loss before its terms.
+  assert '3/4' in last and '<' in last and 'loss=1.5, bn=2.5' in last
+  assert not cleared.strip() and not end  # what follows starts a clean line
+
+
+def test_damaged_metrics_are_named(tmp_path):
+  (tmp_path / 'metrics.jsonl').write_text('{"epoch": 1, "sec')
+  with pytest.raises(OSError, match=r'Cannot read .*metrics\.jsonl'):
+    progress.Progress(tmp_path, total_steps=4, done_epochs=1)
+
+
+def test_resuming_drops_epochs_that_were_not_saved(tmp_path):
+  lines = [json.dumps({'epoch': epoch}) for epoch in (1, 2, 3)]
+  (tmp_path / 'metrics.jsonl').write_text('\n'.join(lines) + '\n')
+  with progress.Progress(tmp_path, total_steps=8, done_epochs=1,
+                         done_steps=2) as shown:
+    shown.epoch(2, 4, {'again': 1.})
+  kept = (tmp_path / 'metrics.jsonl').read_text().splitlines()
+  assert [json.loads(line) for line in kept] == [
+      {'epoch': 1}, {'epoch': 2, 'again': 1.}]

@@ -1,0 +1,158 @@
+"""Tests of ferd_jax.class_weights: rules, fragilities, absent classes."""
+
+import hypothesis
+from hypothesis import strategies as st
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ferd_jax import losses
+from ferd_jax.synthesis import class_weights
+
+SOFTMAX = class_weights.Rule()
+MINMAX = class_weights.Rule(rule='minmax', absent='zero')
+
+
+def probabilities(fragility, rule):
+  return np.asarray(class_weights.probabilities(
+      jnp.asarray(fragility, jnp.float32), rule))
+
+
+def update(weights, margin_sums, counts, rule):
+  return class_weights.update(
+      weights, jnp.asarray(margin_sums, jnp.float32),
+      jnp.asarray(counts, jnp.float32), rule)
+
+
+fragilities = st.lists(st.floats(-20, 20, width=32), min_size=5, max_size=5)
+properties = hypothesis.settings(max_examples=25, deadline=None,
+                                 derandomize=True)
+
+
+@properties
+@hypothesis.given(fragilities)
+def test_minmax_is_bounded(fragility):
+  got = probabilities(fragility, MINMAX)
+  np.testing.assert_allclose(got.sum(), 1, rtol=1e-5)
+  assert got.max() / got.min() <= 4 * (1 + 1e-5)
+  assert got[np.argmax(fragility)] == got.max()
+  assert got[np.argmin(fragility)] == got.min()
+
+
+@properties
+@hypothesis.given(fragilities, st.floats(-10, 10), st.floats(0.2, 5))
+def test_softmax_ignores_constants(fragility, shift, tau):
+  rule = class_weights.Rule(tau=tau)
+  got = probabilities(fragility, rule)
+  np.testing.assert_allclose(got.sum(), 1, rtol=1e-5)
+  assert got[np.argmax(fragility)] == got.max()
+  np.testing.assert_allclose(
+      probabilities(np.add(fragility, shift), rule), got, rtol=1e-3, atol=1e-6)
+
+
+def test_softmax():
+  fragility = np.array([-2., 0.5, 1.])
+  for tau in (1., 0.5):
+    expected = np.exp(fragility / tau)
+    np.testing.assert_allclose(
+        probabilities(fragility, class_weights.Rule(tau=tau)),
+        expected / expected.sum(), rtol=1e-5)
+
+
+def test_minmax():
+  # Scaled to 0, 1/4, 1/2 and 1, then to 0.05 .. 0.2.
+  weights = np.array([0.05, 0.0875, 0.125, 0.2])
+  np.testing.assert_allclose(probabilities([-4., -2., 0., 4.], MINMAX),
+                             weights / weights.sum(), rtol=1e-5)
+  other = class_weights.Rule(rule='minmax', range=(1., 3.))
+  np.testing.assert_allclose(probabilities([0., 1.], other), [0.25, 0.75],
+                             rtol=1e-5)
+
+
+@pytest.mark.parametrize(('num_classes', 'largest'),
+                         [(10, 0.3077), (100, 0.0388), (200, 0.0197)])
+def test_largest_minmax_probability(num_classes, largest):
+  fragility = np.zeros(num_classes)
+  fragility[3] = 1
+  got = probabilities(fragility, MINMAX)
+  assert got.argmax() == 3
+  np.testing.assert_allclose(got[3], largest, atol=5e-5)
+
+
+@pytest.mark.parametrize('rule', class_weights.RULES)
+def test_equal_fragilities_give_equal_probabilities(rule):
+  np.testing.assert_allclose(
+      probabilities(np.full(7, -3.), class_weights.Rule(rule=rule)), 1 / 7,
+      rtol=1e-5)
+
+
+def test_uniform_rule_ignores_fragilities():
+  np.testing.assert_allclose(
+      probabilities([1., 2., 9.], class_weights.Rule(rule='uniform')), 1 / 3,
+      rtol=1e-6)
+
+
+def test_init_is_uniform():
+  got = class_weights.init(4)
+  np.testing.assert_array_equal(got.probs, np.full(4, 0.25))
+  assert not got.measured.any()
+
+
+def test_fragility_is_the_mean_negative_margin():
+  logits = jnp.array([[3., 1., 0.], [0., 2., 5.], [1., 4., 3.], [-9., -7., -8.],
+                      [0., 0., 6.]])
+  labels = np.array([0, 0, 1, 1, 2])
+  margins = np.asarray(losses.margin(logits, labels))
+  sums = np.bincount(labels, margins)
+  got = update(class_weights.init(3), sums, np.bincount(labels), SOFTMAX)
+  # Margins: 2 and -5; 1 and 1; 6.
+  np.testing.assert_allclose(got.fragility, [1.5, -1, -6], rtol=1e-6)
+  expected = np.exp([1.5, -1, -6])
+  np.testing.assert_allclose(got.probs, expected / expected.sum(), rtol=1e-5)
+  assert got.measured.all()
+
+
+def rule(absent):
+  return class_weights.Rule(absent=absent)
+
+
+def test_carry_keeps_the_last_measured_fragility():
+  first = update(class_weights.init(3), [4., -2., 3.], [2, 1, 1],
+                 rule('carry'))
+  second = update(first, [0., 10., 0.], [0, 2, 0], rule('carry'))
+  np.testing.assert_allclose(second.fragility, [-2, -5, -3])
+  third = update(second, [1., 0., 0.], [1, 0, 0], rule('carry'))
+  np.testing.assert_allclose(third.fragility, [-1, -5, -3])
+
+
+def test_carry_gives_the_mean_to_classes_never_measured():
+  first = update(class_weights.init(4), [4., 0., -6., 0.], [1, 0, 1, 0],
+                 rule('carry'))
+  np.testing.assert_allclose(first.fragility, [-4, 1, 6, 1])
+  np.testing.assert_array_equal(first.measured, [True, False, True, False])
+  # Later the mean is taken anew, over carried fragilities too.
+  second = update(first, [0., -2., 0., 0.], [0, 1, 0, 0], rule('carry'))
+  np.testing.assert_allclose(second.fragility, [-4, 2, 6, 4 / 3], rtol=1e-6)
+
+
+def test_absent_mean_is_of_the_classes_present():
+  first = update(class_weights.init(3), [4., -2., 3.], [2, 1, 1], rule('mean'))
+  second = update(first, [0., 10., 4.], [0, 2, 1], rule('mean'))
+  np.testing.assert_allclose(second.fragility, [-4.5, -5, -4])
+
+
+def test_absent_zero():
+  first = update(class_weights.init(3), [4., 2., 3.], [2, 1, 1], rule('zero'))
+  second = update(first, [0., 10., 4.], [0, 2, 1], rule('zero'))
+  np.testing.assert_allclose(second.fragility, [0, -5, -4])
+  # Where the teacher is robust, an absent class is drawn most.
+  assert np.argmax(second.probs) == 0
+
+
+@pytest.mark.parametrize(('options', 'message'), [
+    ({'rule': 'max'}, "rule='max'"), ({'absent': 'skip'}, "absent='skip'"),
+    ({'tau': 0.}, 'tau=0.0'), ({'range': (0.2, 0.05)}, r'range=\(0.2, 0.05\)'),
+    ({'range': (0., 1.)}, 'range=0.0')])
+def test_invalid_rules(options, message):
+  with pytest.raises(ValueError, match=message):
+    class_weights.Rule(**options)

@@ -1,0 +1,168 @@
+"""Tests of ferd_jax.pool."""
+
+from etils import epath
+import hypothesis
+from hypothesis import strategies as st
+import numpy as np
+import pytest
+
+from ferd_jax.synthesis import pool as pools
+
+SHAPE = (4, 4, 1)
+
+
+def draw(size, seed):
+  rng = np.random.default_rng(seed)
+  return (rng.uniform(size=(size, *SHAPE)).astype(np.float32),
+          rng.integers(0, 10, size))
+
+
+def filled(epochs, size, dtype='float32', capacity=None):
+  pool = pools.Pool.empty(capacity or epochs * size, SHAPE, dtype)
+  for epoch in range(epochs):
+    pool.append(*draw(size, epoch))
+  return pool
+
+
+def test_grows_by_a_batch_an_epoch_and_keeps_the_first_images():
+  pool = pools.Pool.empty(15, SHAPE)
+  storage = pool.images
+  for epoch in range(5):
+    pool.append(*draw(3, epoch))
+    assert pool.count == 3 * (epoch + 1)
+  assert pool.images is storage  # Nothing was copied.
+  for epoch in range(5):
+    images, labels = pool.take(np.arange(3 * epoch, 3 * epoch + 3))
+    expected_images, expected_labels = draw(3, epoch)
+    np.testing.assert_array_equal(images, expected_images)
+    np.testing.assert_array_equal(labels, expected_labels)
+  assert images.dtype == np.float32 and labels.dtype == np.int32
+
+
+def test_a_full_pool_takes_no_more():
+  pool = filled(2, 3)
+  with pytest.raises(ValueError):
+    pool.append(*draw(3, 9))
+  assert pool.count == 6
+
+
+@pytest.mark.parametrize('dtype', pools.DTYPES)
+def test_images_stay_in_range(dtype):
+  pool = pools.Pool.empty(2, SHAPE, dtype)
+  pool.append(np.stack([np.zeros(SHAPE), np.ones(SHAPE)]), np.arange(2))
+  images, _ = pool.take(np.arange(2))
+  assert images.dtype == np.float32
+  np.testing.assert_array_equal(images[:, 0, 0, 0], [0, 1])
+  images, _ = filled(1, 8, dtype).take(np.arange(8))
+  assert 0 <= images.min() < 0.1 and 0.9 < images.max() <= 1
+
+
+def test_uint8_rounds_to_the_nearest_level():
+  values = np.array([0.4, 0.6, 1.4, 254.4, 254.6], np.float32) / 255
+  pool = pools.Pool.empty(5, (1, 1, 1), 'uint8')
+  pool.append(values.reshape(5, 1, 1, 1), np.zeros(5))
+  np.testing.assert_array_equal(pool.images.ravel(), [0, 1, 1, 254, 255])
+  exact = draw(8, 0)[0]
+  rounded, _ = filled(1, 8, 'uint8').take(np.arange(8))
+  assert np.abs(rounded - exact).max() <= 0.5 / 255 + 1e-7
+
+
+def test_unknown_dtype():
+  with pytest.raises(ValueError, match="dtype='float16'"):
+    pools.Pool.empty(2, SHAPE, 'float16')
+
+
+@hypothesis.settings(max_examples=60, deadline=None, derandomize=True)
+@hypothesis.given(count=st.integers(1, 40), batch_size=st.integers(1, 50),
+                  num_batches=st.integers(1, 12))
+def test_plan_draws_every_image_floor_or_ceil_times(count, batch_size,
+                                                    num_batches):
+  plan = pools.index_plan(np.random.default_rng(0), count, batch_size,
+                          num_batches)
+  assert plan.shape == (num_batches, batch_size)
+  times = np.bincount(plan.ravel(), minlength=count)
+  assert len(times) == count
+  assert set(times) <= {plan.size // count, -(-plan.size // count)}
+  for first in range(0, plan.size - count + 1, count):
+    one_pass = plan.ravel()[first:first + count]
+    np.testing.assert_array_equal(np.sort(one_pass), np.arange(count))
+
+
+def test_plan_reshuffles_each_pass_and_depends_on_the_generator_only():
+  plan = pools.index_plan(np.random.default_rng(0), 20, 10, 4)
+  first, second = plan.reshape(2, 20)
+  assert not np.array_equal(first, second)
+  assert not np.array_equal(first, np.arange(20))
+  again = pools.index_plan(np.random.default_rng(0), 20, 10, 4)
+  np.testing.assert_array_equal(again, plan)
+  other = pools.index_plan(np.random.default_rng(1), 20, 10, 4)
+  assert not np.array_equal(other, plan)
+
+
+def test_batches_cover_the_filled_part():
+  pool = filled(2, 3, capacity=30)
+  batches = list(pool.batches(np.random.default_rng(0), 4, 3))
+  assert [images.shape for images, _ in batches] == [(4, *SHAPE)] * 3
+  images = np.concatenate([images for images, _ in batches])
+  labels = np.concatenate([labels for _, labels in batches])
+  for i in range(6):
+    same = (images == pool.images[i]).all((1, 2, 3))
+    assert same.sum() == 2
+    assert (labels[same] == pool.labels[i]).all()
+
+
+@pytest.mark.parametrize('dtype', pools.DTYPES)
+def test_restored_pool_equals_the_saved_one(tmp_path, dtype):
+  directory = epath.Path(tmp_path) / 'pool'
+  pool = pools.Pool.empty(12, SHAPE, dtype)
+  for epoch in (1, 2, 3):
+    pool.append(*draw(3, epoch))
+    pool.save_last(directory, epoch, 3)
+  restored = pools.Pool.empty(12, SHAPE, dtype)
+  restored.restore(directory, 3)
+  assert restored.count == 9
+  np.testing.assert_array_equal(restored.images, pool.images)
+  np.testing.assert_array_equal(restored.labels, pool.labels)
+  # An older epoch, as after a checkpoint that was not the last.
+  earlier = pools.Pool.empty(12, SHAPE, dtype)
+  earlier.restore(directory, 2)
+  assert earlier.count == 6
+  np.testing.assert_array_equal(earlier.images[:6], pool.images[:6])
+  earlier.append(*draw(3, 3))
+  np.testing.assert_array_equal(earlier.images, pool.images)
+
+
+def test_saved_files_do_not_grow_with_the_pool(tmp_path):
+  directory = epath.Path(tmp_path)
+  pool = pools.Pool.empty(30, SHAPE)
+  for epoch in range(1, 11):
+    pool.append(*draw(3, epoch))
+    pool.save_last(directory, epoch, 3)
+  sizes = {path.stat().st_size for path in tmp_path.iterdir()}
+  assert len(list(tmp_path.iterdir())) == 10  # No partial file is left.
+  assert len(sizes) == 1
+
+
+def test_saving_an_epoch_again_replaces_its_file(tmp_path):
+  directory = epath.Path(tmp_path)
+  for seed in (1, 2):
+    pool = pools.Pool.empty(3, SHAPE)
+    pool.append(*draw(3, seed))
+    pool.save_last(directory, 1, 3)
+  restored = pools.Pool.empty(3, SHAPE)
+  restored.restore(directory, 1)
+  np.testing.assert_array_equal(restored.images, draw(3, 2)[0])
+
+
+def test_missing_epoch(tmp_path):
+  filled(1, 3).save_last(epath.Path(tmp_path), 1, 3)
+  with pytest.raises(FileNotFoundError, match='epoch_00002'):
+    pools.Pool.empty(6, SHAPE).restore(epath.Path(tmp_path), 2)
+
+
+def test_damaged_file_is_named(tmp_path):
+  filled(1, 3).save_last(epath.Path(tmp_path), 1, 3)
+  path, = tmp_path.iterdir()
+  path.write_bytes(path.read_bytes()[:200])
+  with pytest.raises(OSError, match=r'Cannot read .*epoch_00001\.npz'):
+    pools.Pool.empty(3, SHAPE).restore(epath.Path(tmp_path), 1)

@@ -1,0 +1,79 @@
+"""Tests of ferd_jax.native."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from ferd_jax import models
+from ferd_jax.weights import native
+
+NETWORK = native.Network('wrn_10_1', 1, 3, {
+    'width': 4, 'mean': (0.5,), 'std': (0.25,), 'activation': 'silu'})
+GENERATOR = native.Network('generator', 1, None,
+                           {'side': 8, 'width': 4, 'nz': 5})
+
+
+def drawn(network, seed=0):
+  rng = np.random.default_rng(seed)
+  shapes = jax.eval_shape(lambda key: models.init_variables(
+      network.build(), key, network.input_shape), jax.random.key(0))
+  return jax.tree.map(
+      lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), shapes)
+
+
+@pytest.mark.parametrize('network', [NETWORK, GENERATOR],
+                         ids=lambda network: network.arch)
+@pytest.mark.parametrize('name', ['net.npz', 'net'])
+def test_round_trip(tmp_path, network, name):
+  path, variables = tmp_path / name, drawn(network)
+  native.write(path, network, drawn(network, seed=1))
+  native.write(path, network, variables)  # Replaces what is there.
+  assert native.is_native(path)
+  found, again = native.read(path)
+  assert found == network and found.build() == network.build()
+  assert jax.tree.structure(again) == jax.tree.structure(variables)
+  jax.tree.map(np.testing.assert_array_equal, again, variables)
+  assert sorted(p.name for p in tmp_path.iterdir()) == [name]
+
+
+def test_what_is_in_an_npz(tmp_path):
+  native.write(tmp_path / 'net.npz', NETWORK, drawn(NETWORK))
+  with np.load(tmp_path / 'net.npz', allow_pickle=False) as arrays:
+    assert arrays['params/conv1/kernel'].shape == (3, 3, 1, 4)
+    assert json.loads(str(arrays['network.json']))['arch'] == 'wrn_10_1'
+
+
+def test_what_is_no_network(tmp_path):
+  np.savez(tmp_path / 'other.npz', x=np.zeros(3))
+  (tmp_path / 'text.npz').write_text('hello')
+  (tmp_path / 'directory').mkdir()
+  for name in ('other.npz', 'text.npz', 'directory'):
+    assert not native.is_native(tmp_path / name)
+    with pytest.raises(ValueError, match=f'{name}: it holds no network.json'):
+      native.read(tmp_path / name)
+  assert not native.is_native(tmp_path / 'nothing')
+  with pytest.raises(FileNotFoundError, match='nothing'):
+    native.read(tmp_path / 'nothing')
+  with pytest.raises(ValueError, match='Expected a new directory'):
+    native.write(tmp_path / 'directory', NETWORK, drawn(NETWORK))
+
+
+def test_damaged_networks(tmp_path):
+  path = tmp_path / 'net.npz'
+  native.write(path, NETWORK, drawn(NETWORK))
+  with np.load(path) as arrays:
+    flat = dict(arrays)
+  for change in ({'params/conv1/kernel': np.zeros((3, 3, 1, 5))},
+                 {'params/more': np.zeros(2)},
+                 {'network.json': np.array('{"arch": "vgg"}')}):
+    np.savez(path, **flat | change)
+    with pytest.raises(ValueError, match='net.npz, which may be damaged'):
+      native.read(path)
+  directory = tmp_path / 'net'
+  native.write(directory, NETWORK, drawn(NETWORK))
+  text = (directory / 'network.json').read_text()
+  (directory / 'network.json').write_text(text.replace('_10_1', '_16_1'))
+  with pytest.raises(ValueError, match='which may be damaged'):
+    native.read(directory)

@@ -1,0 +1,228 @@
+"""Tests of ferd_jax.weights.robustbench and the command `teachers`.
+
+None touches the internet.
+"""
+
+import collections
+import http.server
+import os
+import re
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+
+from ferd_jax import models
+from ferd_jax import teachers
+from ferd_jax import torch_io
+from ferd_jax.weights import robustbench
+
+
+def test_table():
+  entries = robustbench.entries()
+  counts = collections.Counter(entry.dataset for entry in entries)
+  assert counts == {'cifar10': 59, 'cifar100': 31}
+  keys = {(entry.dataset, entry.id) for entry in entries}
+  assert len(keys) == len(entries)
+  addresses = [entry.address for entry in entries]
+  assert len(set(addresses)) == len(addresses)
+  for entry in entries:
+    assert re.fullmatch(r'https://drive\.google\.com/uc\?id=[\w-]{33}',
+                        entry.address)
+    assert 0 <= entry.autoattack < entry.clean < 1
+    assert entry.eps in ('8/255', '0.031')
+    assert (entry.options['padding'] == 'same') == entry.arch.startswith('dm_')
+
+
+@pytest.mark.parametrize('entry', robustbench.entries(),
+                         ids=lambda entry: f'{entry.dataset}-{entry.id}')
+def test_every_entry_builds(entry):
+  model = models.build(entry.arch, 10, **entry.options)
+  for name, value in entry.options.items():
+    assert getattr(model, name) == value
+  assert model.mean is None or len(model.mean) in (1, 3)
+
+
+@pytest.mark.parametrize(('dataset', 'name', 'arch', 'clean', 'options'), [
+    ('cifar10', 'Chen2021LTD_WRN34_10', 'wrn_34_10', 0.8521,
+     {'activation': 'relu', 'padding': 'both'}),
+    ('cifar10', 'Hendrycks2019Using', 'wrn_28_10', 0.8711,
+     {'activation': 'relu', 'padding': 'both', 'mean': (0.5,),
+      'std': (0.5,)}),
+    ('cifar10', 'Wang2023Better_WRN-28-10', 'dm_wrn_28_10', 0.9244,
+     {'activation': 'silu', 'padding': 'same',
+      'mean': (0.4914, 0.4822, 0.4465), 'std': (0.2471, 0.2435, 0.2616)}),
+    ('cifar10', 'Wong2020Fast', 'preact_resnet18', 0.8334,
+     {'activation': 'relu', 'padding': 'both', 'shortcut_input': 'input',
+      'final_bn': False, 'mean': (0.4914, 0.4822, 0.4465),
+      'std': (0.2471, 0.2435, 0.2616)}),
+    ('cifar10', 'Engstrom2019Robustness', 'resnet50', 0.8703,
+     {'activation': 'relu', 'padding': 'both',
+      'mean': (0.4914, 0.4822, 0.4465), 'std': (0.2023, 0.1994, 0.2010)}),
+    ('cifar100', 'Addepalli2021Towards_PARN18', 'preact_resnet18', 0.6202,
+     {'activation': 'relu', 'padding': 'both', 'shortcut_input': 'preact',
+      'final_bn': True}),
+    ('cifar100', 'Gowal2020Uncovering', 'dm_wrn_70_16', 0.6086,
+     {'activation': 'silu', 'padding': 'same',
+      'mean': (0.5071, 0.4865, 0.4409), 'std': (0.2673, 0.2564, 0.2762)}),
+])
+def test_published_facts(dataset, name, arch, clean, options):
+  entry = robustbench.find(dataset, name)
+  assert entry.arch == arch and entry.clean == pytest.approx(clean)
+  assert entry.options == options
+  assert (entry.select, robustbench.find(
+      'cifar10', 'Andriushchenko2020Understanding').select) == (None, 'last')
+
+
+@pytest.mark.parametrize(('dataset', 'name', 'message'), [
+    ('cifar10', 'Rice2020', 'did you mean Rice2020Overfitting'),
+    ('cifar10', 'chen2021ltd_wrn34_10', 'did you mean Chen2021LTD_WRN34_10'),
+    ('cifar10', 'Cui2023Decoupled_WRN-34-10_autoaug', 'one of cifar100'),
+    ('cifar100', 'xyz', 'id of cifar100; python -m ferd_jax.teachers list'),
+    ('digits', 'Standard', "data set cifar10 or cifar100, not 'digits'"),
+])
+def test_unknown_ids(dataset, name, message):
+  with pytest.raises(ValueError, match=message):
+    robustbench.find(dataset, name)
+
+
+def test_options_beside_an_id():
+  entry = robustbench.find('cifar10', 'Wong2020Fast')
+  assert entry.options_with({'mean': [0.4914, 0.4822, 0.4465],
+                             'activation': 'relu'}) == entry.options
+  for given in ({'activation': 'silu'}, {'width': 8}):
+    with pytest.raises(ValueError, match="beside robustbench='Wong2020Fast'"):
+      entry.options_with(given)
+
+
+def test_cache(monkeypatch):
+  entry = robustbench.find('cifar100', 'Rice2020Overfitting')
+  for variables, start in [
+      ({'FERD_JAX_CACHE': '/a', 'XDG_CACHE_HOME': '/b'}, '/a/'),
+      ({'XDG_CACHE_HOME': '/b'}, '/b/ferd_jax/'),
+      ({'HOME': '/c'}, '/c/.cache/ferd_jax/')]:
+    for name in ('FERD_JAX_CACHE', 'XDG_CACHE_HOME'):
+      monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+      monkeypatch.setenv(name, value)
+    assert str(robustbench.cached_path(entry)) == (
+        f'{start}teachers/cifar100/Rice2020Overfitting.pt')
+
+
+class Server(http.server.BaseHTTPRequestHandler):
+  """Serves what a path of a test stands for."""
+  weights = b''
+  requests: list[str] = []
+
+  def do_GET(self):
+    self.requests.append(self.path)
+    path, _, query = self.path.partition('?')
+    kind, body, length = 'application/octet-stream', self.weights, None
+    if path == '/gone':
+      self.send_error(404)
+      return
+    if path == '/short':
+      body, length = body[:-10], len(body)
+    if path == '/quota':
+      kind, body = 'text/html', b'<html><p>Too many users</p></html>'
+    if path == '/page':  # A page that says it is a file.
+      body = b'<!DOCTYPE html><html></html>'
+    if path == '/form' and not query:
+      kind, body = 'text/html', (
+          b'<html><form id="download-form" action="/form" method="get">'
+          b'<input type="submit" value="Download anyway"/>'
+          b'<input type="hidden" name="id" value="a b">'
+          b'<input type="hidden" name="uuid" value="7"></form></html>')
+    self.send_response(200)
+    self.send_header('Content-Type', kind)
+    self.send_header('Content-Length', str(length or len(body)))
+    self.end_headers()
+    self.wfile.write(body)
+
+  def log_message(self, *args):
+    pass
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+  monkeypatch.setenv('FERD_JAX_CACHE', str(tmp_path / 'cache'))
+  torch_io.write_state_dict(tmp_path / 'net.pt', {'a': np.zeros((40, 40))})
+  Server.weights = (tmp_path / 'net.pt').read_bytes()
+  Server.requests = []
+  server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Server)
+  thread = threading.Thread(target=server.serve_forever)
+  thread.start()
+  yield f'http://127.0.0.1:{server.server_port}'
+  server.shutdown()
+  thread.join()
+  server.server_close()
+
+
+def entry_at(address):
+  known = robustbench.find('cifar10', 'Standard')
+  return type(known)(**vars(known) | {'address': address})
+
+
+@pytest.mark.parametrize(('path', 'requests'), [
+    ('/net', ['/net']), ('/form', ['/form', '/form?id=a+b&uuid=7'])])
+def test_fetch(server, path, requests):
+  entry = entry_at(server + path)
+  for _ in range(2):  # The second time it is there.
+    fetched = robustbench.fetch(entry)
+    assert fetched == robustbench.cached_path(entry)
+    assert fetched.read_bytes() == Server.weights
+    assert [p.name for p in fetched.parent.iterdir()] == ['Standard.pt']
+  assert Server.requests == requests
+
+
+@pytest.mark.parametrize(('path', 'reason'), [
+    ('/gone', '404'), ('/short', r'[\d,]+ of [\d,]+ bytes came|Incomplete'),
+    ('/quota', 'a page instead of the file'), ('/page', 'HTML page')])
+def test_failed_downloads_say_which_file_to_put_where(server, path, reason):
+  entry = entry_at(server + path)
+  with pytest.raises(OSError, match=reason) as error:
+    robustbench.fetch(entry)
+  message = str(error.value)
+  assert entry.address in message
+  assert f'put it at {robustbench.cached_path(entry)}' in message
+  assert '\n' not in message
+  assert list(robustbench.cached_path(entry).parent.iterdir()) == []
+
+
+def test_without_a_network(tmp_path, monkeypatch, capsys):
+  monkeypatch.setenv('FERD_JAX_CACHE', str(tmp_path))
+  def refuse(*args, **kwargs):
+    raise OSError('Name or service not known')
+  monkeypatch.setattr(robustbench.request, 'urlopen', refuse)
+  with pytest.raises(SystemExit) as stop:
+    teachers.main(['fetch', 'cifar10', 'Rice2020Overfitting'])
+  assert 'Name or service not known' in stop.value.code
+  assert f'put it at {tmp_path}/teachers/cifar10/Rice' in stop.value.code
+  with pytest.raises(SystemExit, match='error: .*did you mean'):
+    teachers.main(['fetch', 'cifar10', 'Rice2020'])
+
+
+def test_list(capsys):
+  teachers.main(['list'])
+  lines = capsys.readouterr().out.splitlines()
+  assert len(lines) == 91
+  assert re.search(r'cifar100 +Rice2020Overfitting +preact_resnet18 +53.83% '
+                   r'+18.95% +8/255 +relu, shortcut_input preact, normalised$',
+                   '\n'.join(lines), re.MULTILINE)
+  teachers.main(['list', '--dataset=cifar100'])
+  assert len(capsys.readouterr().out.splitlines()) == 32
+
+
+def test_list_cut_short(tmp_path):
+  # As by `| head`: nobody reads on.
+  reader, writer = os.pipe()
+  os.close(reader)
+  with open(tmp_path / 'errors', 'w') as errors:
+    done = subprocess.run(
+        [sys.executable, '-m', 'ferd_jax.teachers', 'list'], stdout=writer,
+        stderr=errors, check=False)
+  os.close(writer)
+  assert done.returncode == 0
+  assert not (tmp_path / 'errors').read_text()
