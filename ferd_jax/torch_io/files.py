@@ -17,6 +17,7 @@ import safetensors
 import safetensors.numpy
 
 from ferd_jax.core import atomic
+from ferd_jax.core import errors
 from ferd_jax.core import validate
 from ferd_jax.torch_io import pickled
 from ferd_jax.torch_io import torch_file
@@ -71,9 +72,8 @@ def read_state_dict(path: str | os.PathLike[str],
   except Exception as error:
     # The libraries raise errors of their own kinds for damaged files, with
     # messages of many lines.
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     raise ValueError(f'Cannot read {path}, which may be damaged or hold more '
-                     f'than a state dict: {reason}') from error
+                     f'than a state dict: {errors.reason(error)}') from error
   try:
     return strip_prefixes(_numpy_types(_unwrap(loaded, select)))
   except pickled.Refusal as error:

@@ -19,6 +19,7 @@ import zipfile
 import jax.numpy as jnp
 import numpy as np
 
+from ferd_jax.core import errors
 from ferd_jax.torch_io import pickled
 
 # Tensors may show elements of their storage again and again (`expand`). With
@@ -68,9 +69,8 @@ def read(path: str | os.PathLike[str]) -> Any:
     raise
   except Exception as error:
     # The zipfile module has errors of many kinds for damaged archives.
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-    raise pickled.Refusal(f'it is damaged, download it again ({reason}).'
-                          ) from error
+    raise pickled.Refusal('it is damaged, download it again '
+                          f'({errors.reason(error)}).') from error
 
 
 def write(file: BinaryIO, state_dict: Mapping[str, np.ndarray]) -> None:

@@ -22,6 +22,7 @@ from orbax import checkpoint as ocp
 
 from ferd_jax import models
 from ferd_jax.core import atomic
+from ferd_jax.core import errors
 
 _NETWORK = 'network.json'  # Also the name of the array in an .npz.
 _VARIABLES = 'variables'
@@ -135,9 +136,8 @@ def read(path: os.PathLike[str] | str) -> tuple[Network, dict[str, Any]]:
     network, variables = (_read_directory if path.is_dir() else _read_file)(
         path)
   except Exception as error:  # Damage shows in errors of many kinds.
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-    raise ValueError(f'Cannot read {path}, which may be damaged: {reason}'
-                     ) from error
+    raise ValueError(f'Cannot read {path}, which may be damaged: '
+                     f'{errors.reason(error)}') from error
   return network, variables
 
 
