@@ -9,6 +9,7 @@
 import argparse
 from collections.abc import Sequence
 import dataclasses
+import functools
 import json
 import math
 import pathlib
@@ -28,6 +29,7 @@ from ferd_jax.attacks import saved
 from ferd_jax.core import atomic
 from ferd_jax.core import loops
 from ferd_jax.core import parallel as parallels
+from ferd_jax.core import reporting
 from ferd_jax.core import validate
 from ferd_jax.evaluation import robustness
 from ferd_jax.evaluation import tables
@@ -71,7 +73,9 @@ class Subject:
 def evaluate(subject: Subject, names: Sequence[str], eps: float,
              parallel: parallels.Parallel, *, norm: str = 'Linf',
              seed: int = 0, batch_size: int = 128, targets: bool = False,
-             state_dir: str | None = None) -> dict[str, Any]:
+             state_dir: str | None = None,
+             reporter: reporting.Reporter = reporting.SILENT
+             ) -> dict[str, Any]:
   """Returns how robust and fair the models are at one radius, JSON values.
 
   Args:
@@ -85,6 +89,7 @@ def evaluate(subject: Subject, names: Sequence[str], eps: float,
     targets: whether to attack every wrong class of every image, too.
     state_dir: where an AutoAttack keeps its state, so that one that was
       interrupted is gone on with, and one that is done is not repeated.
+    reporter: shows what is done, and what each attack has left.
 
   Raises:
     FloatingPointError: for logits that are not finite.
@@ -108,31 +113,32 @@ def evaluate(subject: Subject, names: Sequence[str], eps: float,
   if targets:
     results['targets'] = {}
   for name, (model, variables) in subject.models.items():
-    print(f'{name}, {norm} eps {eps:.5f}:', file=sys.stderr)
+    reporter.line(f'{name}, {norm} eps {eps:.5f}:')
     variables = parallel.replicate(variables)
     evaluator = robustness.evaluator(model, names, eps, num_classes,
                                      batch_size, parallel, norm=norm)
-    results['models'][name] = evaluator(variables, images, labels, key, names,
-                                        state_dir=state_dir, on_result=_show)
+    results['models'][name] = evaluator(
+        variables, images, labels, key, names, state_dir=state_dir,
+        on_result=functools.partial(_show, reporter), reporter=reporter)
     clean = results['models'][name].get(robustness.CLEAN)
     if clean is not None and name != 'student':
       doubt = loading.implausible(clean['average'], len(labels), num_classes,
                                   subject.published)
       if doubt:
-        print(f'Warning: {doubt}', file=sys.stderr)
+        reporter.line(f'Warning: {doubt}')
     if targets:
       analysis = target_analysis.TargetAnalysis(
           model, target_analysis.targeted_pgd20(eps, norm), num_classes,
           batch_size, parallel)
       results['targets'][name] = analysis(
-          variables, images, labels, key).json_values()
+          variables, images, labels, key, reporter=reporter).json_values()
   return tables.json_values(results)
 
 
-def _show(name, found):
-  """Prints what an attack has left."""
-  print(f'{name}: {found["average"]:.2%}, worst class {found["worst"]:.2%}',
-        file=sys.stderr, flush=True)
+def _show(reporter, name, found):
+  """Shows what an attack has left."""
+  reporter.line(
+      f'{name}: {found["average"]:.2%}, worst class {found["worst"]:.2%}')
 
 
 def from_run(workdir: pathlib.Path, args: argparse.Namespace) -> Subject:
@@ -394,7 +400,8 @@ def _sweep(args):
   for eps in radii:
     yield evaluate(
         subject, names, eps, parallel, norm=args.norm, seed=args.seed,
-        batch_size=batch_size, targets=args.targets, state_dir=args.state_dir)
+        batch_size=batch_size, targets=args.targets, state_dir=args.state_dir,
+        reporter=reporting.TERMINAL)
 
 
 def _check_writable(args):

@@ -7,7 +7,6 @@ import dataclasses
 import functools
 import hashlib
 import os
-import sys
 import time
 from typing import Any
 import warnings
@@ -16,7 +15,6 @@ import zlib
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tqdm
 
 import ferd_jax
 from ferd_jax.attacks import attack as attacks
@@ -26,6 +24,7 @@ from ferd_jax.attacks import saved
 from ferd_jax.attacks import slots
 from ferd_jax.attacks import square
 from ferd_jax.core import parallel as parallels
+from ferd_jax.core import reporting
 from ferd_jax.core import validate
 
 _CLEAN = -1  # of `broken_by`
@@ -504,11 +503,11 @@ class _Display:
   """
 
   def __init__(self, active, num_images):
-    self._active, self._num_images = active, num_images
-    self._bar = tqdm.tqdm(
-        desc='AutoAttack', leave=False, dynamic_ncols=True, smoothing=0.05,
-        bar_format='{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}',
-        disable=not (active and sys.stderr.isatty()))
+    self._reporter = (reporting.Terminal(active=True) if active
+                      else reporting.SILENT)
+    self._num_images = num_images
+    # What is counted, forward passes, says nothing to a person.
+    self._task = self._reporter.task('AutoAttack', unit='')
     self._started = self._last_line = time.monotonic()
     self._done = 0
 
@@ -517,10 +516,10 @@ class _Display:
     self._done += work
     now = time.monotonic()
     share = robust / self._num_images
-    if not self._bar.disable:
-      self._bar.total = self._done + remaining
-      self._bar.set_description(f'{name}: robust {share:.2%}', refresh=False)
-      self._bar.update(work)
+    if self._reporter.live:
+      self._task.resize(self._done + remaining)
+      self._task.rename(f'{name}: robust {share:.2%}')
+      self._task.advance(work)
     elif now > self._last_line + _LINE_EVERY:
       self._last_line = now
       self.line(f'{name}: robust accuracy {share:.2%} so far, '
@@ -534,18 +533,17 @@ class _Display:
 
   def line(self, text):
     """Prints a line above the bar."""
-    if self._active:
-      tqdm.tqdm.write(text, file=sys.stderr)
+    self._reporter.line(text)
 
   def close(self):
-    self._bar.close()
+    self._task.close()
 
   def _left(self, remaining):
     """Returns the time that `remaining` takes at the speed so far."""
     if remaining and not self._done:
       return '?'
     elapsed = time.monotonic() - self._started
-    return tqdm.tqdm.format_interval(elapsed / max(self._done, 1) * remaining)
+    return reporting.interval(elapsed / max(self._done, 1) * remaining)
 
 
 class _Borrowed:

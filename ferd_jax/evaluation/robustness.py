@@ -15,7 +15,6 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tqdm
 
 import ferd_jax
 from ferd_jax import attacks
@@ -23,6 +22,7 @@ from ferd_jax.attacks import checks
 from ferd_jax.attacks import saved
 from ferd_jax.core import collectives
 from ferd_jax.core import parallel as parallels
+from ferd_jax.core import reporting
 from ferd_jax.core import validate
 from ferd_jax.evaluation import metrics
 from ferd_jax.models import forward
@@ -114,7 +114,8 @@ class Evaluator:
   def __call__(self, variables: Any, images: np.ndarray, labels: np.ndarray,
                key: jax.Array, names: Sequence[str] | None = None, *,
                state_dir: epath.PathLike | None = None,
-               on_result: Callable[[str, dict], None] | None = None
+               on_result: Callable[[str, dict], None] | None = None,
+               reporter: reporting.Reporter = reporting.SILENT
                ) -> dict[str, dict]:
     """Returns, by attack name, the summary and the accuracy per class.
 
@@ -128,6 +129,8 @@ class Evaluator:
         interrupted is gone on with, and one that is done is not repeated.
       on_result: called with the name of every attack that is done and what is
         returned of it.
+      reporter: shows how far each attack is. An AutoAttack shows that itself,
+        on stderr, if the reporter shows anything.
 
     Returns:
       `metrics.summarise` of each attack, `per_class`, a list of C accuracies
@@ -146,9 +149,11 @@ class Evaluator:
       if name in AUTOATTACKS:
         number = self.autoattack_examples or number
         correct, notes = self._autoattack(
-            name, variables, images[:number], labels[:number], key, state_dir)
+            name, variables, images[:number], labels[:number], key, state_dir,
+            reporter)
       else:
-        correct = self._in_batches(name, variables, images, labels, key)
+        correct = self._in_batches(name, variables, images, labels, key,
+                                   reporter)
       if name == CLEAN:
         notes = {'warnings': checks.clean_accuracy(
             correct.sum() / number, self.num_classes)}
@@ -161,13 +166,10 @@ class Evaluator:
         on_result(name, report[name])
     return report
 
-  def _in_batches(self, name, variables, images, labels, key):
+  def _in_batches(self, name, variables, images, labels, key, reporter):
     """Returns the correct images of each class `[C]` under an attack."""
     key, correct = self.parallel.replicate(key), 0
-    with tqdm.tqdm(
-        desc=name, total=len(labels), unit='image', leave=False,
-        disable=None if jax.process_index() == 0 else True
-    ) as bar:  # None: on a terminal only.
+    with reporter.task(name, len(labels), 'image') as task:
       for batch in batches(images, labels, self.batch_size):
         size = int(batch.mask.sum())
         batch = self.parallel.shard(batch)
@@ -182,10 +184,11 @@ class Evaluator:
               f'{name}: the logits of {broken} images in a batch are not '
               'finite.')
         correct += found
-        bar.update(size)
+        task.advance(size)
     return correct
 
-  def _autoattack(self, name, variables, images, labels, key, state_dir):
+  def _autoattack(self, name, variables, images, labels, key, state_dir,
+                  reporter):
     """Returns the correct images of each class `[C]`, and what else it says."""
     images = as_float(images)
     state_file = None
@@ -203,7 +206,7 @@ class Evaluator:
       result = self.attacks[name](
           jax.tree_util.Partial(self.apply_fn, variables), key, images, labels,
           batch_size=self.batch_size, state_file=state_file,
-          parallel=self.parallel)
+          progress=reporter.active, parallel=self.parallel)
     per_class = result.per_class(self.num_classes)
     correct = np.bincount(labels[result.robust], minlength=self.num_classes)
     return correct, {

@@ -13,12 +13,12 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tqdm
 
 from ferd_jax import attacks
 from ferd_jax import losses
 from ferd_jax.core import collectives
 from ferd_jax.core import parallel as parallels
+from ferd_jax.core import reporting
 from ferd_jax.evaluation import robustness
 from ferd_jax.models import forward
 
@@ -101,7 +101,9 @@ class TargetAnalysis:
         functools.partial(_count, model, num_classes), (_R, _S, _S, _S), _R)
 
   def __call__(self, variables: Any, images: np.ndarray, labels: np.ndarray,
-               key: jax.Array) -> TargetMatrix:
+               key: jax.Array, *,
+               reporter: reporting.Reporter = reporting.SILENT
+               ) -> TargetMatrix:
     """Returns the matrix over all images and all wrong classes.
 
     Every image is attacked K - 1 times, from the same noise.
@@ -111,6 +113,7 @@ class TargetAnalysis:
       images: `[N, H, W, C]`, uint8 or float in [0, 1].
       labels: int `[N]`.
       key: typed PRNG key; the same for models to be compared.
+      reporter: shows how far it is.
 
     Raises:
       FloatingPointError: for logits that are not finite.
@@ -118,10 +121,8 @@ class TargetAnalysis:
     key = self._parallel.replicate(key)
     shape = (self._num_classes, self._num_classes)
     reached, fooled, tried = (np.zeros(shape, np.int64) for _ in range(3))
-    with tqdm.tqdm(
-        desc='targets', total=len(labels) * (self._num_classes - 1),
-        unit='image', leave=False,
-        disable=None if jax.process_index() == 0 else True) as bar:
+    with reporter.task('targets', len(labels) * (self._num_classes - 1),
+                       'image') as task:
       for batch in robustness.batches(images, labels, self._batch_size):
         size = int(batch.mask.sum())
         batch = self._parallel.shard(batch)
@@ -138,7 +139,7 @@ class TargetAnalysis:
                 'finite.')
           for total, count in zip((reached, fooled, tried), found, strict=True):
             total += count
-          bar.update(size)
+          task.advance(size)
     with np.errstate(invalid='ignore'):
       return TargetMatrix(reached / tried, fooled / tried, tried.max(axis=1),
                           len(labels))

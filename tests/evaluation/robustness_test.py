@@ -5,6 +5,7 @@ import pathlib
 
 import jax
 import jax.numpy as jnp
+import noting
 import numpy as np
 import pytest
 
@@ -16,6 +17,7 @@ from ferd_jax import torch_io
 from ferd_jax.core import collectives
 from ferd_jax.core import loops
 from ferd_jax.core import parallel
+from ferd_jax.core import reporting
 from ferd_jax.evaluation import robustness
 from ferd_jax.models import forward
 
@@ -103,6 +105,22 @@ def test_every_result_is_told_once_it_is_there(net, examples, monkeypatch):
   report = evaluator(variables, *examples, jax.random.key(1),
                      on_result=lambda *result: told.append(result))
   assert told == list(report.items()) and len(told) == 3
+
+
+def test_what_is_shown(net, examples, monkeypatch, capsys):
+  model, variables = net
+  evaluator = robustness.evaluator(model, ('clean', 'autoattack_fast'), _EPS,
+                                   3, 4, _mapping())
+  def shown(**options):
+    evaluator(variables, *examples, jax.random.key(1), **options)
+    return capsys.readouterr().err
+  assert not shown()  # Nothing by default.
+  reporter = noting.Reporter()
+  shown(reporter=reporter)
+  (task,) = reporter.tasks
+  assert task.started == ('clean', 11, 'image', 0) and task.closed
+  assert task.counts == [4, 4, 3]
+  assert 'apgd-t: robust accuracy' in shown(reporter=reporting.TERMINAL)
 
 
 def test_autoattack_gets_the_first_images(net, examples, expected):

@@ -5,6 +5,7 @@ import json
 
 import jax
 import jax.numpy as jnp
+import noting
 import numpy as np
 import pytest
 
@@ -66,8 +67,9 @@ def test_rates_do_not_depend_on_batches_or_devices(
   mapping = parallel.create('auto', tuple(jax.devices()[:num_devices]))
   analysis = target_analysis.TargetAnalysis(model, _ATTACK, 3, batch_size,
                                             mapping)
+  reporter = noting.Reporter()
   matrix = analysis(mapping.replicate(variables), *examples,
-                    jax.random.key(1))
+                    jax.random.key(1), reporter=reporter)
   reached, fooled, tried = expected
   with np.errstate(invalid='ignore'):
     np.testing.assert_array_equal(matrix.reached, reached / tried)
@@ -75,6 +77,9 @@ def test_rates_do_not_depend_on_batches_or_devices(
   np.testing.assert_array_equal(matrix.counts, tried.max(1))
   assert matrix.json_values()['num_examples'] == len(examples[1])
   assert tried.sum() > 0 and reached.sum() > 0
+  (task,) = reporter.tasks
+  assert task.started == ('targets', 2 * len(examples[1]), 'image', 0)
+  assert sum(task.counts) == 2 * len(examples[1]) and task.closed
   assert np.isnan(np.diag(matrix.reached)).all()
   known = ~np.isnan(matrix.reached)
   assert (matrix.reached[known] <= matrix.fooled[known]).all()
