@@ -81,7 +81,7 @@ def test_no_imports_go_in_circles():
 @pytest.mark.parametrize('library, owners', [
     ('tensorflow_datasets', {'data'}), ('torch', {'torch_twins', 'convert'}),
     ('orbax', {'run', 'weights'}),
-    ('tqdm', {'run', 'evaluation', 'data', 'attacks', 'weights'}),
+    ('tqdm', {'core', 'run'}),
     ('PIL', {'run', 'data'}), ('ml_collections', {'run'}),
     ('tensorflow', set())])
 def test_heavy_libraries_have_one_place(library, owners):

@@ -2,17 +2,13 @@
 
 from collections.abc import Sequence
 import dataclasses
+import functools
 import hashlib
-import http.client
-import os
 import pathlib
-import socket
-from urllib import request
 
-import tqdm
-
-_CHUNK_BYTES = 1 << 20
-_TIMEOUT_SECONDS = 60
+from ferd_jax.core import downloads
+from ferd_jax.core import errors
+from ferd_jax.core import reporting
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +32,9 @@ class Archive:
 
 
 def fetch(archives: Sequence[Archive], directory: pathlib.Path,
-          download: bool) -> list[pathlib.Path]:
+          download: bool,
+          reporter: reporting.Reporter = reporting.TERMINAL
+          ) -> list[pathlib.Path]:
   """Makes sure that a directory holds archives, unharmed.
 
   Files that are there, by whatever way they came, are verified; the others are
@@ -46,6 +44,7 @@ def fetch(archives: Sequence[Archive], directory: pathlib.Path,
     archives: the wanted files.
     directory: where they are or shall be.
     download: whether the network may be used.
+    reporter: shows downloads.
 
   Returns:
     Their paths, in the same order.
@@ -67,9 +66,12 @@ def fetch(archives: Sequence[Archive], directory: pathlib.Path,
       raise FileNotFoundError(
           _instructions(missing, directory, 'downloading is switched off'))
     try:
-      _download(missing[0], directory)
-    except (OSError, http.client.HTTPException) as error:
-      reason = f'download failed: {error}'
+      downloads.fetch(
+          missing[0].url, directory / missing[0].filename, reporter=reporter,
+          accept=functools.partial(_verify, archive=missing[0],
+                                   name=missing[0].url))
+    except OSError as error:
+      reason = f'download failed: {errors.reason(error)}'
       # Its causes are as many layers of the network as there are; the reason
       # says enough.
       raise FileNotFoundError(
@@ -85,26 +87,6 @@ def _instructions(missing: Sequence[Archive], directory: pathlib.Path,
       f'  {a.filename}  ({a.size:,} bytes, {a.algorithm} {a.checksum})\n'
       f'    from {a.url}' for a in missing)
   return f'Missing data ({reason}). Place in {directory}:\n{files}'
-
-
-def _download(archive: Archive, directory: pathlib.Path) -> None:
-  """Downloads and verifies a file; leaves nothing behind if that fails."""
-  directory.mkdir(parents=True, exist_ok=True)
-  # Host and process keep two downloads at once apart.
-  partial = directory / (
-      f'{archive.filename}.{socket.gethostname()}.{os.getpid()}.part')
-  try:
-    with (request.urlopen(archive.url, timeout=_TIMEOUT_SECONDS) as response,
-          open(partial, 'wb') as file,
-          tqdm.tqdm(desc=archive.filename, total=archive.size, unit='B',
-                    unit_scale=True) as progress):
-      while chunk := response.read(_CHUNK_BYTES):
-        file.write(chunk)
-        progress.update(len(chunk))
-    _verify(partial, archive, archive.url)
-    partial.replace(directory / archive.filename)
-  finally:
-    partial.unlink(missing_ok=True)
 
 
 def _verify(path: pathlib.Path, archive: Archive, name: str) -> None:

@@ -12,24 +12,21 @@ import dataclasses
 import difflib
 import functools
 from html import parser as html_parser
-import http.client
 from importlib import resources
 import os
 import pathlib
 import re
-import socket
 from typing import Any
 from urllib import parse
-from urllib import request
-
-import tqdm
 
 from ferd_jax import torch_io
+from ferd_jax.core import downloads
+from ferd_jax.core import errors
+from ferd_jax.core import reporting
 
 _LIST = 'python -m ferd_jax.teachers list'
 _CACHE = 'FERD_JAX_CACHE'
-_CHUNK_BYTES = 1 << 20
-_TIMEOUT_SECONDS = 60
+_PAGE_BYTES = 1 << 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,8 +128,13 @@ def cached_path(teacher: Teacher) -> pathlib.Path:
           / f'{teacher.id}.pt')
 
 
-def fetch(teacher: Teacher) -> pathlib.Path:
+def fetch(teacher: Teacher,
+          reporter: reporting.Reporter = reporting.TERMINAL) -> pathlib.Path:
   """Returns the file of a network, downloaded if it is not there.
+
+  Args:
+    teacher: the network.
+    reporter: shows the download.
 
   Raises:
     OSError: if it could not be downloaded; the message says which file to put
@@ -141,38 +143,15 @@ def fetch(teacher: Teacher) -> pathlib.Path:
   path = cached_path(teacher)
   if not path.exists():
     try:
-      _download(teacher.address, path)
-    except (OSError, ValueError, http.client.HTTPException) as error:
-      reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+      downloads.fetch(_direct(teacher.address), path, connect=_connect,
+                      accept=torch_io.check_format, reporter=reporter)
+    except (OSError, ValueError) as error:
       # Its causes are as many layers of the network as there are.
       raise OSError(
           f'The file of {teacher.id} is not there and could not be downloaded '
-          f'({reason}). Get it from {teacher.address} and put it at {path}, or '
-          'set teacher.path to where it is.') from None
+          f'({errors.reason(error)}). Get it from {teacher.address} and put it '
+          f'at {path}, or set teacher.path to where it is.') from None
   return path
-
-
-def _download(address, path):
-  """Downloads a file of weights; leaves nothing behind if that fails."""
-  path.parent.mkdir(parents=True, exist_ok=True)
-  # Host and process keep two downloads at once apart.
-  partial = path.parent / (
-      f'{path.name}.{socket.gethostname()}.{os.getpid()}.part')
-  try:
-    with _open(_direct(address)) as response, open(partial, 'wb') as file:
-      length = response.headers.get('Content-Length')
-      total = int(length) if length else None
-      with tqdm.tqdm(desc=path.stem, total=total, unit='B',
-                     unit_scale=True) as progress:
-        while chunk := response.read(_CHUNK_BYTES):
-          file.write(chunk)
-          progress.update(len(chunk))
-    if total is not None and partial.stat().st_size != total:
-      raise OSError(f'{partial.stat().st_size:,} of {total:,} bytes came')
-    torch_io.check_format(partial)
-    partial.replace(path)
-  finally:
-    partial.unlink(missing_ok=True)
 
 
 def _direct(address):
@@ -184,23 +163,18 @@ def _direct(address):
           f'id={drive[1]}&export=download&confirm=t')
 
 
-def _open(address):
+def _connect(address):
   """Opens an address, through the form that Drive puts before large files."""
-  response = request.urlopen(address, timeout=_TIMEOUT_SECONDS)
-  if response.headers.get_content_type() != 'text/html':
+  response = downloads.connect(address)
+  if not downloads.is_page(response):
     return response
   with response:
     form = _Form()
-    form.feed(response.read(_CHUNK_BYTES).decode(errors='replace'))
+    form.feed(response.read(_PAGE_BYTES).decode(errors='replace'))
   if not form.fields or form.action is None:
-    raise OSError('the server answered with a page instead of the file')
+    raise OSError(downloads.PAGE)
   action = parse.urljoin(response.url, form.action)
-  response = request.urlopen(f'{action}?{parse.urlencode(form.fields)}',
-                             timeout=_TIMEOUT_SECONDS)
-  if response.headers.get_content_type() == 'text/html':
-    response.close()
-    raise OSError('the server answered with a page instead of the file')
-  return response
+  return downloads.connect(f'{action}?{parse.urlencode(form.fields)}')
 
 
 class _Form(html_parser.HTMLParser):

@@ -195,7 +195,7 @@ def test_without_a_network(tmp_path, monkeypatch, capsys):
   monkeypatch.setenv('FERD_JAX_CACHE', str(tmp_path))
   def refuse(*args, **kwargs):
     raise OSError('Name or service not known')
-  monkeypatch.setattr(robustbench.request, 'urlopen', refuse)
+  monkeypatch.setattr('urllib.request.urlopen', refuse)
   with pytest.raises(SystemExit) as stop:
     teachers.main(['fetch', 'cifar10', 'Rice2020Overfitting'])
   assert 'Name or service not known' in stop.value.code
