@@ -9,32 +9,26 @@
 import argparse
 from collections.abc import Sequence
 import dataclasses
-import functools
 import json
 import math
 import pathlib
 import re
 import sys
-from typing import Any
 
 from etils import epath
-import jax
-import numpy as np
 
-import ferd_jax
 from ferd_jax import data
 from ferd_jax import train
 from ferd_jax.attacks import checks
-from ferd_jax.attacks import saved
 from ferd_jax.core import atomic
 from ferd_jax.core import loops
 from ferd_jax.core import parallel as parallels
 from ferd_jax.core import reporting
 from ferd_jax.core import validate
+from ferd_jax.evaluation import results
 from ferd_jax.evaluation import robustness
 from ferd_jax.evaluation import tables
-from ferd_jax.evaluation import target_analysis
-from ferd_jax.run import experiment
+from ferd_jax.run import experiment as experiments
 from ferd_jax.run import work_directory
 from ferd_jax.weights import loading
 from ferd_jax.weights import native
@@ -44,104 +38,8 @@ from ferd_jax.weights import robustbench
 _DEFAULT_ATTACKS = 'clean,fgsm,pgd20,cw20,autoattack'
 
 
-@dataclasses.dataclass(frozen=True)
-class Subject:
-  """What is evaluated.
-
-  Attributes:
-    name: in tables.
-    models: (module, variables) by name.
-    examples: images, labels and names of the classes.
-    dataset: its name.
-    split: of it, None for noise and for an .npz.
-    eps: radius that the models were trained for, None if unknown.
-    epoch: of a run's student, None for a file.
-    network: how a file became a model, JSON values; a run's config says it.
-    published: clean accuracy of the model or the teacher, None if unknown.
-  """
-  name: str
-  models: dict[str, tuple[Any, Any]]
-  examples: data.Examples
-  dataset: str
-  split: str | None
-  eps: float | None
-  epoch: int | None
-  network: dict[str, Any] = dataclasses.field(default_factory=dict)
-  published: float | None = None
-
-
-def evaluate(subject: Subject, names: Sequence[str], eps: float,
-             parallel: parallels.Parallel, *, norm: str = 'Linf',
-             seed: int = 0, batch_size: int = 128, targets: bool = False,
-             state_dir: str | None = None,
-             reporter: reporting.Reporter = reporting.SILENT
-             ) -> dict[str, Any]:
-  """Returns how robust and fair the models are at one radius, JSON values.
-
-  Args:
-    subject: what is evaluated.
-    names: of `robustness.ATTACKS`.
-    eps: radius in [0, 1] pixels.
-    parallel: the device mapping.
-    norm: 'Linf' or 'L2'.
-    seed: of the attacks.
-    batch_size: images a step, over all devices.
-    targets: whether to attack every wrong class of every image, too.
-    state_dir: where an AutoAttack keeps its state, so that one that was
-      interrupted is gone on with, and one that is done is not repeated.
-    reporter: shows what is done, and what each attack has left.
-
-  Raises:
-    FloatingPointError: for logits that are not finite.
-    ValueError: for a model or images that AutoAttack refuses.
-  """
-  images, labels = subject.examples.images, subject.examples.labels
-  num_classes = len(subject.examples.class_names)
-  key = jax.random.key(seed)
-  results = {
-      'config': subject.name, 'dataset': subject.dataset,
-      'split': subject.split, 'num_examples': len(labels),
-      'class_counts': np.bincount(labels, minlength=num_classes).tolist(),
-      'norm': norm,
-      'eps': eps, 'seed': seed, 'epoch': subject.epoch,
-      **subject.network, 'weights_digest': {
-          name: saved.digest(variables)
-          for name, (_, variables) in subject.models.items()},
-      'batch_size': batch_size, 'ferd_jax': ferd_jax.__version__,
-      **parallel.description,
-      'class_names': list(subject.examples.class_names), 'models': {}}
-  if targets:
-    results['targets'] = {}
-  for name, (model, variables) in subject.models.items():
-    reporter.line(f'{name}, {norm} eps {eps:.5f}:')
-    variables = parallel.replicate(variables)
-    evaluator = robustness.evaluator(model, names, eps, num_classes,
-                                     batch_size, parallel, norm=norm)
-    results['models'][name] = evaluator(
-        variables, images, labels, key, names, state_dir=state_dir,
-        on_result=functools.partial(_show, reporter), reporter=reporter)
-    clean = results['models'][name].get(robustness.CLEAN)
-    if clean is not None and name != 'student':
-      doubt = loading.implausible(clean['average'], len(labels), num_classes,
-                                  subject.published)
-      if doubt:
-        reporter.line(f'Warning: {doubt}')
-    if targets:
-      analysis = target_analysis.TargetAnalysis(
-          model, target_analysis.targeted_pgd20(eps, norm), num_classes,
-          batch_size, parallel)
-      results['targets'][name] = analysis(
-          variables, images, labels, key, reporter=reporter).json_values()
-  return tables.json_values(results)
-
-
-def _show(reporter, name, found):
-  """Shows what an attack has left."""
-  reporter.line(
-      f'{name}: {found["average"]:.2%}, worst class {found["worst"]:.2%}')
-
-
-def from_run(workdir: pathlib.Path, args: argparse.Namespace) -> Subject:
+def from_run(workdir: pathlib.Path,
+             args: argparse.Namespace) -> results.Subject:
   """Returns teacher and student of a work directory.
 
   Args:
@@ -153,33 +51,40 @@ def from_run(workdir: pathlib.Path, args: argparse.Namespace) -> Subject:
     OSError: if a file cannot be read.
   """
   _refuse(args, _FILE_OPTIONS, 'a run')
-  config = experiment.saved_config(workdir)
+  config = experiments.saved_config(workdir)
+  config.data.update({
+      name: value for name, value in (
+          ('name', args.data), ('dir', args.data_dir), ('split', args.split))
+      if value is not None})
+  if args.data is not None:
+    config.data.noise_examples = 0
+  if args.teacher_path is not None:
+    config.teacher.path = args.teacher_path
+  # One device: what divides the batches of training does not matter here.
+  config.parallel = 'jit'
   try:
-    config.data.update({
-        name: value for name, value in (
-            ('name', args.data), ('dir', args.data_dir), ('split', args.split))
-        if value is not None})
-    if args.data is not None:
-      config.data.noise_examples = 0
-    if args.teacher_path is not None:
-      config.teacher.path = args.teacher_path
-    # One device: what divides the batches of training does not matter here.
-    config.parallel = 'jit'
-    run = experiment.build(config)
-  except AttributeError as error:  # A setting that its config lacks.
-    raise ValueError(
-        f'Expected {workdir} to be a run of this version: {error}') from error
-  work_directory.claim(workdir, run.identity, start=False)
-  state, epoch, _ = train.saved_state(run, workdir)
-  return Subject(
-      name=config.name, examples=run.examples, eps=config.eps, epoch=epoch,
-      published=run.published,
-      **train.data_source(config.data),
-      models={'teacher': (run.synthesis.teacher, run.teacher.variables),
-              'student': (run.synthesis.student, state.student)})
+    experiment = experiments.build(config)
+  except validate.SettingError as error:
+    raise ValueError(_as_flag(error)) from error
+  work_directory.claim(workdir, experiment.identity, start=False)
+  state, epoch, _ = train.saved_state(experiment, workdir)
+  return train.run_subject(experiment, state, epoch)
 
 
-def from_file(path: pathlib.Path | None, args: argparse.Namespace) -> Subject:
+# Flags of this command by the setting that they replace.
+_FLAGS = {'data.name': '--data', 'data.dir': '--data-dir',
+          'data.split': '--split', 'teacher.path': '--teacher-path'}
+
+
+def _as_flag(error):
+  """Returns an error of a setting in the words of this command line."""
+  flag = _FLAGS.get(error.name)
+  return str(error) if flag is None else (
+      f'Expected {flag}={error.value!r} {error.expectation}')
+
+
+def from_file(path: pathlib.Path | None,
+              args: argparse.Namespace) -> results.Subject:
   """Returns a model from a file.
 
   Args:
@@ -215,7 +120,8 @@ def from_file(path: pathlib.Path | None, args: argparse.Namespace) -> Subject:
                      'or --robustbench=ID.')
   loaded = loading.load(path, arch=arch, options=options, select=select,
                         channels=info.image_shape[-1],
-                        num_classes=info.num_classes)
+                        num_classes=info.num_classes,
+                        image_shape=info.image_shape)
   print(f'{path}: {loaded}', file=sys.stderr)
   own = args.data.endswith('.npz')
   if own:
@@ -223,12 +129,12 @@ def from_file(path: pathlib.Path | None, args: argparse.Namespace) -> Subject:
   split = args.split or 'test'
   examples = data.load(args.data, split, data_dir=args.data_dir)
   network = loaded.network.json_values()
-  return Subject(name=path.name,
+  return results.Subject(name=path.name,
                  models={'model': (loaded.model, loaded.variables)},
                  examples=examples, dataset=args.data,
                  split=None if own else split, eps=None, epoch=None,
                  published=published,
-                 network={'arch': network['arch'], 'select': select,
+                 about={'arch': network['arch'], 'select': select,
                           'robustbench': args.robustbench,
                           'network_options': network['options']})
 
@@ -344,9 +250,9 @@ def main(argv: Sequence[str] | None = None) -> None:
   before = _states(args.state_dir)
   try:
     sweep = []
-    for results in _sweep(args):  # Each as it comes: they take their time.
-      print(tables.text(results), end='\n\n', flush=True)
-      sweep.append(results)
+    for found in _sweep(args):  # Each as it comes: they take their time.
+      print(tables.text(found), end='\n\n', flush=True)
+      sweep.append(found)
       if args.json is not None:
         atomic.write_text(epath.Path(args.json),
                           json.dumps(sweep, indent=2) + '\n')
@@ -398,10 +304,12 @@ def _sweep(args):
   validate.divisible(parallel.num_devices, 'devices', batch_size=batch_size)
   _check_writable(args)
   for eps in radii:
-    yield evaluate(
-        subject, names, eps, parallel, norm=args.norm, seed=args.seed,
-        batch_size=batch_size, targets=args.targets, state_dir=args.state_dir,
-        reporter=reporting.TERMINAL)
+    protocol = results.Protocol(
+        attacks=names, eps=eps, norm=args.norm, seed=args.seed,
+        batch_size=batch_size, target_examples=None if args.targets else 0)
+    yield results.evaluate(subject, protocol, parallel,
+                           state_dir=args.state_dir,
+                           reporter=reporting.TERMINAL)
 
 
 def _check_writable(args):

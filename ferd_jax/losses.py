@@ -208,6 +208,20 @@ def decoupled_kl(target_logits: jax.Array, logits: jax.Array,
   """
   wmse = jnp.mean(weighted_mse(target_logits, logits, weights))
   if norm == 'weights':
-    squared_totals = jnp.square(jnp.sum(weights, axis=-1))
-    wmse /= collectives.pmean(jnp.mean(squared_totals), axis_name)
+    wmse /= _mean_squared_total(weights, axis_name)
   return wmse + jnp.mean(soft_cross_entropy(target_logits, logits))
+
+
+def decoupled_kl_terms(target_logits: jax.Array, logits: jax.Array,
+                       weights: jax.Array, *, norm: str = 'weights',
+                       axis_name: str | None = None) -> jax.Array:
+  """Returns each example's part of `decoupled_kl`, `[B]`: its mean is that."""
+  wmse = weighted_mse(target_logits, logits, weights)
+  if norm == 'weights':
+    wmse /= _mean_squared_total(weights, axis_name)
+  return wmse + soft_cross_entropy(target_logits, logits)
+
+
+def _mean_squared_total(weights, axis_name):
+  squared_totals = jnp.square(jnp.sum(weights, axis=-1))
+  return collectives.pmean(jnp.mean(squared_totals), axis_name)

@@ -1,217 +1,216 @@
-"""A FERD run from top to bottom.
+"""A run from top to bottom.
 
-Every epoch: latents and labels ~ class weights -> generator -> FAEs -> pool;
-after the warm-up, pool -> UTAEs -> student; the attacked teacher's margins ->
-class weights of the next epoch.
+Every epoch: latents and labels ~ class probabilities -> generator -> FAEs ->
+pool; after the warm-up, pool -> UTAEs -> student; and what the sampler wants
+to know of the epoch's images, FERD's the margins of the attacked teacher, ->
+class probabilities of the next epoch.
 """
 
-from collections.abc import Callable
-from collections.abc import Iterable
+from collections.abc import Iterator
 import contextlib
-import functools
 import json
-import math
-import sys
 import time
 from typing import Any
 from typing import NamedTuple
 
 from etils import epath
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from ferd_jax import attacks
-from ferd_jax import models
 from ferd_jax.core import atomic
-from ferd_jax.core import parallel as parallels
+from ferd_jax.core import reporting
+from ferd_jax.core import scalars
 from ferd_jax.distillation import distill
+from ferd_jax.evaluation import results as evaluations
 from ferd_jax.evaluation import robustness
-from ferd_jax.evaluation import tables
-from ferd_jax.models import forward
-from ferd_jax.run import experiment
+from ferd_jax.models import frozen as frozens
+from ferd_jax.run import experiment as experiments
 from ferd_jax.run import export
+from ferd_jax.run import method as methods
 from ferd_jax.run import progress as progresses
 from ferd_jax.run import samples
 from ferd_jax.run import state as states
-from ferd_jax.run.learning_curve import LearningCurve
+from ferd_jax.run import step_log
 from ferd_jax.run.work_directory import RESULTS
 from ferd_jax.run.work_directory import Checkpoints
-from ferd_jax.synthesis import class_weights
-from ferd_jax.synthesis import ferd
 from ferd_jax.synthesis import pool as pools
 from ferd_jax.weights import loading
 
 EVALUATION = 'evaluation.json'  # of a saved student, at any time
 _AUTOATTACK = 'autoattack'  # states of unfinished evaluations
-REPLICATED, SHARDED = parallels.REPLICATED, parallels.SHARDED
 
 
-class Steps(NamedTuple):
-  """The compiled functions of a run."""
-  init: Callable  # probs, indices, key -> SynthesisState
-  synthesis: Callable  # SynthesisState, SynthesisBatch, key -> state, metrics
-  margin_attack: Callable  # teacher, key, images, labels -> images
-  measure: Callable  # ExampleState, attacked images, teacher -> margins
-  student: Callable  # FerdState, StudentBatch, key -> state, metrics
-  end_epoch: Callable  # FerdState, margins -> FerdState
+class Epoch(NamedTuple):
+  """What an epoch made.
 
-
-def compile_steps(run: experiment.Experiment) -> Steps:
-  """Returns the steps mapped over the devices of the run."""
-  example_opt = jax.tree.map(
-      lambda leaf: SHARDED if leaf.ndim else REPLICATED,
-      jax.eval_shape(run.synthesis.latent_optimizer.init, jnp.zeros([1, 1])))
-  phase = ferd.SynthesisState(
-      generator=REPLICATED,
-      examples=ferd.ExampleState(
-          latents=SHARDED, opt_state=example_opt, labels=SHARDED,
-          best_images=SHARDED, view=SHARDED))
-  batch = distill.StudentBatch(images=SHARDED, labels=SHARDED,
-                               teacher=REPLICATED)
-  step, fixed = run.parallel.compile, functools.partial
-  return Steps(
-      init=step(fixed(ferd.init, run.synthesis),
-                (REPLICATED, SHARDED, REPLICATED), phase),
-      synthesis=step(fixed(ferd.step, run.synthesis),
-                     (phase, REPLICATED, REPLICATED), (phase, REPLICATED),
-                     donate=(0,)),
-      margin_attack=attacks.jit(
-          run.margin_attack, fixed(forward.logits, run.synthesis.teacher),
-          run.parallel),
-      measure=step(fixed(ferd.measure, run.synthesis),
-                   (phase.examples, SHARDED, REPLICATED), REPLICATED),
-      student=step(fixed(distill.step, run.distillation),
-                   (REPLICATED, batch, REPLICATED), (REPLICATED, REPLICATED),
-                   donate=(0,)),
-      end_epoch=step(fixed(end_epoch, run.class_rule, run.distillation),
-                     (REPLICATED, REPLICATED), REPLICATED))
-
-
-def init_state(run: experiment.Experiment) -> states.FerdState:
-  """Returns the state before the first epoch, on every device."""
-  def init(key, *, axis_name=None):
-    del axis_name  # Every device computes the same.
-    student = models.init_variables(
-        run.distillation.student, states.key_once(key, states.Once.STUDENT),
-        run.image_shape)
-    return states.FerdState(
-        student=student,
-        opt_state=run.distillation.optimizer.init(student['params']),
-        class_weights=class_weights.init(run.num_classes),
-        class_state=run.distillation.outer.init(run.num_classes),
-        epoch=jnp.zeros([], jnp.int32), key=key)
-  # Compiled, so that on several processes the state is made where it lives.
-  return run.parallel.compile(init, (REPLICATED,), REPLICATED)(
-      run.parallel.replicate(jax.random.key(run.config.seed)))
-
-
-def end_epoch(rule: class_weights.Rule, settings: distill.Distillation,
-              state: states.FerdState, margins: dict[str, jax.Array], *,
-              axis_name: str | None = None) -> states.FerdState:
-  """Returns the state with class weights and class state of the next epoch."""
-  del axis_name  # The margins are sums over the global batch already.
-  return state.replace(
-      class_weights=class_weights.update(
-          state.class_weights, margins['margin_sums'], margins['counts'],
-          rule),
-      class_state=settings.outer.end_epoch(state.class_state),
-      epoch=state.epoch + 1)
-
-
-def synthesise(run: experiment.Experiment, steps: Steps,
-               state: states.FerdState, teacher: Any, key: jax.Array,
-               progress: progresses.Progress
-               ) -> tuple[np.ndarray, np.ndarray, dict[str, jax.Array], dict,
-                          dict]:
-  """Runs an epoch's generator phase.
-
-  Args:
-    run: the experiment.
-    steps: its compiled functions.
-    state: of the run.
-    teacher: variables of the teacher, on every device.
-    key: of this phase.
-    progress: shows the steps.
-
-  Returns:
-    The FAEs `[B, H, W, C]`, their labels `[B]`, the margins that
-    `ferd.measure` returns, metrics of the phase, and the variables of the
-    generator after its last step.
+  Attributes:
+    state: of the run afterwards.
+    images: `[B, H, W, C]`, on the host, of the last round.
+    labels: int `[B]`, those that they were made for.
+    metrics: means over the steps of each phase, `synthesis/...` and
+      `distill/...`, and `synthesis/kept_agreement`: how often the teacher
+      predicts the label of an image that joined the pool.
   """
-  warming_up = int(state.epoch) < run.config.warmup_epochs
-  scale = float(run.config.synthesis.warmup_adv or not warming_up)
-  batch = ferd.SynthesisBatch(
-      teacher=teacher, student=state.student,
-      adv_scale=run.parallel.replicate(jnp.float32(scale)))
-  init_key, measure_key, *keys = _keys(
-      run, key, run.config.synthesis.steps + 2)
-  indices = run.parallel.shard(np.arange(run.synthesis.batch_size))
-  phase = steps.init(state.class_weights.probs, indices, init_key)
-
-  def generate():
-    nonlocal phase
-    for step_key in keys:
-      phase, metrics = steps.synthesis(phase, batch, step_key)
-      yield metrics
-  metrics = _follow('generator', int(state.epoch), generate(), progress)
-  examples = phase.examples
-  attacked = steps.margin_attack(
-      teacher, measure_key, ferd.margin_images(run.synthesis, examples),
-      examples.labels, indices=indices)
-  margins = steps.measure(examples, attacked, teacher)
-  images, labels = run.parallel.gather(
-      (examples.best_images, examples.labels))
-  metrics |= {'kept_agreement': float(margins['agreement'])}
-  generator = {'params': phase.generator.params,
-               'batch_stats': phase.generator.batch_stats}
-  return images, labels, margins, metrics, generator
+  state: states.TrainState
+  images: np.ndarray
+  labels: np.ndarray
+  metrics: dict[str, float]
 
 
-def train_student(run: experiment.Experiment, steps: Steps,
-                  state: states.FerdState, teacher: Any, pool: pools.Pool,
-                  key: jax.Array, progress: progresses.Progress
-                  ) -> tuple[states.FerdState, dict]:
-  """Runs an epoch's student phase over the pool.
+def epoch_keys(state: states.TrainState) -> list[jax.Array]:
+  """Returns the keys of an epoch: its synthesis, student and evaluation."""
+  key = jax.random.fold_in(states.host_key(state), int(state.epoch) + 1)
+  return list(jax.random.split(key, 3))
+
+
+def epoch(method: methods.Method, steps: methods.Steps,
+          state: states.TrainState, teachers: dict[str, Any],
+          pool: pools.Pool, on_step: step_log.OnStep | None = None) -> Epoch:
+  """Computes an epoch; nothing is displayed, and no file touched.
 
   Args:
-    run: the experiment.
+    method: what is trained and how.
     steps: its compiled functions.
     state: of the run; its buffers are used up.
-    teacher: variables of the teacher, on every device.
-    pool: FAEs of this epoch and all before.
-    key: of this phase.
-    progress: shows the steps.
+    teachers: variables by name, on every device.
+    pool: of the images so far, which gets those of this epoch.
+    on_step: called with the phase and the metrics of every step.
 
-  Returns:
-    The new state and metrics of the phase.
+  Raises:
+    FloatingPointError: if a metric of a step is not finite.
   """
-  epoch = int(state.epoch)
-  config = run.config.distill
-  order_key, *keys = _keys(run, key, config.steps + 1)
-  rng = np.random.default_rng(np.asarray(jax.random.key_data(order_key)))
+  synthesis, rounds = method.synthesis, method.synthesis.rounds
+  number = int(state.epoch)
+  synthesis_key, student_key, _ = epoch_keys(state)
+  generator_keys = _keys(method, synthesis_key, 2)
+  student_keys = _keys(method, student_key, 1)
+  begin_key = _key(method, synthesis_key, 0)
+  image_keys = _keys(method, jax.random.fold_in(synthesis_key, 1), 0)
+  logs = {phase: step_log.StepLog(phase, number + 1, on_step)
+          for phase in ('synthesis', 'distill')}
 
-  def distil():
-    nonlocal state
-    batches = pool.batches(rng, run.distillation.batch_size, config.steps)
-    for step_key, (images, labels) in zip(keys, batches, strict=True):
-      images, labels = run.parallel.shard((images, labels))
-      batch = distill.StudentBatch(images, labels, teacher)
-      state, metrics = steps.student(state, batch, step_key)
+  student, metrics = state.student, {}
+  frozen = frozens.Frozen(teachers, student.variables, state.epoch)
+  indices = method.parallel.shard(np.arange(synthesis.batch_size))
+  phase = steps.begin(state.synthesis, state.sampler.probs, indices, begin_key)
+  for _ in range(rounds.per_epoch):
+    phase = synthesise(steps, phase, frozen, generator_keys,
+                       rounds.generator_steps, logs['synthesis'])
+    made = None
+    if rounds.pooled:
+      images, labels = steps.images(phase, frozen, next(image_keys))
+      made = method.parallel.gather((images, labels))
+      pool.append(*made)
+      metrics['synthesis/kept_agreement'] = float(
+          steps.agreement(images, labels, frozen))
+    if number >= method.warmup_epochs:
+      order_key = jax.random.fold_in(student_key, 0)
+      batches = (_pooled(method, pool, order_key) if rounds.pooled else
+                 _fresh(method, steps, phase, frozen, order_key))
+      student = train_student(steps, student, frozen.replace(student=None),
+                              batches, student_keys, logs['distill'])
+      frozen = frozen.replace(student=student.variables)
+  measured, made = _measured(method, steps, phase, frozen, synthesis_key, made)
+  sampler, outer, done = steps.end_epoch(
+      state.sampler, student.outer, state.epoch, measured)
+  state = state.replace(
+      student=student.replace(outer=outer), sampler=sampler,
+      synthesis=steps.end(state.synthesis, phase), epoch=done)
+  for log in logs.values():
+    metrics |= log.means()
+  return Epoch(state, *made, metrics)
+
+
+def synthesise(steps: methods.Steps, phase: Any, frozen: frozens.Frozen,
+               keys: Iterator[jax.Array], num_steps: int,
+               log: step_log.StepLog) -> Any:
+  """Returns the synthesis' state after a round of generator steps.
+
+  Args:
+    steps: compiled functions.
+    phase: state of the synthesis; its buffers are used up.
+    frozen: teachers, student and epoch.
+    keys: of the steps.
+    num_steps: how many.
+    log: gets the metrics.
+  """
+  def generate() -> Iterator[scalars.Scalars]:
+    nonlocal phase
+    for _ in range(num_steps):
+      phase, metrics = steps.generate(phase, frozen, next(keys))
       yield metrics
-  metrics = _follow('student', epoch, distil(), progress)
-  return state, metrics
+  log.follow(generate())
+  return phase
 
 
-def train(run: experiment.Experiment, workdir: epath.PathLike, *,
-          stop_after: int | None = None) -> dict | None:
+def train_student(steps: methods.Steps, student: distill.StudentState,
+                  frozen: frozens.Frozen,
+                  batches: Iterator[distill.StudentBatch],
+                  keys: Iterator[jax.Array],
+                  log: step_log.StepLog) -> distill.StudentState:
+  """Returns the student after a round of student steps.
+
+  Args:
+    steps: compiled functions.
+    student: its buffers are used up.
+    frozen: teachers and epoch.
+    batches: one a step.
+    keys: of the steps.
+    log: gets the metrics.
+  """
+  def distil() -> Iterator[scalars.Scalars]:
+    nonlocal student
+    for batch in batches:
+      student, metrics = steps.student(student, batch, frozen, next(keys))
+      yield metrics
+  log.follow(distil())
+  return student
+
+
+def _pooled(method, pool, key):
+  """Yields a round's batches from the pool, on the devices."""
+  for images, labels in pool.batches(
+      key, method.distillation.batch_size,
+      method.synthesis.rounds.student_steps):
+    yield distill.StudentBatch(*method.parallel.shard((images, labels)))
+
+
+def _fresh(method, steps, phase, frozen, key):
+  """Yields a round's batches, each made for its step alone."""
+  keys = _keys(method, key, 0)
+  for _ in range(method.synthesis.rounds.student_steps):
+    yield distill.StudentBatch(*steps.images(phase, frozen, next(keys)))
+
+
+def _measured(method, steps, phase, frozen, key, made):
+  """Returns what the sampler measures, and images to show, on the host."""
+  measurement = method.sampler.measurement
+  key = _key(method, key, 1)
+  if measurement is None and made is not None:
+    return None, made
+  images, labels = steps.measured_images(phase, frozen, key)
+  made = made or method.parallel.gather((images, labels))
+  if measurement is None:
+    return None, made
+  variables = (frozen.student if measurement.network == methods.STUDENT
+               else frozen.teachers[measurement.network])
+  if steps.attack is not None:
+    indices = method.parallel.shard(np.arange(method.synthesis.batch_size))
+    images = steps.attack(variables, key, images, labels, indices=indices)
+  return steps.measure(images, labels, variables), made
+
+
+def train(experiment: experiments.Experiment, workdir: epath.PathLike, *,
+          stop_after: int | None = None,
+          reporter: reporting.Reporter = reporting.TERMINAL) -> dict | None:
   """Trains to the end, or goes on where the work directory stopped.
 
   Args:
-    run: the experiment.
+    experiment: what to run.
     workdir: for checkpoints, pool, metrics, sample grids and results; it must
-      have been claimed (`checkpoint.claim`) for this run.
+      have been claimed (`work_directory.claim`) for this run.
     stop_after: stop once so many epochs are completed.
+    reporter: shows where it is.
 
   Returns:
     The results, also written to `results.json`; None if the run stopped before
@@ -223,114 +222,91 @@ def train(run: experiment.Experiment, workdir: epath.PathLike, *,
     OSError: if a file of the work directory cannot be read or written.
   """
   started = time.monotonic()
-  workdir, config = epath.Path(workdir), run.config
+  workdir, config = epath.Path(workdir), experiment.config
+  method, steps = experiment.method, methods.compile_steps(experiment.method)
   last_epoch = min(stop_after or config.num_epochs, config.num_epochs)
-  state, steps = init_state(run), compile_steps(run)
-  teacher = run.parallel.replicate(run.teacher.variables)
-  size = config.synthesis.batch_size
-  pool = pools.Pool.empty(config.num_epochs * size, run.image_shape,
+  state = states.init(method, config.seed)
+  teachers = experiment.place_teachers()
+  curve, made = experiment.learning_curve, _images_per_epoch(method)
+  pool = pools.Pool.empty(config.num_epochs * made, method.image_shape,
                           config.pool.dtype)
-  curve = LearningCurve(run)
-  with (Checkpoints(workdir, config.eval.select) as checkpoints,
+  with (Checkpoints(workdir, method, config.eval.select) as checkpoints,
         contextlib.ExitStack() as stack):
     first_epoch = checkpoints.latest_epoch
     if first_epoch:
       state = checkpoints.restore(state, first_epoch)
-      checkpoints.restore_pool(pool, first_epoch)
-    root_key = _host_key(state)
-    _announce(run, workdir, first_epoch, teacher, curve, root_key)
+      if made:
+        checkpoints.restore_pool(pool, first_epoch)
+    _announce(experiment, workdir, first_epoch, teachers,
+              states.host_key(state), reporter)
     progress = stack.enter_context(progresses.Progress(
-        workdir, _steps_until(run, config.num_epochs), first_epoch,
-        _steps_until(run, first_epoch)))
-    for epoch in range(first_epoch + 1, last_epoch + 1):
+        workdir, _steps_until(method, config.num_epochs), first_epoch,
+        _steps_until(method, first_epoch), reporter))
+    for number in range(first_epoch + 1, last_epoch + 1):
       epoch_started = time.monotonic()
       expected = progress.last_epoch_seconds
       late = epoch_started + expected > started + 60 * config.max_minutes
-      if run.parallel.agreed(expected > 0 and config.max_minutes > 0 and late):
-        progress.line(f'Stopped after epoch {epoch - 1}: another may end after '
-                      f'max_minutes={config.max_minutes:g}. The same command '
-                      'goes on.')
+      if method.parallel.agreed(
+          expected > 0 and config.max_minutes > 0 and late):
+        reporter.line(
+            f'Stopped after epoch {number - 1}: another may end after '
+            f'max_minutes={config.max_minutes:g}. The same command goes on.')
         return None
-      key = jax.random.fold_in(root_key, epoch)
-      synthesis_key, student_key, curve_key = jax.random.split(key, 3)
-
-      images, labels, margins, metrics, generator = synthesise(
-          run, steps, state, teacher, synthesis_key, progress)
-      pool.append(images, labels)
-      if epoch > config.warmup_epochs:
-        state, student_metrics = train_student(
-            run, steps, state, teacher, pool, student_key, progress)
-        metrics |= student_metrics
-      state = steps.end_epoch(state, margins)
-      _check_finite(state, epoch)
-
-      metrics |= _class_metrics(state)
-      metrics['devices'] = _devices(run)
-      if _due(epoch, config.eval.every, last=config.num_epochs):
-        metrics |= curve.point(state, teacher, pool, curve_key)
+      *_, curve_key = epoch_keys(state)
+      with _last_good(number - 1):
+        done = epoch(method, steps, state, teachers, pool, progress.step)
+        state = done.state
+        _check_finite(states.gathered(method, state), number)
+      metrics = done.metrics | _class_metrics(state.sampler)
+      metrics['devices'] = _devices(method)
+      if _due(number, config.eval.every, last=config.num_epochs):
+        metrics |= curve.point(
+            state.student.variables, teachers[frozens.ROBUST], pool, curve_key,
+            reporter)
       metrics['seconds'] = time.monotonic() - epoch_started
-      progress.epoch(epoch, config.num_epochs, metrics)
-      if epoch == config.num_epochs and jax.process_index() == 0:
-        export.save_generator(run, generator, workdir)
-      checkpoints.save(epoch, state, pool, size, metrics)
-      if _due(epoch, config.log.samples_every, last=config.num_epochs):
-        _save_samples(workdir, run, epoch, images, labels)
+      progress.epoch(number, config.num_epochs, metrics)
+      checkpoints.save(number, state, pool, made, metrics)
+      if _due(number, config.log.samples_every, last=config.num_epochs):
+        _save_samples(workdir, method, number, done)
   if last_epoch < config.num_epochs:
     return None
-  return evaluate_run(run, workdir, final=True)
+  return evaluate_run(experiment, workdir, final=True, reporter=reporter)
 
 
-def evaluate_run(run: experiment.Experiment, workdir: epath.PathLike, *,
-                 final: bool = False) -> dict:
+def evaluate_run(experiment: experiments.Experiment, workdir: epath.PathLike,
+                 *, final: bool = False,
+                 reporter: reporting.Reporter = reporting.TERMINAL) -> dict:
   """Evaluates teacher and student and returns and writes the results.
 
   Args:
-    run: the experiment.
+    experiment: of the run.
     workdir: with a checkpoint; the epoch is chosen by `config.eval.select`.
     final: whether the run ends with it: the results become `results.json`
       instead of `evaluation.json`, and the student is exported for PyTorch.
+    reporter: shows how far it is.
 
   Raises:
     ValueError: if there is no checkpoint.
   """
-  workdir, config = epath.Path(workdir), run.config
-  state, epoch, last_epoch = saved_state(run, workdir)
-  key = states.key_once(_host_key(state), states.Once.EVALUATION)
-  teacher = run.parallel.replicate(run.teacher.variables)
-  images, labels = run.examples.images, run.examples.labels
-  names = tuple(config.eval.attacks)
-  if jax.process_index() == 0:
-    print(f'Evaluating teacher and student of epoch {epoch} on {len(labels)} '
-          f'images: {", ".join(names)}.', file=sys.stderr)
-  results = {
-      'config': config.name, 'seed': config.seed, 'norm': 'Linf',
-      'eps': config.eps,
-      **data_source(config.data),
-      'num_examples': len(labels), 'epoch': epoch,
-      'class_counts': np.bincount(labels, minlength=run.num_classes).tolist(),
-      'trained_epochs': last_epoch, 'num_epochs': config.num_epochs,
-      'select': config.eval.select,
-      'train_seconds': _train_seconds(workdir, epoch),
-      **run.parallel.description, 'class_names': list(run.examples.class_names),
-      'models': tables.json_values({
-          name: evaluator(variables, images, labels, key, names,
-                          state_dir=workdir / _AUTOATTACK)
-          for name, evaluator, variables in (
-              ('teacher', run.teacher_evaluator, teacher),
-              ('student', run.student_evaluator, state.student))})}
-  number = config.eval.target_examples
-  if number:
-    results['targets'] = tables.json_values({
-        name: analysis(variables, images[:number], labels[:number],
-                       key).json_values()
-        for name, analysis, variables in (
-            ('teacher', run.target_analysis(run.synthesis.teacher), teacher),
-            ('student', run.target_analysis(run.synthesis.student),
-             state.student))})
+  workdir = epath.Path(workdir)
+  state, epoch_number, last_epoch = saved_state(experiment, workdir)
+  subject = run_subject(
+      experiment, state, epoch_number, trained_epochs=last_epoch,
+      train_seconds=progresses.train_seconds(workdir, epoch_number))
+  protocol = experiment.protocol
+  reporter.line(
+      f'Evaluating teacher and student of epoch {epoch_number} on '
+      f'{len(subject.examples.labels)} images: {", ".join(protocol.attacks)}.')
+  results = evaluations.evaluate(
+      subject, protocol, experiment.parallel,
+      key=states.key_once(states.host_key(state), states.Once.EVALUATION),
+      evaluators=experiment.evaluators, state_dir=workdir / _AUTOATTACK,
+      reporter=reporter)
   if jax.process_index() == 0:
     if final:
-      exported = export.write(run, state.student, results, workdir)
-      print(f'Student for PyTorch: {exported}', file=sys.stderr)
+      exported, missing = export.write(experiment, state, results, workdir)
+      for line in (*missing, f'Student for PyTorch: {exported}'):
+        reporter.line(line)
     atomic.write_text(workdir / (RESULTS if final else EVALUATION),
                       json.dumps(results, indent=2, allow_nan=False) + '\n')
     if (workdir / _AUTOATTACK).exists():  # Its results are kept now.
@@ -338,23 +314,50 @@ def evaluate_run(run: experiment.Experiment, workdir: epath.PathLike, *,
   return results
 
 
-def saved_state(run: experiment.Experiment, workdir: epath.PathLike
-                ) -> tuple[states.FerdState, int, int]:
+def run_subject(experiment: experiments.Experiment, state: states.TrainState,
+                epoch_number: int, **about: Any) -> evaluations.Subject:
+  """Returns teacher and student of a run, to evaluate.
+
+  Args:
+    experiment: of the run.
+    state: of the epoch to evaluate.
+    epoch_number: that epoch.
+    **about: what else its results say, JSON values.
+  """
+  config = experiment.config
+  noise = config.data.noise_examples
+  return evaluations.Subject(
+      name=config.name, examples=experiment.examples,
+      dataset=f'noise shaped like {config.data.name}' if noise
+      else config.data.name, split=None if noise else config.data.split,
+      eps=config.eps, epoch=epoch_number, published=experiment.published,
+      about={'num_epochs': config.num_epochs, 'select': config.eval.select,
+             **about},
+      models={
+          'teacher': (experiment.teacher.model, experiment.teacher.variables),
+          'student': (experiment.student, state.student.variables)})
+
+
+def saved_state(experiment: experiments.Experiment, workdir: epath.PathLike
+                ) -> tuple[states.TrainState, int, int]:
   """Returns the state to evaluate, its epoch and the last epoch saved.
 
   Args:
-    run: the experiment.
+    experiment: of the run.
     workdir: with a checkpoint; the epoch is chosen by `config.eval.select`.
 
   Raises:
-    ValueError: if there is no checkpoint.
+    ValueError: if there is no checkpoint, or it is of another version.
+    OSError: if it cannot be read.
   """
-  with Checkpoints(workdir, run.config.eval.select) as checkpoints:
-    epoch, last_epoch = checkpoints.selected_epoch, checkpoints.latest_epoch
-    if not epoch:
+  method, config = experiment.method, experiment.config
+  with Checkpoints(workdir, method, config.eval.select) as checkpoints:
+    number, last_epoch = checkpoints.selected_epoch, checkpoints.latest_epoch
+    if not number:
       raise ValueError(f'Expected a checkpoint in workdir={str(workdir)!r}; '
                        'train first.')
-    return checkpoints.restore(init_state(run), epoch), epoch, last_epoch
+    state = checkpoints.restore(states.init(method, config.seed), number)
+    return state, number, last_epoch
 
 
 def finished_results(workdir: epath.PathLike) -> dict | None:
@@ -375,130 +378,103 @@ def finished_results(workdir: epath.PathLike) -> dict | None:
     raise ValueError(f'Cannot read {path}: {error}') from error
 
 
-def _follow(phase: str, epoch: int, metrics: Iterable[dict],
-            progress: progresses.Progress) -> dict:
-  """Runs a phase's steps and returns its mean metrics and time per step.
-
-  The metrics of a step are read once the next one is dispatched, so that the
-  device never waits for the host.
-  """
-  started, seen = time.monotonic(), []
-
-  def read(values):
-    values = {name: float(value) for name, value in values.items()}
-    seen.append(values)
-    for name, value in values.items():
-      if not math.isfinite(value):
-        raise FloatingPointError(
-            f'Not finite: {name}={value} at epoch {epoch + 1}, {phase} step '
-            f'{len(seen)}.' + _kept(epoch))
-    progress.step(phase, values)
-
-  previous = None
-  for current in metrics:
-    if previous is not None:
-      read(previous)
-    previous = current
-  read(previous)
-  milliseconds = (time.monotonic() - started) / len(seen) * 1e3
-  mean = {f'{phase}/{name}': float(np.mean([values[name] for values in seen]))
-          for name in seen[0]}
-  return mean | {f'{phase}/ms_per_step': milliseconds}
-
-
-def _announce(run: experiment.Experiment, workdir: epath.Path,
-              first_epoch: int, teacher: Any, curve: LearningCurve,
-              key: jax.Array) -> None:
-  """Prints where the run is and, at its start, how good the teacher is."""
-  text = f'{run.config.name} in {workdir}, {_devices(run)}'
+def _announce(experiment, workdir, first_epoch, teachers, key, reporter):
+  """Shows where the run is and, at its start, how good the teacher is."""
+  config = experiment.config
+  text = f'{config.name} in {workdir}, {_devices(experiment.method)}'
   if first_epoch:
-    text += f': going on after epoch {first_epoch}/{run.config.num_epochs}'
-  else:
-    # What no key of a file reveals, such as a wrong normalisation, shows here.
-    found = run.teacher_evaluator(teacher, curve.images, curve.labels, key,
-                                  (robustness.CLEAN,))
-    accuracy = found[robustness.CLEAN]['average']
-    text += f'; teacher clean {accuracy:.1%} of {len(curve.labels)} images'
-    doubt = loading.implausible(accuracy, len(curve.labels), run.num_classes,
-                                run.published)
-    text += f'\nTeacher: {run.teacher}' + (f'\nWarning: {doubt}' if doubt
-                                           else '')
-  if jax.process_index() == 0:
-    print(text, file=sys.stderr)
+    reporter.line(f'{text}: going on after epoch {first_epoch}/'
+                  f'{config.num_epochs}')
+    return
+  # What no key of a file reveals, such as a wrong normalisation, shows here.
+  curve = experiment.learning_curve
+  found = experiment.evaluators['teacher'](
+      teachers[frozens.ROBUST], curve.images, curve.labels, key,
+      (robustness.CLEAN,), reporter=reporter)
+  accuracy = found[robustness.CLEAN]['average']
+  reporter.line(f'{text}; teacher clean {accuracy:.1%} of '
+                f'{len(curve.labels)} images')
+  for name, loaded in experiment.teachers.items():
+    other = '' if name == frozens.ROBUST else f' {name!r}'
+    reporter.line(f'Teacher{other}: {loaded}')
+  doubt = loading.implausible(accuracy, len(curve.labels),
+                              experiment.method.num_classes,
+                              experiment.published)
+  if doubt:
+    reporter.line(f'Warning: {doubt}')
 
 
-def _devices(run: experiment.Experiment) -> str:
-  devices = run.parallel.devices
-  return (f'{len(devices)} x {devices[0].device_kind}, {run.parallel.mode}, '
+def _devices(method):
+  devices = method.parallel.devices
+  return (f'{len(devices)} x {devices[0].device_kind}, {method.parallel.mode}, '
           f'jax {jax.__version__}')
 
 
-def _check_finite(state: states.FerdState, epoch: int) -> None:
+@contextlib.contextmanager
+def _last_good(number):
+  """Adds to what is not finite which checkpoint is kept."""
+  try:
+    yield
+  except FloatingPointError as error:
+    kept = f' The checkpoint of epoch {number} is kept.' if number else ''
+    raise FloatingPointError(f'{error}{kept}') from error
+
+
+def _check_finite(state: states.TrainState, number: int) -> None:
   """Raises FloatingPointError unless all that would be saved is finite."""
   state = state.replace(key=())
   for path, leaf in jax.tree_util.tree_leaves_with_path(state):
     if not np.all(np.isfinite(np.asarray(leaf))):
       raise FloatingPointError(
-          f'Not finite: {jax.tree_util.keystr(path)} after epoch {epoch}.'
-          + _kept(epoch - 1))
+          f'Not finite: {jax.tree_util.keystr(path)} after epoch {number}.')
 
 
-def _kept(epoch: int) -> str:
-  return f' The checkpoint of epoch {epoch} is kept.' if epoch else ''
-
-
-def _class_metrics(state: states.FerdState) -> dict:
+def _class_metrics(sampler) -> dict:
   """Returns the class weights for the log."""
-  weights = jax.tree.map(np.asarray, state.class_weights)
+  weights = jax.tree.map(np.asarray, sampler)
   # A starved class has probability 0 in float32; its logarithm is kept finite.
   lowest = max(weights.probs.min(), np.finfo(np.float32).tiny)
-  return {'min_log_prob': float(np.log(lowest)),
-          'max_prob': float(weights.probs.max()),
-          'probs': weights.probs.tolist(),
-          'fragility': weights.fragility.tolist()}
+  values = {'sampler/min_log_prob': float(np.log(lowest)),
+            'sampler/max_prob': float(weights.probs.max()),
+            'sampler/probs': weights.probs.tolist()}
+  if hasattr(weights, 'fragility'):
+    values['sampler/fragility'] = weights.fragility.tolist()
+  return values
 
 
-def _save_samples(workdir, run, epoch, images, labels):
+def _save_samples(workdir, method, number, done):
   if jax.process_index() == 0:
     samples.save_grid(
-        workdir / 'samples' / f'epoch_{epoch:05d}.png',
-        samples.sample_grid(images, labels, run.num_classes))
+        workdir / 'samples' / f'epoch_{number:05d}.png',
+        samples.sample_grid(done.images, done.labels, method.num_classes))
 
 
-def data_source(data: Any) -> dict[str, str | None]:
-  """Returns where the images of an evaluation come from."""
-  if data.noise_examples:
-    return {'dataset': f'noise shaped like {data.name}', 'split': None}
-  return {'dataset': data.name, 'split': data.split}
+def _key(method, key, number):
+  """Returns a key of a phase, on every device."""
+  return method.parallel.replicate(jax.random.fold_in(key, number))
 
 
-def _train_seconds(workdir: epath.Path, epoch: int) -> float:
-  """Returns the seconds of training up to an epoch, over all sessions."""
-  lines = (workdir / 'metrics.jsonl').read_text().splitlines()
-  epochs = (json.loads(line) for line in lines)
-  return sum(e['seconds'] for e in epochs if e['epoch'] <= epoch)
+def _keys(method, key, first) -> Iterator[jax.Array]:
+  """Yields the keys of a phase's steps from a number on, on every device."""
+  number = first
+  while True:
+    yield _key(method, key, number)
+    number += 1
 
 
-def _keys(run: experiment.Experiment, key: jax.Array,
-          number: int) -> list[jax.Array]:
-  """Returns the keys of a phase's steps, on every device."""
-  keys = jax.vmap(jax.random.fold_in, (None, 0))(key, np.arange(number))
-  return [run.parallel.replicate(keys[i]) for i in range(number)]
+def _images_per_epoch(method):
+  """Returns how many images an epoch adds to the pool."""
+  rounds = method.synthesis.rounds
+  return rounds.pooled * rounds.per_epoch * method.synthesis.batch_size
 
 
-def _host_key(state: states.FerdState) -> jax.Array:
-  """Returns the root key on this host's default device."""
-  return jax.random.wrap_key_data(np.asarray(jax.random.key_data(state.key)))
+def _steps_until(method, number):
+  """Returns the number of steps of the epochs up to `number`."""
+  rounds = method.synthesis.rounds
+  trained = max(0, number - method.warmup_epochs)
+  return rounds.per_epoch * (number * rounds.generator_steps
+                             + trained * rounds.student_steps)
 
 
-def _steps_until(run: experiment.Experiment, epoch: int) -> int:
-  """Returns the number of steps of the epochs up to `epoch`."""
-  trained = max(0, epoch - run.config.warmup_epochs)
-  return (epoch * run.config.synthesis.steps
-          + trained * run.config.distill.steps)
-
-
-def _due(epoch: int, every: int, last: int) -> bool:
-  return bool(every) and (epoch % every == 0 or epoch == last)
-
-
+def _due(number: int, every: int, last: int) -> bool:
+  return bool(every) and (number % every == 0 or number == last)

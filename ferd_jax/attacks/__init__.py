@@ -13,6 +13,7 @@ or a config.
 """
 
 from ferd_jax.attacks.apgd import APGD
+from ferd_jax.attacks.ascent import ascend
 from ferd_jax.attacks.attack import Attack
 from ferd_jax.attacks.attack import AttackResult
 from ferd_jax.attacks.attack import Problem
@@ -28,5 +29,5 @@ from ferd_jax.attacks.utae import UTAE
 from ferd_jax.core.collectives import example_keys
 
 __all__ = ['APGD', 'FAB', 'PGD', 'PRESETS', 'UTAE', 'Attack', 'AttackResult',
-           'AutoAttack', 'Problem', 'Result', 'Square', 'example_keys', 'jit',
-           'preset']
+           'AutoAttack', 'Problem', 'Result', 'Square', 'ascend',
+           'example_keys', 'jit', 'preset']

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from ferd_jax import losses
+from ferd_jax.attacks import ascent
 from ferd_jax.attacks import attack
 from ferd_jax.attacks import geometry
 from ferd_jax.core import validate
@@ -96,11 +97,10 @@ class PGD(attack.Attack):
       # The sum keeps examples apart.
       return jnp.sum(attack.loss_of(self.loss, logits, problem,
                                     losses.targeted_cross_entropy))
-    ascent = geometry.direction(jax.grad(objective)(state.x_adv), self.norm)
     bounds = self.bounds if self.clip_steps else (-jnp.inf, jnp.inf)
-    return PGDState(geometry.project(
-        state.x_adv + self.step_size * ascent, problem.x, problem.eps, bounds,
-        self.norm))
+    return PGDState(ascent.advance(
+        state.x_adv, jax.grad(objective)(state.x_adv), problem.x, problem.eps,
+        self.step_size, norm=self.norm, bounds=bounds))
 
   def images(self, problem: attack.Problem, state: PGDState) -> jax.Array:
     """Returns the last iterate, inside the bounds."""

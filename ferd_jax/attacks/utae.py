@@ -7,6 +7,7 @@ distribution, so that no target is preferred.
 """
 
 import dataclasses
+import functools
 
 import jax
 
@@ -90,7 +91,7 @@ class UTAE(attack.Attack):
     """What is ascended: (logits, teacher_logits) -> `[B]`."""
     return UniformTargetLoss(self.gamma)
 
-  @property
+  @functools.cached_property
   def _pgd(self) -> pgd.PGD:
     return pgd.PGD(self.eps, self.step_size, self.num_steps, loss=self.loss,
                    start='normal', clip_start=False, bounds=self.bounds,

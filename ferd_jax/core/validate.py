@@ -6,85 +6,111 @@ Each takes keyword arguments, so that the name in the message is the caller's:
 
 from collections.abc import Collection
 from collections.abc import Iterator
+from collections.abc import Mapping
 import contextlib
+import difflib
 import math
 import numbers
-import re
 from typing import Any
+
+
+class SettingError(ValueError):
+  """A setting that is out of range.
+
+  Attributes:
+    name: of the setting, with the groups that it is in.
+    value: as it was given.
+    expectation: what was expected of it.
+  """
+
+  def __init__(self, name: str, value: Any, expectation: str):
+    super().__init__(f'Expected {name}={value!r} {expectation}')
+    self.name, self.value, self.expectation = name, value, expectation
+
+  def __reduce__(self):
+    return type(self), (self.name, self.value, self.expectation)
+
+  def within(self, group: str,
+             names: Mapping[str, str] | None = None) -> 'SettingError':
+    """Returns the error with the group's name before the setting's.
+
+    Args:
+      group: of a config.
+      names: the group's name of a setting whose own name differs.
+    """
+    name = (names or {}).get(self.name, self.name)
+    return SettingError(f'{group}.{name}', self.value, self.expectation)
 
 
 @contextlib.contextmanager
 def named(group: str, **names: str) -> Iterator[None]:
-  """Turns the names in messages raised inside into those of the config.
+  """Puts a group of the config before the names in errors raised inside.
 
   Args:
-    group: of the config, put before the names.
+    group: of the config.
     **names: the config's name of a setting whose own name differs.
 
   Raises:
-    ValueError: `Expected distill.attack_steps=0 > 0.` for one raised inside
-      as `Expected num_steps=0 > 0.` Other messages get the group in front.
-    OSError: the same for one raised inside, of its own kind.
+    SettingError: `Expected distill.steps=0 > 0.` for one raised inside as
+      `Expected steps=0 > 0.`
+    ValueError: with the group in front, for another one.
+    OSError: the same, of its own kind.
   """
   try:
     yield
+  except SettingError as error:
+    raise error.within(group, names) from error
   except (OSError, ValueError) as error:
     # FileNotFoundError stays one; decoding errors take other arguments.
     kind = type(error) if isinstance(error, OSError) else ValueError
-    match = re.match(r'Expected (\w+)=', str(error))
-    if match is None:
-      raise kind(f'{group}: {error}') from error
-    name = names.get(match[1], match[1])
-    raise kind(
-        f'Expected {group}.{name}={str(error)[match.end():]}') from error
+    raise kind(f'{group}: {error}') from error
 
 
 def finite(**values: float) -> None:
-  """Raises ValueError unless every value is a finite number."""
+  """Raises SettingError unless every value is a finite number."""
   for name, value in values.items():
     if not _is_finite(value):
-      raise ValueError(f'Expected {name}={value!r} to be a finite number.')
+      raise SettingError(name, value, 'to be a finite number.')
 
 
 def positive(**values: float) -> None:
-  """Raises ValueError unless every value is a finite number above zero."""
+  """Raises SettingError unless every value is a finite number above zero."""
   for name, value in values.items():
     if not (_is_finite(value) and value > 0):
-      raise ValueError(f'Expected {name}={value!r} > 0.')
+      raise SettingError(name, value, '> 0.')
 
 
 def non_negative(**values: float) -> None:
-  """Raises ValueError unless every value is finite and at least zero."""
+  """Raises SettingError unless every value is finite and at least zero."""
   for name, value in values.items():
     if not (_is_finite(value) and value >= 0):
-      raise ValueError(f'Expected {name}={value!r} >= 0.')
+      raise SettingError(name, value, '>= 0.')
 
 
 def count(minimum: int = 1, **values: int) -> None:
-  """Raises ValueError unless every value is a whole number >= minimum."""
+  """Raises SettingError unless every value is a whole number >= minimum."""
   for name, value in values.items():
     if not isinstance(value, numbers.Integral) or value < minimum:
-      raise ValueError(f'Expected {name}={value!r} to be a whole number >= '
-                       f'{minimum}.')
+      raise SettingError(name, value, f'to be a whole number >= {minimum}.')
 
 
 def in_range(low: float, high: float, **values: float) -> None:
-  """Raises ValueError unless every value lies in [low, high]."""
+  """Raises SettingError unless every value lies in [low, high]."""
   for name, value in values.items():
     if not (_is_finite(value) and low <= value <= high):
-      raise ValueError(f'Expected {name}={value!r} in [{low}, {high}].')
+      raise SettingError(name, value, f'in [{low}, {high}].')
 
 
 def one_of(options: Collection[Any], **values: Any) -> None:
-  """Raises ValueError unless every value is one of the options."""
+  """Raises SettingError unless every value is one of the options."""
   for name, value in values.items():
     if value not in options:
       listed = ', '.join(repr(option) for option in options)
-      raise ValueError(f'Expected {name}={value!r} to be one of {listed}.')
+      raise SettingError(name, value, f'to be one of {listed}.')
 
 
 def divisible(by: int, of: str, **values: int) -> None:
-  """Raises ValueError unless every value is a multiple of `by`.
+  """Raises SettingError unless every value is a multiple of `by`.
 
   Args:
     by: the divisor.
@@ -95,8 +121,15 @@ def divisible(by: int, of: str, **values: int) -> None:
     if value % by:
       below = value // by * by
       near = f'{below} or {below + by}' if below else f'{by}'
-      raise ValueError(
-          f'Expected {name}={value} divisible by {by} {of}; use {near}.')
+      raise SettingError(name, value, f'divisible by {by} {of}; use {near}.')
+
+
+def nearest(name: str, known: Collection[str]) -> str:
+  """Returns ' Did you mean ...?' for a name like a known one, or nothing."""
+  lower = {each.lower(): each for each in known}
+  close = [lower[each] for each in difflib.get_close_matches(
+      name.lower(), lower, n=3)]
+  return f' Did you mean {" or ".join(close)}?' if close else ''
 
 
 def _is_finite(value):

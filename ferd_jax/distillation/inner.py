@@ -1,23 +1,18 @@
-"""Inner maximisations: which images a student step attacks itself with.
+"""Inner maximisations: which images a student step attacks itself with."""
 
-An inner attack is a frozen dataclass called as
-`inner(student_fn, teacher_fn, keys, x, labels, teacher_logits)`: the two
-functions map images to logits in evaluation mode, `keys` `[B]` are one PRNG
-key per example, `labels` `[B]` the sampled ones and `teacher_logits` `[B, C]`
-those on `x`. It returns attacked images, gradient stopped. A new method adds
-one here and leaves `distill.step` as it is.
-"""
-
-from collections.abc import Callable
+from collections.abc import Mapping
 import dataclasses
+import functools
+from typing import Any
 
 import jax
 
 from ferd_jax import attacks
 from ferd_jax.core import validate
+from ferd_jax.distillation import base
+from ferd_jax.models import frozen
 
 SOURCES = ('student', 'teacher')
-LogitsFn = Callable[[jax.Array], jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,20 +20,38 @@ class UniformTarget:
   """UTAEs, FERD's inner attack.
 
   Attributes:
-    attack: radius, steps and gamma.
+    eps: radius, in [0, 1] pixels.
+    step_size: in [0, 1] pixels.
+    steps: how many; the paper has 10.
+    gamma: weight of the uniform-target term; the paper has 0.1 to 0.5, the
+      public code 0, which is RSLAD's attack.
     source: whose loss is ascended: the 'student', whom the attack must fool,
       or the 'teacher', as the paper's formula literally writes.
   """
-  attack: attacks.UTAE
+  eps: float
+  step_size: float
+  steps: int = 10
+  gamma: float = 0.3
   source: str = 'student'
 
-  def __post_init__(self):
-    validate.one_of(SOURCES, source=self.source)
+  needs = (frozen.ROBUST,)
 
-  def __call__(self, student_fn: LogitsFn, teacher_fn: LogitsFn,
-               keys: jax.Array, x: jax.Array, labels: jax.Array,
-               teacher_logits: jax.Array) -> jax.Array:
-    """Returns the UTAEs of `x`, `[B, H, W, C]`."""
-    del labels  # The targets are the teacher's soft predictions.
-    attacked = student_fn if self.source == 'student' else teacher_fn
-    return self.attack(attacked, keys, x, teacher_logits)
+  def __post_init__(self):
+    validate.count(steps=self.steps)
+    validate.one_of(SOURCES, source=self.source)
+    _ = self.attack  # It checks the rest.
+
+  @functools.cached_property
+  def attack(self) -> attacks.UTAE:
+    """The attack, a function of one network."""
+    return attacks.UTAE(self.eps, self.step_size, self.steps, gamma=self.gamma)
+
+  def __call__(self, networks: base.Networks, images: jax.Array,
+               labels: jax.Array, t_clean: Mapping[str, jax.Array],
+               class_state: Any, keys: jax.Array) -> base.Attacked:
+    """Returns the UTAEs of `images`; see `base.Inner`."""
+    del labels, class_state  # The targets are the teacher's predictions.
+    attacked = (networks.student if self.source == 'student'
+                else networks.teachers[frozen.ROBUST])
+    return base.Attacked(
+        self.attack(attacked, keys, images, t_clean[frozen.ROBUST]), {})

@@ -5,36 +5,38 @@ import dataclasses
 import functools
 import hashlib
 import pathlib
+import re
 from typing import Any
 
 from etils import epath
+from flax import core as flax_core
+from flax import linen as nn
 import jax
 from ml_collections import config_dict
 import numpy as np
 
-from ferd_jax import attacks
+import ferd_jax
 from ferd_jax import data
 from ferd_jax import models
 from ferd_jax.core import parallel as parallels
 from ferd_jax.core import validate
 from ferd_jax.distillation import distill
-from ferd_jax.distillation import inner
-from ferd_jax.distillation import outer
+from ferd_jax.evaluation import results
 from ferd_jax.evaluation import robustness
-from ferd_jax.evaluation import target_analysis
 from ferd_jax.models import forward
+from ferd_jax.models import frozen as frozens
+from ferd_jax.run import learning_curve
+from ferd_jax.run import method as methods
+from ferd_jax.run import settings
 from ferd_jax.run import state as states
 from ferd_jax.run import work_directory
-from ferd_jax.synthesis import bottleneck
-from ferd_jax.synthesis import class_weights
-from ferd_jax.synthesis import ferd
 from ferd_jax.synthesis import pool
 from ferd_jax.weights import loading
 from ferd_jax.weights import native
 from ferd_jax.weights import robustbench
 
-SYNTHETIC_PGD = 'synthetic_pgd'  # a choice of epoch that needs no data
 RANDOM = 'random'
+OWN = 'passed from Python'  # as a network's arch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,76 +45,100 @@ class Experiment:
 
   Attributes:
     config: as given, locked.
-    parallel: the device mapping.
-    num_classes: of the data set, the teacher and the student.
-    image_shape: (H, W, channels).
+    method: what is trained and how.
     examples: images and labels of the evaluation.
-    teacher: what the teacher is, its module and variables.
+    teachers: what they are, their modules and variables, by name.
+    student_network: what the student is; None for a module from Python whose
+      architecture has no name.
     published: clean accuracy of the teacher where it is known, a fraction.
-    synthesis: settings of the generator phase.
-    margin_attack: on the teacher, behind the margins.
-    class_rule: how margins become class probabilities.
-    distillation: settings of the student phase.
     identity: nested dict that tells this run from another.
   """
   config: config_dict.ConfigDict
-  parallel: parallels.Parallel
-  num_classes: int
-  image_shape: tuple[int, int, int]
+  method: methods.Method
   examples: data.Examples
-  teacher: loading.Loaded
+  teachers: Mapping[str, loading.Loaded]
+  student_network: native.Network | None
   published: float | None
-  synthesis: ferd.Synthesis
-  margin_attack: attacks.PGD
-  class_rule: class_weights.Rule
-  distillation: distill.Distillation
   identity: Mapping[str, Any]
 
-  @functools.cached_property
-  def teacher_evaluator(self) -> robustness.Evaluator:
-    """The teacher under all attacks of the config, each compiled once."""
-    return self._evaluator(self.synthesis.teacher)
+  @property
+  def teacher(self) -> loading.Loaded:
+    """The teacher that every run has."""
+    return self.teachers[frozens.ROBUST]
+
+  @property
+  def student(self) -> nn.Module:
+    """The student's module."""
+    return self.method.distillation.student
+
+  @property
+  def parallel(self) -> parallels.Parallel:
+    """The device mapping."""
+    return self.method.parallel
+
+  @property
+  def protocol(self) -> results.Protocol:
+    """How teacher and student are evaluated at the end."""
+    options = self.config.eval
+    return results.Protocol(
+        attacks=tuple(options.attacks), eps=self.config.eps,
+        seed=self.config.seed, batch_size=options.batch_size,
+        ddof=options.nsd_ddof,
+        autoattack_examples=options.autoattack_examples,
+        target_examples=options.target_examples)
 
   @functools.cached_property
-  def student_evaluator(self) -> robustness.Evaluator:
-    """The student under all attacks of the config, each compiled once."""
-    return self._evaluator(self.synthesis.student)
+  def evaluators(self) -> dict[str, robustness.Evaluator]:
+    """Teacher and student under all attacks of the config.
 
-  def target_analysis(self, model) -> target_analysis.TargetAnalysis:
-    """Returns what measures which targets a model is weak against."""
-    return target_analysis.TargetAnalysis(
-        model, target_analysis.targeted_pgd20(self.config.eps),
-        self.num_classes, self.config.eval.batch_size, self.parallel)
+    Each is compiled at its first use, and once.
+    """
+    options = self.config.eval
+    # Naming one more costs nothing.
+    names = sorted({*options.attacks, *options.curve_attacks, 'pgd20'})
+    protocol = dataclasses.replace(self.protocol, attacks=names)
+    return {name: protocol.evaluator(model, self.method.num_classes,
+                                     self.parallel)
+            for name, model in (('teacher', self.teacher.model),
+                                ('student', self.student))}
 
-  def _evaluator(self, model):
-    config = self.config
-    # Compiled at first use: naming one more costs nothing.
-    names = {*config.eval.attacks, *config.eval.curve_attacks, 'pgd20'}
-    return robustness.evaluator(
-        model, sorted(names), config.eps, self.num_classes,
-        config.eval.batch_size, self.parallel, ddof=config.eval.nsd_ddof,
-        autoattack_examples=config.eval.autoattack_examples)
+  @property
+  def learning_curve(self) -> learning_curve.LearningCurve:
+    """What measures the student while it trains."""
+    options, predictor = self.config.eval, None
+    if options.select == learning_curve.SYNTHETIC_PGD:
+      predictor = robustness.predictor(self.teacher.model, options.batch_size,
+                                       self.parallel)
+    number = options.curve_examples or None
+    return learning_curve.LearningCurve(
+        evaluator=self.evaluators['student'],
+        attacks=tuple(options.curve_attacks), split=split_name(self.config),
+        images=self.examples.images[:number],
+        labels=self.examples.labels[:number], teacher_predictions=predictor)
+
+  def place_teachers(self) -> dict[str, Any]:
+    """Returns the teachers' variables by name, on every device."""
+    return {name: self.parallel.replicate(loaded.variables)
+            for name, loaded in self.teachers.items()}
 
 
-def saved_config(workdir: epath.PathLike) -> config_dict.ConfigDict:
-  """Returns the config of a run from its work directory.
-
-  Raises:
-    ValueError: if there is none that can be read.
-  """
-  identity = work_directory.saved_identity(workdir)
-  for found in ('teacher_digest', 'teacher_network'):
-    identity.pop(found, None)
-  return config_dict.ConfigDict(identity)
+def split_name(config: config_dict.ConfigDict) -> str:
+  """Returns what metrics call the images of the learning curve by."""
+  return re.match(r'\w*', config.data.split)[0] or 'test'
 
 
 def build(config: config_dict.ConfigDict,
-          devices: tuple[jax.Device, ...] | None = None) -> Experiment:
+          devices: tuple[jax.Device, ...] | None = None, *,
+          teacher: tuple[nn.Module, Any] | None = None,
+          student: nn.Module | None = None) -> Experiment:
   """Returns the experiment that a config describes.
 
   Args:
-    config: see configs/default.py.
+    config: see run/settings.py.
     devices: to run on, by default all.
+    teacher: any Flax module and its variables, {'params': ...} and
+      'batch_stats' if it has some, in place of `config.teacher`.
+    student: any Flax module, in place of `config.student`.
 
   Raises:
     ValueError: for a setting out of range, a teacher whose file does not fit
@@ -121,116 +147,138 @@ def build(config: config_dict.ConfigDict,
   """
   config = _with_unset(config)
   parallel = parallels.create(config.parallel, devices)
-  _check(config, parallel.num_devices)
+  _check(config)
   with validate.named('data.name'):
     info = data.info(config.data.name)
-  height, _, channels = info.image_shape
   _check_data(config, info)
-  student = _student(config, info)
-  loaded, published = _teacher(config, info, parallel)
-  teacher = loaded.model
-  tap = config.features.tap or teacher.default_tap
-  validate.one_of(teacher.stages[:-1], **{'features.tap': tap})
-  _check_tap(teacher, tap, info.image_shape)
-  _check_train_mode(student, config.distill.batch_size, info.image_shape)
+  student_network = None if student is not None else _network(
+      config.student, info)
+  if student is None:
+    with validate.named('student'):
+      student = student_network.build()
+  teachers, published = _teachers(config, info, parallel, teacher)
+  given = {
+      'eps': config.eps, 'step_size': _step_size(config),
+      'num_epochs': config.num_epochs, 'warmup_epochs': config.warmup_epochs,
+      'num_classes': info.num_classes, 'image_shape': info.image_shape,
+      'teacher': teachers[frozens.ROBUST].model, 'student': student,
+      'teachers': flax_core.FrozenDict(
+          {name: loaded.model for name, loaded in teachers.items()}),
+      'student_steps': config.distill.steps,
+      'pad': config.augment.pad, 'flip': config.augment.flip}
+  method = _method(config, given, parallel)
+  _check_batches(config, method)
+  _check_train_mode(student, config.distill.batch_size, parallel,
+                    info.image_shape)
   with validate.named('data', data_dir='dir'):
     examples = _examples(config, info)
-
-  augmentation = dict(pad=config.augment.pad, flip=config.augment.flip)
-  step_size = _step_size(config)
-  bottleneck = _bottleneck(config.features, teacher, tap)
-  options = config.synthesis
-  with validate.named('synthesis'):
-    generator_phase = ferd.Synthesis(
-        generator=models.Generator(side=height, channels=channels,
-                                   width=options.width),
-        teacher=teacher, student=student, tap=tap,
-        batch_size=options.batch_size, nz=options.nz,
-        generator_lr=options.generator_lr, latent_lr=options.latent_lr,
-        w_bn=options.w_bn, w_oh=options.w_oh, w_adv=options.w_adv,
-        w_uni=options.w_uni, keep=options.keep, bottleneck=bottleneck,
-        margin_batch=config.class_weights.batch, **augmentation)
-  options = config.distill
-  with validate.named('distill', num_steps='attack_steps', gamma='utae_gamma',
-                      source='utae_source', prior='ikl_prior', norm='ikl_norm',
-                      power='ikl_power'):
-    student_phase = distill.Distillation(
-        teacher=teacher, student=student,
-        inner=inner.UniformTarget(
-            attacks.UTAE(config.eps, step_size, options.attack_steps,
-                         gamma=options.utae_gamma),
-            source=options.utae_source),
-        outer=outer.DecoupledKL(
-            w_clean=options.w_clean, w_adv=options.w_adv,
-            prior=options.ikl_prior, norm=options.ikl_norm,
-            power=options.ikl_power),
-        batch_size=options.batch_size, learning_rate=options.learning_rate,
-        num_epochs=config.num_epochs, momentum=options.momentum,
-        weight_decay=options.weight_decay, **augmentation)
-  options = config.class_weights
-  with validate.named('class_weights', num_steps='attack_steps'):
-    margin_attack = attacks.PGD(config.eps, step_size, options.attack_steps)
-    rule = class_weights.Rule(options.rule, options.tau, tuple(options.range),
-                              options.absent)
   return Experiment(
-      config=config, parallel=parallel, num_classes=info.num_classes,
-      image_shape=info.image_shape, examples=examples,
-      teacher=loaded, published=published, synthesis=generator_phase,
-      margin_attack=margin_attack, class_rule=rule,
-      distillation=student_phase,
-      identity=config.to_dict() | {
-          'step_size': step_size, 'teacher_digest': _digest(loaded.variables),
-          'teacher_network': loaded.network.json_values()})
+      config=config, method=method, examples=examples, teachers=teachers,
+      student_network=student_network, published=published,
+      identity=_identity(config, teachers, student_network, student, given))
 
 
-def _check(config, num_devices):
+def _method(config, given, parallel):
+  """Returns the method of a config."""
+  parts = {
+      group: registry.build(config[group].to_dict(), given)
+      for group, registry in settings.REGISTRIES.items()}
+  synthesis, options = parts['synthesis'], config.distill
+  rounds = synthesis.rounds
+  with validate.named('distill'):
+    distillation = distill.Settings(
+        teachers=given['teachers'], student=given['student'],
+        inner=parts['inner'], outer=parts['outer'],
+        optimizer=distill.sgd(
+            distill.cosine_by_epoch(
+                options.learning_rate, config.num_epochs,
+                config.warmup_epochs, rounds.student_steps * rounds.per_epoch),
+            options.momentum, options.weight_decay),
+        batch_size=options.batch_size, pad=given['pad'], flip=given['flip'])
+  measurement = parts['sampler'].measurement
+  if measurement is not None and measurement.network not in (
+      methods.STUDENT, *given['teachers']):
+    raise validate.SettingError(
+        'sampler.name', config.sampler.name, 'to measure a network of the '
+        f'run, not {measurement.network!r}.')
+  return methods.Method(
+      synthesis=synthesis, sampler=parts['sampler'], distillation=distillation,
+      warmup_epochs=config.warmup_epochs, num_classes=given['num_classes'],
+      image_shape=given['image_shape'], parallel=parallel)
+
+
+def _identity(config, teachers, student_network, student, given):
+  """Returns what tells a run from another, JSON values."""
+  identity = config.to_dict() | {
+      'format': work_directory.FORMAT, 'ferd_jax': ferd_jax.__version__,
+      'step_size': given['step_size'],
+      'teacher_digests': {name: _digest(loaded.variables)
+                          for name, loaded in teachers.items()},
+      'teacher_networks': {name: loaded.network.json_values()
+                           for name, loaded in teachers.items()}}
+  if student_network is None:
+    identity['student'] = {'arch': OWN, 'module': repr(student)}
+  return identity
+
+
+def _check(config):
   """Raises ValueError for the first setting out of range."""
   validate.in_range(0, 2 ** 32 - 1, seed=config.seed)
   validate.positive(eps=config.eps)
   if config.eps >= 1:
-    raise ValueError(f'Expected eps={config.eps!r} < 1, in [0, 1] pixels.')
+    raise validate.SettingError('eps', config.eps, '< 1, in [0, 1] pixels.')
   if config.step_size is not None:
     validate.positive(step_size=config.step_size)
     validate.in_range(0, 1, step_size=config.step_size)
-  validate.positive(num_epochs=config.num_epochs)
-  validate.non_negative(warmup_epochs=config.warmup_epochs,
-                        max_minutes=config.max_minutes)
+  validate.count(num_epochs=config.num_epochs)
+  validate.count(0, warmup_epochs=config.warmup_epochs)
+  validate.non_negative(max_minutes=config.max_minutes)
   if config.warmup_epochs >= config.num_epochs:
-    raise ValueError(
-        f'Expected warmup_epochs={config.warmup_epochs} below '
-        f'num_epochs={config.num_epochs}: the student would never be trained.')
-  for name in ('synthesis', 'distill', 'eval'):
-    size = config[name].batch_size
-    validate.positive(**{f'{name}.batch_size': size})
-    validate.divisible(num_devices, 'devices', **{f'{name}.batch_size': size})
-  for name in ('synthesis', 'distill'):
-    validate.positive(**{f'{name}.steps': config[name].steps})
-  validate.positive(**{'synthesis.width': config.synthesis.width})
-  validate.divisible(2, 'channels',
-                     **{'synthesis.width': config.synthesis.width})
-  validate.one_of(pool.DTYPES, **{'pool.dtype': config.pool.dtype})
-  robustness.check_names(**{
-      f'eval.{name}': config.eval[name] for name in ('attacks',
-                                                     'curve_attacks')})
-  validate.one_of(ferd.MARGIN_BATCHES,
-                  **{'class_weights.batch': config.class_weights.batch})
-  if not (config.distill.w_clean or config.distill.w_adv):
-    raise ValueError('Expected one of distill.w_clean, distill.w_adv above 0.')
-  validate.one_of((0, 1), **{'eval.nsd_ddof': config.eval.nsd_ddof})
-  validate.non_negative(**{
-      'eval.every': config.eval.every,
-      'eval.autoattack_examples': config.eval.autoattack_examples,
-      'eval.target_examples': config.eval.target_examples,
-      'eval.curve_examples': config.eval.curve_examples,
-      'log.samples_every': config.log.samples_every})
-  select = config.eval.select
-  measured = [f'test_{attack}{kind}' for attack in config.eval.curve_attacks
-              for kind in ('', '_worst')]
-  validate.one_of((work_directory.LAST, SYNTHETIC_PGD, *measured),
-                  **{'eval.select': select})
-  if select != work_directory.LAST and not config.eval.every:
-    raise ValueError(f'Expected eval.every=0 > 0, as eval.select={select!r} '
-                     'is measured then.')
+    raise validate.SettingError(
+        'warmup_epochs', config.warmup_epochs, 'below num_epochs='
+        f'{config.num_epochs}: the student would never be trained.')
+  with validate.named('distill'):
+    validate.count(steps=config.distill.steps)
+  with validate.named('pool'):
+    validate.one_of(pool.DTYPES, dtype=config.pool.dtype)
+  options = config.eval
+  with validate.named('eval'):
+    robustness.check_names(attacks=options.attacks,
+                           curve_attacks=options.curve_attacks)
+    validate.one_of((0, 1), nsd_ddof=options.nsd_ddof)
+    validate.count(0, every=options.every,
+                   autoattack_examples=options.autoattack_examples,
+                   target_examples=options.target_examples,
+                   curve_examples=options.curve_examples)
+    measured = [f'{split_name(config)}_{attack}{kind}'
+                for attack in options.curve_attacks
+                for kind in ('', '_worst')]
+    validate.one_of((work_directory.LAST, learning_curve.SYNTHETIC_PGD,
+                     *measured),
+                    select=options.select)
+    if options.select != work_directory.LAST and not options.every:
+      raise validate.SettingError(
+          'every', options.every, f'> 0, as eval.select={options.select!r} is '
+          'measured then.')
+  with validate.named('log'):
+    validate.count(0, samples_every=config.log.samples_every)
+
+
+def _check_batches(config, method):
+  """Raises SettingError for batches that devices or phases cannot share."""
+  synthesis, count = method.synthesis, method.parallel.num_devices
+  for group, size in (('synthesis', synthesis.batch_size),
+                      ('distill', config.distill.batch_size),
+                      ('eval', config.eval.batch_size)):
+    with validate.named(group):
+      validate.count(batch_size=size)
+      validate.divisible(count, 'devices', batch_size=size)
+  if not synthesis.rounds.pooled and (
+      config.distill.batch_size != synthesis.batch_size):
+    raise validate.SettingError(
+        'distill.batch_size', config.distill.batch_size, 'to be '
+        f'synthesis.batch_size={synthesis.batch_size}: '
+        f'{config.synthesis.name!r} makes fresh images for every step.')
 
 
 def _check_data(config, info):
@@ -244,39 +292,34 @@ def _check_data(config, info):
   if info.num_classes < 2:
     raise ValueError(f'Expected num_classes={info.num_classes} of data.name='
                      f'{config.data.name!r} >= 2.')
-  validate.non_negative(**{'data.noise_examples': config.data.noise_examples})
-  validate.in_range(0, height - 1, **{'augment.pad': config.augment.pad})
+  with validate.named('data'):
+    validate.count(0, noise_examples=config.data.noise_examples)
+  with validate.named('augment'):
+    validate.count(0, pad=config.augment.pad)
+    validate.in_range(0, height - 1, pad=config.augment.pad)
   for name in ('teacher', 'student'):
     for statistic in ('mean', 'std'):
       values = config[name][statistic]
       if values is not None and len(values) not in (1, channels):
-        raise ValueError(f'Expected {name}.{statistic}={values!r} to have '
-                         f'{channels} values, one per channel.')
+        raise validate.SettingError(
+            f'{name}.{statistic}', values,
+            f'to have {channels} values, one per channel.')
 
 
-def _check_tap(teacher, tap, image_shape):
-  """Raises ValueError if channels at the tap have no spatial variance."""
-  image = jax.ShapeDtypeStruct((1, *image_shape), np.float32)
-  variables = jax.eval_shape(
-      lambda key: models.init_variables(teacher, key, image_shape),
-      jax.random.key(0))
-  latent = jax.eval_shape(
-      lambda v, x: forward.logits(teacher, v, x, stop=tap), variables, image)
-  if latent.shape[1] * latent.shape[2] < 2:
-    raise ValueError(
-        f'Expected bottleneck.tap={tap!r} to have more than one position, got '
-        f'the shape {latent.shape[1:]}; choose an earlier stage of '
-        f'{teacher.stages}.')
-
-
-def _check_train_mode(student, batch_size, image_shape):
-  """Raises ValueError if BatchNorm would see one value per channel."""
+def _check_train_mode(student, batch_size, parallel, image_shape):
+  """Raises ValueError for a student that cannot be trained."""
   images = jax.ShapeDtypeStruct((batch_size, *image_shape), np.float32)
-  def step(key, images):
-    variables = models.init_variables(student, key, image_shape)
-    return forward.train_logits(student, variables, images)
+  def variables(key):
+    return models.init_variables(student, key, image_shape)
+  shapes = jax.eval_shape(variables, jax.random.key(0))
+  if parallel.num_devices > 1 and not forward.synchronises(student, shapes):
+    raise ValueError(
+        f'Expected {type(student).__name__} to have a field axis_name for its '
+        'BatchNorm layers, over which their statistics are synchronised on '
+        f'{parallel.num_devices} devices; or use parallel=jit.')
   with validate.named(f'distill.batch_size={batch_size}'):
-    jax.eval_shape(step, jax.random.key(0), images)
+    jax.eval_shape(
+        lambda v, x: forward.train_logits(student, v, x), shapes, images)
 
 
 def _step_size(config):
@@ -292,68 +335,86 @@ def _options(network):
           if name not in _NO_OPTIONS and value is not None}
 
 
+def _network(options, info):
+  """Returns what the network of a group of the config is."""
+  return native.Network(options.arch, info.image_shape[-1], info.num_classes,
+                        _options(options), image_shape=info.image_shape)
+
+
 def _with_unset(config):
   """Returns the config with None for each '' in the settings of a network.
 
   A command line can say '' only.
   """
   config = config.copy_and_resolve_references()
-  for network in (config.teacher, config.student):
+  for network in (config.teacher, config.student, *config.teachers.values()):
     for name, value in network.items():
       if name != 'path' and value == '':
         network[name] = None
   return config
 
 
-def _student(config, info):
-  with validate.named('student'):
-    return models.build(config.student.arch, info.num_classes,
-                        **_options(config.student))
+def _teachers(config, info, parallel, own):
+  """Returns the teachers by name, and the published accuracy of the first."""
+  found, published = {}, None
+  if own is not None:
+    module, variables = own
+    network = native.Network(OWN, info.image_shape[-1], info.num_classes)
+    found[frozens.ROBUST] = loading.Loaded(
+        network, module, {'batch_stats': {}, **variables})
+  else:
+    found[frozens.ROBUST], published = _teacher(
+        'teacher', config.teacher, config, info, parallel)
+  for name, options in config.teachers.items():
+    if name in (frozens.ROBUST, methods.STUDENT):
+      raise ValueError(f'Expected teachers.{name} to have another name; '
+                       f'{name!r} is taken.')
+    found[name], _ = _teacher(f'teachers.{name}', options, config, info,
+                              parallel)
+  return found, published
 
 
-def _bottleneck(options, teacher, tap):
-  # On CPU a loop around convolutions must be unrolled; after the last stage
-  # before the head there are none.
-  linear_tail = tap == teacher.stages[-2]
-  with validate.named('features'):
-    return bottleneck.Bottleneck(
-        steps=options.steps, learning_rate=options.learning_rate,
-        beta=options.beta, kl=options.kl, mask=options.mask,
-        unroll=False if linear_tail else None)
-
-
-def _teacher(config, info, parallel):
-  """Returns the teacher, and its published clean accuracy or None."""
-  settings, channels = config.teacher, info.image_shape[-1]
-  arch, options, select = settings.arch, _options(settings), settings.select
-  path, published = settings.path, None
+def _teacher(group, options, config, info, parallel):
+  """Returns a teacher, and its published clean accuracy or None."""
+  arch, given, select = options.arch, _options(options), options.select
+  path, published = options.path, None
   if path == RANDOM:
-    return _random_teacher(config, info, parallel), None
-  if settings.robustbench:
-    with validate.named('teacher'):
-      entry = robustbench.find(config.data.name, settings.robustbench)
+    return _random_teacher(group, options, config, info, parallel), None
+  if options.robustbench:
+    with validate.named(group):
+      entry = robustbench.find(config.data.name, options.robustbench)
       arch, select = entry.arch, select or entry.select
-      options = entry.options_with(options)
+      given = entry.options_with(given)
       path, published = path or robustbench.fetch(entry), entry.clean
   if not path:
-    raise ValueError('Expected teacher.path to name a file; set '
-                     '--config.teacher.path=FILE, or a RobustBench id by '
-                     '--config.teacher.robustbench=ID.')
-  with validate.named('teacher'):
+    raise ValueError(_no_file(group, options, config.data.name))
+  with validate.named(group):
     if arch != loading.AUTO:  # Mistakes in it come before those of a file.
-      models.build(arch, info.num_classes, **options)
-  with validate.named('teacher.path'):
+      models.build(arch, info.num_classes, **given)
+  with validate.named(f'{group}.path'):
     loaded = loading.load(
-        pathlib.Path(path).expanduser(), arch=arch, options=options,
-        channels=channels, num_classes=info.num_classes, select=select)
+        pathlib.Path(path).expanduser(), arch=arch, options=given,
+        channels=info.image_shape[-1], num_classes=info.num_classes,
+        select=select, image_shape=info.image_shape)
   return loaded, published
 
 
-def _random_teacher(config, info, parallel):
+def _no_file(group, options, dataset):
+  """Returns what to do about a teacher without a file."""
+  text = (f'Expected {group}.path to name a file of weights of '
+          f'{options.arch}: set --config.{group}.path=FILE')
+  if any(entry.dataset == dataset for entry in robustbench.entries()):
+    return (f'{text}, or a RobustBench id by --config.{group}.robustbench=ID; '
+            'python -m ferd_jax.teachers list shows them.')
+  return (f'{text}. RobustBench has no network for {dataset}: '
+          'train a robust one, adversarially, and save its state dict with '
+          'torch.save or as .safetensors (docs/teachers.md).')
+
+
+def _random_teacher(group, options, config, info, parallel):
   """Returns a teacher with drawn weights, to try things out."""
-  with validate.named('teacher'):
-    network = native.Network(config.teacher.arch, info.image_shape[-1],
-                             info.num_classes, _options(config.teacher))
+  with validate.named(group):
+    network = _network(options, info)
     model = network.build()
   key = states.key_once(jax.random.key(config.seed), states.Once.TEACHER)
   def init(key, *, axis_name=None):
@@ -386,3 +447,33 @@ def _digest(variables):
   return digest.hexdigest()
 
 
+# What an identity holds beside the config.
+_FOUND = ('format', 'ferd_jax', 'teacher_digests', 'teacher_networks')
+
+
+def saved_config(workdir: epath.PathLike) -> config_dict.ConfigDict:
+  """Returns the config of a run from its work directory.
+
+  A setting that the run did not have yet gets its default.
+
+  Raises:
+    ValueError: if there is none that can be read, or it is of another format.
+  """
+  saved = work_directory.saved_identity(workdir)
+  work_directory.check_format(workdir, saved)
+  config = settings.defaults_like(saved)
+  known = dict(settings.flat(config))
+  values = {name: value for name, value in settings.flat(saved)
+            if name in known}
+  unknown = sorted(
+      name for name, _ in settings.flat(saved)
+      if name not in known and name.partition('.')[0] not in _FOUND)
+  if saved.get('student', {}).get('arch') == OWN:
+    raise ValueError(f'{workdir} has a student that was {OWN}; evaluate it '
+                     'there, by train.evaluate_run.')
+  if unknown:
+    raise ValueError(
+        f'{workdir} is a run with settings that this version does not have: '
+        f'{", ".join(unknown)}.')
+  config.update_from_flattened_dict(values)
+  return config

@@ -3,7 +3,7 @@
   export/student.pt           a state dict, `torch.load(weights_only=True)`
   export/student.safetensors  the same
   export/student.npz          the same for this package, see `native`
-  export/generator.*          the last epoch's generator in all three
+  export/generator.*          that epoch's generator in all three
   export/model_card.json      what it is, from which teacher, and how good
   export/model_card.md        the same to read
 """
@@ -16,94 +16,99 @@ from etils import epath
 import jax
 import numpy as np
 
-from ferd_jax import models
 from ferd_jax import torch_io
 from ferd_jax.core import atomic
 from ferd_jax.evaluation import tables
-from ferd_jax.run import experiment
+from ferd_jax.models import frozen as frozens
+from ferd_jax.run import experiment as experiments
+from ferd_jax.run import settings
+from ferd_jax.run import state as states
 from ferd_jax.weights import native
 
 _DIRECTORY = 'export'
 _UNSAID = ('activation', 'padding', 'shortcut', 'shortcut_input')
-GENERATOR = 'generator.npz'  # in the work directory, of the last epoch
 
 
-def write(run: experiment.Experiment, student: Any, results: Mapping,
-          workdir: epath.PathLike) -> epath.Path:
-  """Writes the student and its model card, and returns their directory.
+def write(experiment: experiments.Experiment, state: states.TrainState,
+          results: Mapping, workdir: epath.PathLike
+          ) -> tuple[epath.Path, list[str]]:
+  """Writes the student, the generator and the model card.
 
   Args:
-    run: the experiment.
-    student: variables of the student.
+    experiment: of the run.
+    state: of the epoch that is exported.
     results: as in `results.json`.
     workdir: the directory is made in it.
+
+  Returns:
+    The directory, and sentences on what could not be written.
   """
-  directory = epath.Path(workdir) / _DIRECTORY
-  _write(directory, 'student', student_network(run), student)
-  generator = epath.Path(workdir) / GENERATOR
-  if generator.exists():  # It was saved by the last epoch.
-    _write(directory, 'generator', *native.read(generator))
-  card = model_card(run, results)
+  directory, missing = epath.Path(workdir) / _DIRECTORY, []
+  missing += _write(directory, 'student', experiment.student,
+                    experiment.student_network, state.student.variables)
+  generator = experiment.method.synthesis.generator(state.synthesis)
+  if generator is not None:
+    missing += _write(directory, 'generator', *generator)
+  card = model_card(experiment, results)
   atomic.write_text(directory / 'model_card.json',
                     json.dumps(card, indent=2, allow_nan=False) + '\n')
   atomic.write_text(directory / 'model_card.md', card_text(card))
-  return directory
+  return directory, missing
 
 
-def student_network(run: experiment.Experiment) -> native.Network:
-  """Returns what the student of a run is."""
-  settings = {name: value for name, value in run.config.student.items()
-              if name != 'arch' and value is not None}
-  return native.Network(run.config.student.arch, run.image_shape[-1],
-                        run.num_classes, settings)
-
-
-def save_generator(run: experiment.Experiment, variables: Any,
-                   workdir: epath.PathLike) -> None:
-  """Keeps an epoch's generator for the end of the run.
-
-  Args:
-    run: the experiment.
-    variables: {'params': ..., 'batch_stats': ...} of the generator.
-    workdir: of the run.
-  """
-  generator = run.synthesis.generator
-  native.write(epath.Path(workdir) / GENERATOR, native.Network(
-      models.GENERATOR, generator.channels, None,
-      {'side': generator.side, 'width': generator.width,
-       'nz': run.synthesis.nz}), variables)
-
-
-def _write(directory, name, network, variables):
-  """Writes a network in all formats."""
-  native.write(directory / f'{name}.npz', network, variables)
-  state_dict = torch_io.state_dict_from_variables(
-      network.build(), jax.tree.map(np.asarray, variables))
+def _write(directory, name, model, network, variables):
+  """Writes a network in all formats; returns what could not be written."""
+  missing, variables = [], jax.tree.map(np.asarray, variables)
+  if network is None:
+    missing.append(
+        f'{name}.npz was not written: {type(model).__name__} has no name to '
+        'build it by again; models.register gives it one.')
+  else:
+    native.write(directory / f'{name}.npz', network, variables)
+  try:
+    state_dict = torch_io.state_dict_from_variables(model, variables)
+  except ValueError as error:
+    missing.append(f'{name}.pt and {name}.safetensors were not written: '
+                   f'{error}')
+    return missing
   for suffix in ('pt', 'safetensors'):
     torch_io.write_state_dict(directory / f'{name}.{suffix}', state_dict)
+  return missing
 
 
-def model_card(run: experiment.Experiment, results: Mapping) -> dict[str, Any]:
+def model_card(experiment: experiments.Experiment,
+               results: Mapping) -> dict[str, Any]:
   """Returns the model card as it is in its JSON file.
 
   Args:
-    run: the experiment.
+    experiment: of the run.
     results: as in `results.json`.
   """
-  model, identity = run.synthesis.student, dict(run.identity)
-  network = student_network(run).json_values()
+  model, identity = experiment.student, dict(experiment.identity)
+  method = experiment.method
+  network = experiment.student_network
+  described = ({'arch': type(model).__name__, 'options': {}}
+               if network is None else network.json_values())
   # Defaults too, as no key of the weights tells them.
   unsaid = {name: getattr(model, name) for name in _UNSAID
             if hasattr(model, name)}
+  teacher = identity['teacher_networks'][frozens.ROBUST]
   return {
-      'student': {'arch': network['arch']} | network['options'] | unsaid | {
-          'num_classes': run.num_classes, 'image_shape': list(run.image_shape),
+      'student': {'arch': described['arch']} | described['options'] | unsaid | {
+          'num_classes': method.num_classes,
+          'image_shape': list(method.image_shape),
           'definition': torch_io.definition(model)},
-      'teacher': identity['teacher'] | identity['teacher_network'] | {
-          'digest': identity['teacher_digest']},
-      'method': 'FERD (arXiv:2509.20793), trained without data, by ferd_jax',
+      'teacher': identity['teacher'] | teacher | {
+          'digest': identity['teacher_digests'][frozens.ROBUST]},
+      'method': _method(experiment.config),
       'seed': results['seed'], 'norm': results['norm'], 'eps': results['eps'],
       'epoch': results['epoch'], 'config': identity, 'results': dict(results)}
+
+
+def _method(config):
+  """Returns the parts of the method by name."""
+  parts = ' x '.join(config[group].name for group in settings.REGISTRIES)
+  return f'{parts}, trained without data, by ferd_jax'
 
 
 def card_text(card: Mapping) -> str:

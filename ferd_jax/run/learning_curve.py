@@ -1,63 +1,72 @@
 """How good the student is while it trains."""
 
+from collections.abc import Callable
+from collections.abc import Mapping
+from collections.abc import Sequence
+import dataclasses
+from typing import Any
+
 import jax
 import numpy as np
 
+from ferd_jax.core import reporting
 from ferd_jax.evaluation import robustness
-from ferd_jax.run import experiment
-from ferd_jax.run import state as states
 from ferd_jax.synthesis import pool as pools
 
+SYNTHETIC_PGD = 'synthetic_pgd'  # A choice of epoch that needs no data.
 # Of the newest synthetic images, by which `eval.select=synthetic_pgd` chooses.
 _SYNTHETIC = 1000
 
 
+@dataclasses.dataclass(frozen=True)
 class LearningCurve:
-  """Measures points of the learning curve of a run.
+  """Measures points of the learning curve of a student.
 
   Attributes:
-    images: `[N, H, W, C]`, the first `eval.curve_examples` of the data set.
+    evaluator: of the student.
+    attacks: names of those that are measured.
+    split: that the images are from, first in the names of the points.
+    images: `[N, H, W, C]`.
     labels: int `[N]`.
+    teacher_predictions: (variables, images) -> labels, for `synthetic_pgd`;
+      None without it.
   """
+  evaluator: robustness.Evaluator
+  attacks: Sequence[str]
+  split: str
+  images: np.ndarray
+  labels: np.ndarray
+  teacher_predictions: Callable[[Any, np.ndarray], np.ndarray] | None = None
 
-  def __init__(self, run: experiment.Experiment):
-    config = run.config.eval
-    number = config.curve_examples or None
-    self.images = run.examples.images[:number]
-    self.labels = run.examples.labels[:number]
-    self._attacks = tuple(config.curve_attacks)
-    self._evaluator = run.student_evaluator
-    self._teacher_predictions = None
-    if config.select == experiment.SYNTHETIC_PGD:
-      self._teacher_predictions = robustness.predictor(
-          run.synthesis.teacher, config.batch_size, run.parallel)
-
-  def point(self, state: states.FerdState, teacher: dict, pool: pools.Pool,
-            key: jax.Array) -> dict[str, float]:
+  def point(self, student: Any, teacher: Any, pool: pools.Pool,
+            key: jax.Array,
+            reporter: reporting.Reporter = reporting.SILENT
+            ) -> Mapping[str, float]:
     """Returns the student's average and worst class under each attack.
 
     Args:
-      state: of the run.
+      student: its variables.
       teacher: its variables.
       pool: of synthetic images.
       key: typed PRNG key of the attacks.
+      reporter: shows how far it is.
 
     Returns:
-      `test_<attack>`, `test_<attack>_worst`, and, if the run selects by it,
-      `synthetic_pgd`: how often the student under PGD-20 agrees with the
+      `<split>_<attack>`, `<split>_<attack>_worst`, and, if the run selects by
+      it, `synthetic_pgd`: how often the student under PGD-20 agrees with the
       teacher on the newest synthetic images.
     """
-    report = self._evaluator(state.student, self.images, self.labels, key,
-                             self._attacks)
+    found = self.evaluator(student, self.images, self.labels, key,
+                           self.attacks, reporter=reporter)
     point = {}
-    for attack, summary in report.items():
-      point[f'test_{attack}'] = summary['average']
-      point[f'test_{attack}_worst'] = summary['worst']
-    if self._teacher_predictions:
+    for attack, summary in found.items():
+      point[f'{self.split}_{attack}'] = summary['average']
+      point[f'{self.split}_{attack}_worst'] = summary['worst']
+    if self.teacher_predictions is not None:
       newest = np.arange(max(0, pool.count - _SYNTHETIC), pool.count)
       images, _ = pool.take(newest)
-      predicted = self._teacher_predictions(teacher, images)
-      report = self._evaluator(state.student, images, predicted, key,
-                               ('pgd20',))
-      point[experiment.SYNTHETIC_PGD] = report['pgd20']['average']
+      predicted = self.teacher_predictions(teacher, images)
+      found = self.evaluator(student, images, predicted, key, ('pgd20',),
+                             reporter=reporter)
+      point[SYNTHETIC_PGD] = found['pgd20']['average']
     return point

@@ -1,16 +1,16 @@
-"""What changes while training, as explicit pytrees.
-
-`FerdState` lives as long as the run and is what a checkpoint holds, with the
-pool beside it.
-"""
+"""What changes while training, as one explicit pytree."""
 
 import enum
 from typing import Any
 
 import flax.struct
 import jax
+import numpy as np
 
-from ferd_jax.synthesis import class_weights
+from ferd_jax import models
+from ferd_jax.core import parallel as parallels
+from ferd_jax.distillation import distill
+from ferd_jax.run import method as methods
 
 
 class Once(enum.IntEnum):
@@ -18,6 +18,7 @@ class Once(enum.IntEnum):
   STUDENT = 0
   EVALUATION = 1
   TEACHER = 2
+  SYNTHESIS = 3
 
 
 def key_once(root: jax.Array, purpose: Once) -> jax.Array:
@@ -25,21 +26,72 @@ def key_once(root: jax.Array, purpose: Once) -> jax.Array:
   return jax.random.fold_in(jax.random.fold_in(root, 0), purpose)
 
 
-class FerdState(flax.struct.PyTreeNode):
-  """State of a run between epochs.
+class TrainState(flax.struct.PyTreeNode):
+  """State of a run between epochs: all that a checkpoint holds but the pool.
 
   Attributes:
-    student: variables of the student, `params` and `batch_stats`.
-    opt_state: of the student's optimiser.
-    class_weights: sampling probabilities and margins of the classes.
-    class_state: what the outer loss keeps per class, such as GKL's prior.
+    student: variables, optimiser and the state of the outer loss.
+    sampler: of the sampler, with the class probabilities.
+    synthesis: what the synthesis keeps between epochs.
     epoch: int32 scalar, epochs completed.
     key: root PRNG key; it never changes. Whatever is random in an epoch comes
       from it by `fold_in` of epoch and step, so a resumed run is exact.
   """
-  student: Any
-  opt_state: Any
-  class_weights: class_weights.ClassWeights
-  class_state: Any
+  student: distill.StudentState
+  sampler: Any
+  synthesis: Any
   epoch: jax.Array
   key: jax.Array
+
+
+def init(method: methods.Method, seed: int) -> TrainState:
+  """Returns the state before the first epoch, placed on the devices."""
+  parallel = method.parallel
+
+  def replicated(key, *, axis_name=None):
+    del axis_name  # Every device computes the same.
+    variables = models.init_variables(
+        method.distillation.student, key_once(key, Once.STUDENT),
+        method.image_shape)
+    return TrainState(
+        student=distill.init(method.distillation, variables,
+                             method.num_classes),
+        sampler=method.sampler.init(method.num_classes),
+        synthesis=method.synthesis.init(key_once(key, Once.SYNTHESIS)),
+        epoch=jax.numpy.zeros([], jax.numpy.int32), key=key)
+  # Compiled, so that on several processes the state is made where it lives.
+  state = parallel.compile(
+      replicated, (parallels.REPLICATED,), parallels.REPLICATED)(
+          parallel.replicate(jax.random.key(seed)))
+  return placed(method, state)
+
+
+def placed(method: methods.Method, state: TrainState) -> TrainState:
+  """Returns a state, all of it on every device, with its examples sharded."""
+  return state.replace(synthesis=_per_example(
+      method, state.synthesis,
+      lambda leaf: method.parallel.shard(np.asarray(leaf))))
+
+
+def gathered(method: methods.Method, state: TrainState) -> TrainState:
+  """Returns a state with its examples on every device, as checkpoints hold it.
+
+  They can then be restored on any number of devices.
+  """
+  parallel = method.parallel
+  return state.replace(synthesis=_per_example(
+      method, state.synthesis,
+      lambda leaf: parallel.replicate(parallel.gather(leaf))))
+
+
+def _per_example(method, kept, place):
+  """Applies a function to the leaves of `kept` that belong to examples."""
+  specs = jax.tree.broadcast(method.synthesis.specs()[0], kept)
+  return jax.tree.map(
+      lambda spec, leaf: place(leaf) if spec is parallels.SHARDED else leaf,
+      specs, kept)
+
+
+def host_key(state: TrainState) -> jax.Array:
+  """Returns the root key on this host's default device."""
+  return jax.random.wrap_key_data(np.asarray(jax.random.key_data(state.key)))

@@ -4,7 +4,6 @@
   results.json         teacher and student at the end of the run
   evaluation.json      the same of `--mode=evaluate`
   export/              student and generator for PyTorch, see `export`
-  generator.npz        the last epoch's generator
   metrics.jsonl        a line per epoch
   samples/             pictures of synthetic images
   autoattack/          states of an evaluation that is not finished
@@ -19,20 +18,27 @@ from typing import Any
 
 from etils import epath
 import jax
+import numpy as np
 from orbax import checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
 from ferd_jax.core import atomic
 from ferd_jax.core import errors
+from ferd_jax.run import method as methods
+from ferd_jax.run import settings
 from ferd_jax.run import state as states
 from ferd_jax.synthesis import pool as pools
 
+# Of what a work directory holds. It changes when an older one could not be
+# gone on with; a new setting does not change it, its default is filled in.
+FORMAT = 2
 LAST = 'last'
 # What may differ when a run goes on: of these only `parallel` changes numbers
-# of the training, by rounding.
+# of the training, by rounding. What the teachers are, wherever they come from,
+# is compared by digest and network.
 _FREE = ('data.dir', 'eval.attacks', 'eval.autoattack_examples',
          'eval.batch_size', 'eval.nsd_ddof', 'eval.target_examples', 'log',
-         'max_minutes', 'parallel', 'teacher.path', 'teacher.select')
+         'max_minutes', 'parallel', 'teacher', 'teachers')
 # What may differ, besides, when a saved student is only evaluated.
 _FREE_TO_EVALUATE = ('data', 'eps', 'eval.curve_attacks', 'eval.curve_examples',
                      'eval.every', 'step_size')
@@ -46,8 +52,16 @@ class Checkpoints:
     select: 'last', or the name of the metric by which the best epoch is kept.
   """
 
-  def __init__(self, workdir: epath.PathLike, select: str = LAST):
-    self.select = select
+  def __init__(self, workdir: epath.PathLike, method: methods.Method | None,
+               select: str = LAST):
+    """Opens the checkpoints of a work directory.
+
+    Args:
+      workdir: of the run.
+      method: whose state they hold; None to look at their numbers only.
+      select: see the class.
+    """
+    self.select, self._method = select, method
     self._workdir = epath.Path(workdir).absolute()
     policies = [checkpoint_managers.LatestN(2)]
     best = {}
@@ -81,7 +95,7 @@ class Checkpoints:
       return self.latest_epoch
     return self._manager.best_step() or self.latest_epoch
 
-  def save(self, epoch: int, state: states.FerdState, pool: pools.Pool,
+  def save(self, epoch: int, state: states.TrainState, pool: pools.Pool,
            new_images: int, metrics: Mapping[str, float]) -> None:
     """Saves an epoch: the pool's new images first, then the state.
 
@@ -92,27 +106,48 @@ class Checkpoints:
       new_images: how many this epoch added.
       metrics: with `select` in it if this epoch was evaluated.
     """
-    if jax.process_index() == 0:
+    if new_images and jax.process_index() == 0:
       pool.save_last(self._pool_dir, epoch, new_images)
     ranked = {name: metrics[name] for name in metrics if name == self.select}
-    self._manager.save(epoch, args=ocp.args.StandardSave(state),
-                       metrics=ranked)
+    self._manager.save(
+        epoch, args=ocp.args.StandardSave(
+            states.gathered(self._method, state)), metrics=ranked)
 
-  def restore(self, like: states.FerdState, epoch: int) -> states.FerdState:
-    """Returns the state of an epoch, with the shardings of `like`.
+  def restore(self, like: states.TrainState, epoch: int) -> states.TrainState:
+    """Returns the state of an epoch, placed as `like` is.
 
     Raises:
+      ValueError: if the checkpoint has other fields or shapes than `like`; the
+        message names them. It may be of another version.
       OSError: if it cannot be read.
     """
+    like = states.gathered(self._method, like)
+    path = self._workdir / 'checkpoints' / str(epoch)
+    differences = _tree_differences(like, self._shapes(epoch))
+    if differences:
+      raise ValueError(
+          f'{path} holds a state of another version or method: {differences}. '
+          'The run can be gone on with by the version that it is of '
+          f'({_version(self._workdir)}); nothing is damaged.')
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
     try:
-      return self._manager.restore(
+      state = self._manager.restore(
           epoch, args=ocp.args.StandardRestore(abstract))
     except Exception as error:  # Orbax and TensorStore raise many kinds.
-      path = self._workdir / 'checkpoints' / str(epoch)
       raise OSError(f'Cannot read {path}: {errors.reason(error)}. Without this '
                     'directory the run goes on from the one before.'
                     ) from error
+    return states.placed(self._method, state)
+
+  def _shapes(self, epoch):
+    """Returns the saved arrays' shapes by path, None if they are not known."""
+    try:
+      metadata = self._manager.item_metadata(epoch)
+      leaves = jax.tree_util.tree_leaves_with_path(
+          getattr(metadata, 'tree', metadata))
+      return {_path(path): tuple(leaf.shape) for path, leaf in leaves}
+    except Exception:  # Damage: reading it will say what is wrong.
+      return None
 
   def restore_pool(self, pool: pools.Pool, epoch: int) -> None:
     """Fills an empty pool with the images of the epochs up to `epoch`."""
@@ -151,6 +186,7 @@ def claim(workdir: epath.PathLike, config: Mapping[str, Any], *,
   free = _FREE if start else _FREE + _FREE_TO_EVALUATE
   if saved or (workdir / RESULTS).exists():
     old = saved_identity(workdir)
+    check_format(workdir, old)
     changes = [
         f'{key} is {new_value!r}, was {old_value!r}'
         for key, new_value, old_value in _differences(new, old)
@@ -180,16 +216,74 @@ def saved_identity(workdir: epath.PathLike) -> dict[str, Any]:
   """
   path = epath.Path(workdir) / 'config.json'
   try:
-    return json.loads(path.read_text())
+    identity = json.loads(path.read_text())
   except (OSError, ValueError) as error:
     raise ValueError(f'Cannot read {path}: {error}') from error
+  if not isinstance(identity, dict):
+    raise ValueError(f'Cannot read {path}: it holds no settings.')
+  return identity
 
 
-def _differences(new, old, prefix=''):
-  """Yields (key, new value, old value) of the leaves that differ."""
-  if isinstance(new, dict) and isinstance(old, dict):
-    for name in sorted(new.keys() | old.keys()):
-      yield from _differences(new.get(name), old.get(name),
-                              f'{prefix}.{name}' if prefix else name)
-  elif new != old:
-    yield prefix, new, old
+def check_format(workdir: epath.PathLike, identity: Mapping[str, Any]) -> None:
+  """Raises ValueError for a work directory of another format."""
+  found = identity.get('format', 1)
+  if found == FORMAT:
+    return
+  student = epath.Path(workdir) / 'export' / 'student.npz'
+  hint = (f' Its student is still there for python -m ferd_jax.evaluate: '
+          f'{student}.' if student.exists() else '')
+  raise ValueError(
+      f'{workdir} is a work directory of format {found!r}, this version has '
+      f'format {FORMAT}: go on with {_version(workdir)}, which it is of, or '
+      f'use another directory. Nothing in it is damaged.{hint}')
+
+
+def _version(workdir):
+  """Returns the version that a work directory is of."""
+  try:
+    version = saved_identity(workdir).get('ferd_jax', '0.1.0')
+  except ValueError:
+    version = 'unknown'
+  return f'ferd_jax {version}'
+
+
+def _differences(new, old):
+  """Yields (setting, new value, old value) of those that differ.
+
+  A setting that the old one does not have had its default then.
+  """
+  new_values, old_values = dict(settings.flat(new)), dict(settings.flat(old))
+  default = dict(settings.flat(json.loads(json.dumps(
+      settings.defaults_like(new).to_dict()))))
+  for name in sorted(new_values.keys() | old_values.keys()):
+    if name == 'ferd_jax':
+      continue
+    new_value = new_values.get(name)
+    old_value = old_values.get(name, default.get(name))
+    if new_value != old_value:
+      yield name, new_value, old_value
+
+
+def _tree_differences(like, saved):
+  """Returns in what a saved tree differs from an expected one, or nothing."""
+  if saved is None:
+    return ''
+  expected = {_path(path): tuple(np.shape(leaf)) for path, leaf in
+              jax.tree_util.tree_leaves_with_path(like)}
+  listed = {
+      'it lacks': sorted(expected.keys() - saved.keys()),
+      'it has besides': sorted(saved.keys() - expected.keys()),
+      'of other shapes are': sorted(
+          name for name in expected.keys() & saved.keys()
+          if expected[name] != saved[name])}
+  return '; '.join(
+      f'{what} {", ".join(names[:5])}'
+      + (f' and {len(names) - 5} more' if len(names) > 5 else '')
+      for what, names in listed.items() if names)
+
+
+def _path(path):
+  """Returns the path of a leaf with dots, of dicts and attributes alike."""
+  return '.'.join(
+      str(getattr(key, 'name', getattr(key, 'key', getattr(key, 'idx', key))))
+      for key in path)

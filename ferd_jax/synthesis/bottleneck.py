@@ -19,6 +19,7 @@ import optax
 from ferd_jax import losses
 from ferd_jax.core import collectives
 from ferd_jax.core import loops
+from ferd_jax.core import parts
 from ferd_jax.core import validate
 
 KLS = ('mean', 'sum')
@@ -46,10 +47,11 @@ class Bottleneck:
   beta: float = 0.3
   kl: str = 'mean'
   mask: str = 'global'
-  unroll: bool | None = None
+  unroll: bool | None = parts.fixed(None)
 
   def __post_init__(self):
-    validate.positive(steps=self.steps, learning_rate=self.learning_rate)
+    validate.count(steps=self.steps)
+    validate.positive(learning_rate=self.learning_rate)
     validate.non_negative(beta=self.beta)
     validate.one_of(KLS, kl=self.kl)
     validate.one_of(MASKS, mask=self.mask)

@@ -1,4 +1,4 @@
-"""The pool of synthetic images: one batch more every epoch, none removed.
+"""The pool of synthetic images: every round's join it, none is removed.
 
 It lives in host memory, and on disk as one file per epoch, so that saving an
 epoch costs the same at the end of a run as at its start.
@@ -6,8 +6,10 @@ epoch costs the same at the end of a run as at its start.
 
 from collections.abc import Iterator
 import dataclasses
+import functools
 
 from etils import epath
+import jax
 import numpy as np
 
 from ferd_jax.core import atomic
@@ -53,10 +55,17 @@ class Pool:
       images = images.astype(np.float32) / 255
     return images, self.labels[index]
 
-  def batches(self, rng: np.random.Generator, batch_size: int,
+  def batches(self, key: jax.Array, batch_size: int,
               num_batches: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yields batches of the whole pool, reshuffled whenever exhausted."""
-    for index in index_plan(rng, self.count, batch_size, num_batches):
+    """Yields batches of the whole pool, reshuffled whenever exhausted.
+
+    Args:
+      key: typed PRNG key that their order follows from.
+      batch_size: images of a batch.
+      num_batches: how many.
+    """
+    for index in index_plan(key, self.count, len(self.labels), batch_size,
+                            num_batches):
       yield self.take(index)
 
   def save_last(self, directory: epath.Path, epoch: int, size: int) -> None:
@@ -86,17 +95,34 @@ class Pool:
       self.count += len(labels)
 
 
-def index_plan(rng: np.random.Generator, count: int, batch_size: int,
+def index_plan(key: jax.Array, count: int, capacity: int, batch_size: int,
                num_batches: int) -> np.ndarray:
   """Returns indices `[num_batches, batch_size]` that pass over the pool.
 
   Permutations of the pool, one after the other, cut into batches: every image
-  is drawn floor or ceil of `num_batches * batch_size / count` times.
+  is drawn floor or ceil of `num_batches * batch_size / count` times. Each
+  permutation sorts random numbers, one for each place of the pool, that only
+  the key decides: wherever a pool is kept, its order is the same.
+
+  Args:
+    key: typed PRNG key.
+    count: images in the pool.
+    capacity: for how many there is place; what is drawn has this fixed size,
+      so that no epoch compiles again.
+    batch_size: images of a batch.
+    num_batches: how many.
   """
   total = num_batches * batch_size
   passes = -(-total // count)
-  order = np.concatenate([rng.permutation(count) for _ in range(passes)])
+  order = np.concatenate([
+      np.argsort(np.asarray(_numbers(jax.random.fold_in(key, i), capacity)
+                            )[:count], kind='stable') for i in range(passes)])
   return order[:total].reshape(num_batches, batch_size)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _numbers(key, capacity):
+  return jax.random.bits(key, (capacity,))
 
 
 def _file(directory: epath.Path, epoch: int) -> epath.Path:

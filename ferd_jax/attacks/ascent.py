@@ -1,0 +1,81 @@
+"""Projected gradient ascent on any function of the images.
+
+The step of `attacks.PGD`, and a loop around it for inner attacks whose
+objective reads more than one network, or that report what they saw on the way.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax import lax
+import jax.numpy as jnp
+
+from ferd_jax.attacks import geometry
+from ferd_jax.core import loops
+
+
+def advance(x_adv: jax.Array, gradient: jax.Array, x: jax.Array,
+            eps: jax.Array | float, step_size: float, *, norm: str = 'Linf',
+            bounds: tuple[float, float] = (0., 1.)) -> jax.Array:
+  """Returns the next iterate `[B, ...]`: a step uphill, projected.
+
+  Args:
+    x_adv: iterate `[B, ...]`.
+    gradient: `[B, ...]`, of what is ascended.
+    x: `[B, ...]`, centres of the balls.
+    eps: radius, a scalar or `[B]`.
+    step_size: in the attack's norm.
+    norm: 'Linf' or 'L2'.
+    bounds: lowest and highest pixel value.
+  """
+  x_adv = x_adv + step_size * geometry.direction(gradient, norm)
+  return geometry.project(x_adv, x, eps, bounds, norm)
+
+
+def ascend(objective: Callable[[jax.Array], tuple[jax.Array, Any]],
+           x: jax.Array, start: jax.Array, *, eps: jax.Array | float,
+           step_size: float, num_steps: int, norm: str = 'Linf',
+           bounds: tuple[float, float] = (0., 1.),
+           unroll: bool | None = None) -> tuple[jax.Array, Any]:
+  """Returns attacked images, and what the objective noticed on the way.
+
+  Args:
+    objective: images `[B, ...]` -> (values `[B]`, which are ascended, and a
+      pytree of arrays `[B]`, such as whether an image is still predicted
+      right, that is summed over the iterates the gradient is taken at). It may
+      read any number of networks.
+    x: images `[B, ...]` within the bounds, centres of the balls.
+    start: `[B, ...]`, the first iterate.
+    eps: radius, a scalar or `[B]`, in the unit of the images.
+    step_size: in the unit of the images, in the attack's norm.
+    num_steps: how many, at least 1.
+    norm: 'Linf' or 'L2'.
+    bounds: lowest and highest pixel value.
+    unroll: None unrolls short loops on CPU.
+
+  Returns:
+    The last iterate `[B, ...]`, within eps of `x` and the bounds, gradient
+    stopped, and the sums over the steps.
+
+  Raises:
+    ValueError: if the objective does not return one value per image.
+  """
+  def total(images):
+    values, noticed = objective(images)
+    if values.shape != x.shape[:1]:
+      raise ValueError('Expected the objective to return one value per image, '
+                       f'{x.shape[:1]}, got {values.shape}.')
+    return jnp.sum(values), noticed  # The sum keeps examples apart.
+
+  def step(_, carry):
+    images, sums = carry
+    gradient, noticed = jax.grad(total, has_aux=True)(images)
+    images = advance(images, gradient, x, eps, step_size, norm=norm,
+                     bounds=bounds)
+    return images, jax.tree.map(jnp.add, sums, noticed)
+
+  shapes = jax.eval_shape(objective, start)[1]
+  sums = jax.tree.map(lambda like: jnp.zeros(like.shape, like.dtype), shapes)
+  found = loops.repeat(num_steps, step, (start, sums), unroll=unroll)
+  return lax.stop_gradient(found)

@@ -1,0 +1,157 @@
+"""All that is said of models in an evaluation, as JSON values.
+
+A run's end and `python -m ferd_jax.evaluate` build their results here.
+"""
+
+from collections.abc import Mapping
+from collections.abc import Sequence
+import dataclasses
+from typing import Any
+
+from etils import epath
+from flax import linen as nn
+import jax
+import numpy as np
+
+import ferd_jax
+from ferd_jax import data
+from ferd_jax.attacks import saved
+from ferd_jax.core import parallel as parallels
+from ferd_jax.core import reporting
+from ferd_jax.evaluation import robustness
+from ferd_jax.evaluation import tables
+from ferd_jax.evaluation import target_analysis
+from ferd_jax.weights import loading
+
+STUDENT = 'student'
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+  """What is evaluated.
+
+  Attributes:
+    name: in tables.
+    models: (module, variables) by name, any Flax modules.
+    examples: images, labels and names of the classes.
+    dataset: its name.
+    split: of it, None for noise and for an .npz.
+    eps: radius that the models were trained for, None if unknown.
+    epoch: of a run's student, None for a file.
+    about: what else the results say of it, JSON values.
+    published: clean accuracy of the model or the teacher, None if unknown.
+  """
+  name: str
+  models: Mapping[str, tuple[nn.Module, Any]]
+  examples: data.Examples
+  dataset: str
+  split: str | None = None
+  eps: float | None = None
+  epoch: int | None = None
+  about: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  published: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Protocol:
+  """How it is evaluated.
+
+  Attributes:
+    attacks: names, of `robustness.ATTACKS`.
+    eps: radius in [0, 1] pixels.
+    norm: 'Linf' or 'L2'.
+    seed: said in the results; the key decides what is drawn.
+    batch_size: images a step, over all devices.
+    ddof: of the NSD.
+    autoattack_examples: how many images, the first, AutoAttack gets; 0: all.
+    target_examples: how many images, the first, are attacked towards every
+      wrong class; 0: none, None: all.
+  """
+  attacks: Sequence[str]
+  eps: float
+  norm: str = 'Linf'
+  seed: int = 0
+  batch_size: int = 128
+  ddof: int = 0
+  autoattack_examples: int = 0
+  target_examples: int | None = 0
+
+  def evaluator(self, model: nn.Module, num_classes: int,
+                parallel: parallels.Parallel) -> robustness.Evaluator:
+    """Returns what measures a model under these attacks."""
+    return robustness.evaluator(
+        model, self.attacks, self.eps, num_classes, self.batch_size, parallel,
+        norm=self.norm, ddof=self.ddof,
+        autoattack_examples=self.autoattack_examples)
+
+  def target_analysis(self, model: nn.Module, num_classes: int,
+                      parallel: parallels.Parallel
+                      ) -> target_analysis.TargetAnalysis:
+    """Returns what measures which targets a model is weak against."""
+    return target_analysis.TargetAnalysis(
+        model, target_analysis.targeted_pgd20(self.eps, self.norm),
+        num_classes, self.batch_size, parallel)
+
+
+def evaluate(subject: Subject, protocol: Protocol,
+             parallel: parallels.Parallel, *, key: jax.Array | None = None,
+             evaluators: Mapping[str, robustness.Evaluator] | None = None,
+             state_dir: epath.PathLike | None = None,
+             reporter: reporting.Reporter = reporting.SILENT
+             ) -> dict[str, Any]:
+  """Returns how robust and fair the models are, JSON values.
+
+  Args:
+    subject: what is evaluated.
+    protocol: how.
+    parallel: the device mapping.
+    key: typed PRNG key of the attacks; default: that of the protocol's seed.
+    evaluators: by model, those that are compiled already.
+    state_dir: where an AutoAttack keeps its state, so that one that was
+      interrupted is gone on with, and one that is done is not repeated.
+    reporter: told of every attack that is done.
+
+  Raises:
+    FloatingPointError: for logits that are not finite.
+    ValueError: for a model or images that AutoAttack refuses.
+  """
+  images, labels = subject.examples.images, subject.examples.labels
+  num_classes = len(subject.examples.class_names)
+  key = jax.random.key(protocol.seed) if key is None else key
+  number = protocol.target_examples
+  number = len(labels) if number is None else number
+  results = {
+      'config': subject.name, 'dataset': subject.dataset,
+      'split': subject.split, 'num_examples': len(labels),
+      'class_counts': np.bincount(labels, minlength=num_classes).tolist(),
+      'norm': protocol.norm, 'eps': protocol.eps, 'seed': protocol.seed,
+      'epoch': subject.epoch, **subject.about,
+      'weights_digest': {name: saved.digest(variables)
+                         for name, (_, variables) in subject.models.items()},
+      'batch_size': protocol.batch_size, 'ferd_jax': ferd_jax.__version__,
+      **parallel.description,
+      'class_names': list(subject.examples.class_names), 'models': {}}
+  if number:
+    results['targets'] = {}
+  for name, (model, variables) in subject.models.items():
+    reporter.line(f'{name}, {protocol.norm} eps {protocol.eps:.5f}:')
+    variables = parallel.replicate(variables)
+    evaluator = (evaluators or {}).get(name) or protocol.evaluator(
+        model, num_classes, parallel)
+    results['models'][name] = found = evaluator(
+        variables, images, labels, key, protocol.attacks, state_dir=state_dir,
+        on_result=lambda attack, summary: reporter.line(
+            f'{attack}: {summary["average"]:.2%}, worst class '
+            f'{summary["worst"]:.2%}'), reporter=reporter)
+    clean = found.get(robustness.CLEAN)
+    if clean is not None and name != STUDENT:
+      doubt = loading.implausible(clean['average'], len(labels), num_classes,
+                                  subject.published)
+      if doubt:
+        reporter.line(f'Warning: {doubt}')
+    if number:
+      analysis = protocol.target_analysis(model, num_classes, parallel)
+      results['targets'][name] = analysis(
+          variables, images[:number], labels[:number], key,
+          reporter=reporter).json_values()
+  return tables.json_values(results)

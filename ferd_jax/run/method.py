@@ -1,0 +1,151 @@
+"""A method: synthesis x sampler x inner attack x outer loss, on devices."""
+
+import dataclasses
+import functools
+from typing import Any
+from typing import NamedTuple
+
+import jax.numpy as jnp
+
+from ferd_jax import attacks
+from ferd_jax.core import collectives
+from ferd_jax.core import parallel as parallels
+from ferd_jax.core import scalars
+from ferd_jax.distillation import distill
+from ferd_jax.models import forward
+from ferd_jax.models import frozen as frozens
+from ferd_jax.synthesis import base
+
+REPLICATED, SHARDED = parallels.REPLICATED, parallels.SHARDED
+STUDENT = 'student'
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+  """What is trained and how, all that an epoch needs beside its state.
+
+  Attributes:
+    synthesis: makes the images.
+    sampler: says how often which class is made.
+    distillation: settings of the student phase: networks, inner attack, outer
+      loss, optimiser.
+    warmup_epochs: in which images are made and no student is trained.
+    num_classes: K.
+    image_shape: (H, W, channels).
+    parallel: the device mapping.
+  """
+  synthesis: base.Synthesis
+  sampler: base.Sampler
+  distillation: distill.Settings
+  warmup_epochs: int
+  num_classes: int
+  image_shape: tuple[int, int, int]
+  parallel: parallels.Parallel
+
+
+class Steps(NamedTuple):
+  """The compiled functions of a method.
+
+  `phase` stands for the synthesis' state in a generator phase.
+  """
+  begin: Any  # kept, probs, indices, key -> phase
+  generate: Any  # phase, Frozen, key -> phase, Scalars
+  images: Any  # phase, Frozen, key -> images, labels
+  agreement: Any  # images, labels, Frozen -> scalar
+  end: Any  # kept, phase -> kept
+  student: Any  # StudentState, StudentBatch, Frozen, key -> state, Scalars
+  measured_images: Any  # phase, Frozen, key -> images, labels
+  attack: Any  # variables, key, images, labels, indices=... -> images; or None
+  measure: Any  # images, labels, variables -> Sums; or None
+  end_epoch: Any  # TrainState, kept, Sums | None -> TrainState
+
+
+def compile_steps(method: Method) -> Steps:
+  """Returns the steps mapped over the devices."""
+  synthesis, sampler = method.synthesis, method.sampler
+  settings = method.distillation
+  teacher = settings.teachers[frozens.ROBUST]
+  kept, phase = synthesis.specs()
+  step, measurement = method.parallel.compile, sampler.measurement
+  batch = distill.StudentBatch(images=SHARDED, labels=SHARDED)
+
+  def on_shard(function):
+    def call(*args, axis_name=None):
+      del axis_name  # Examples do not interact.
+      return function(*args)
+    return call
+
+  def pool_images(*args, axis_name=None):
+    images, labels = synthesis.images(*args, axis_name=axis_name)
+    if labels is None and synthesis.rounds.pooled:
+      labels = _predictions(teacher, args[1].teachers[frozens.ROBUST], images)
+    return images, labels
+
+  def measured_images(*args, axis_name=None):
+    images, labels = synthesis.measured_images(*args, axis_name=axis_name)
+    if labels is None:
+      labels = _predictions(teacher, args[1].teachers[frozens.ROBUST], images)
+    return images, labels
+
+  attack = measure = None
+  if measurement is not None:
+    network = (settings.student if measurement.network == STUDENT
+               else settings.teachers[measurement.network])
+    if measurement.attack is not None:
+      attack = attacks.jit(
+          measurement.attack, functools.partial(forward.logits, network),
+          method.parallel)
+    measure = step(
+        functools.partial(_measure, measurement, network, method.num_classes),
+        (SHARDED, SHARDED, REPLICATED), REPLICATED)
+  return Steps(
+      begin=step(on_shard(synthesis.begin),
+                 (kept, REPLICATED, SHARDED, REPLICATED), phase),
+      generate=step(scalars.packed(synthesis.step),
+                    (phase, REPLICATED, REPLICATED), (phase, REPLICATED),
+                    donate=(0,)),
+      images=step(pool_images, (phase, REPLICATED, REPLICATED),
+                  (SHARDED, SHARDED)),
+      agreement=step(functools.partial(_agreement, teacher),
+                     (SHARDED, SHARDED, REPLICATED), REPLICATED),
+      end=step(on_shard(synthesis.end), (kept, phase), kept),
+      student=step(
+          scalars.packed(functools.partial(distill.step, settings)),
+          (REPLICATED, batch, REPLICATED, REPLICATED),
+          (REPLICATED, REPLICATED), donate=(0,)),
+      measured_images=step(measured_images, (phase, REPLICATED, REPLICATED),
+                           (SHARDED, SHARDED)),
+      attack=attack, measure=measure,
+      end_epoch=step(
+          functools.partial(_end_epoch, sampler, settings.outer),
+          (REPLICATED, REPLICATED, REPLICATED, REPLICATED),
+          (REPLICATED, REPLICATED, REPLICATED)))
+
+
+def _predictions(model, variables, images):
+  return jnp.argmax(forward.logits(model, variables, images),
+                    axis=-1).astype(jnp.int32)
+
+
+def _agreement(model, images, labels, frozen, *, axis_name=None):
+  """Returns how often the `ROBUST` teacher predicts the labels."""
+  logits = forward.logits(model, frozen.teachers[frozens.ROBUST], images)
+  correct = jnp.argmax(logits, -1) == labels
+  return collectives.pmean(jnp.mean(correct.astype(logits.dtype)), axis_name)
+
+
+def _measure(measurement, model, num_classes, images, labels, variables, *,
+             axis_name=None):
+  """Returns the sums of the sampler's statistic per class."""
+  logits = forward.logits(model, variables, images)
+  return base.class_sums(measurement.statistic(logits, labels), labels,
+                         num_classes, axis_name=axis_name)
+
+
+def _end_epoch(sampler, outer, sampler_state, outer_state, epoch, measured, *,
+               axis_name=None):
+  """Returns the states of sampler and outer loss, and the epoch, afterwards."""
+  del axis_name  # Sums are those of the global batch already.
+  epoch = epoch + 1
+  return (sampler.update(sampler_state, measured),
+          outer.end_epoch(outer_state, epoch), epoch)

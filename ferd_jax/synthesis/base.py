@@ -1,0 +1,188 @@
+"""What a synthesis and a sampler are asked, and what they answer.
+
+A synthesis makes the images that the student is trained on; a sampler says
+how often it should make which class. Both are frozen dataclasses that are
+registered by name in `ferd_jax.synthesis`; the run knows nothing else of them.
+"""
+
+from collections.abc import Callable
+import dataclasses
+from typing import Any
+from typing import NamedTuple
+from typing import Protocol
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+from ferd_jax import attacks
+from ferd_jax import losses
+from ferd_jax.core import collectives
+from ferd_jax.core import parallel
+from ferd_jax.core import validate
+from ferd_jax.models import frozen as frozens
+from ferd_jax.weights import native
+
+REPLICATED, SHARDED = parallel.REPLICATED, parallel.SHARDED
+
+
+@dataclasses.dataclass(frozen=True)
+class Rounds:
+  """How an epoch goes on.
+
+  Attributes:
+    generator_steps: a round has, at least 1.
+    student_steps: that follow them, at least 1 but for warm-up epochs.
+    per_epoch: rounds an epoch.
+    pooled: whether a round's images join a pool, from which the student's are
+      drawn; else each student step gets images made for it alone.
+  """
+  generator_steps: int
+  student_steps: int
+  per_epoch: int = 1
+  pooled: bool = True
+
+  def __post_init__(self):
+    validate.count(steps=self.generator_steps, rounds=self.per_epoch)
+    validate.count(student_steps=self.student_steps)
+
+
+class Synthesis(Protocol):
+  """Makes images from the teacher alone.
+
+  All arrays of a state are either the same on every device or belong to the
+  examples of the batch, one row each; `specs` says which.
+
+  Attributes:
+    rounds: how an epoch goes on.
+    batch_size: images that it makes at a time, over all devices.
+    samples_labels: whether images are made for labels that are drawn by the
+      sampler's probabilities; else `images` returns None for them, and the
+      labels are what the `ROBUST` teacher predicts.
+  """
+  rounds: Rounds
+  batch_size: int
+  samples_labels: bool
+
+  def init(self, key: jax.Array) -> Any:
+    """Returns what is kept between epochs, a pytree in every checkpoint.
+
+    A meta generator, a memory bank, an optimiser's moments; () for a synthesis
+    that starts every epoch anew.
+
+    Args:
+      key: typed PRNG key.
+    """
+
+  def begin(self, kept: Any, probs: jax.Array, indices: jax.Array,
+            key: jax.Array) -> Any:
+    """Returns the state of a generator phase, at the start of an epoch.
+
+    Args:
+      kept: of the epoch before.
+      probs: `[K]`, class probabilities of the sampler.
+      indices: int `[B]`, positions in the global batch of this shard's
+        examples; what is drawn for an example depends on its position.
+      key: typed PRNG key of this epoch.
+    """
+
+  def step(self, state: Any, frozen: frozens.Frozen, key: jax.Array, *,
+           axis_name: str | None = None) -> tuple[Any, dict[str, jax.Array]]:
+    """Returns the state after one generator step, and scalar metrics.
+
+    Args:
+      state: of the phase.
+      frozen: teachers, student and epoch.
+      key: typed PRNG key of this step.
+      axis_name: mapped axis over which the examples are sharded; metrics are
+        means over it.
+    """
+
+  def images(self, state: Any, frozen: frozens.Frozen, key: jax.Array, *,
+             axis_name: str | None = None
+             ) -> tuple[jax.Array, jax.Array | None]:
+    """Returns images `[B, H, W, C]` in [0, 1] to train on, and labels `[B]`.
+
+    Those that a round leaves, or, without a pool, new ones at every call.
+    """
+
+  def measured_images(self, state: Any, frozen: frozens.Frozen,
+                      key: jax.Array, *, axis_name: str | None = None
+                      ) -> tuple[jax.Array, jax.Array | None]:
+    """Returns the images and labels that the sampler measures."""
+
+  def end(self, kept: Any, state: Any) -> Any:
+    """Returns what is kept of a phase for the next epoch."""
+
+  def specs(self) -> tuple[Any, Any]:
+    """Returns where `kept` and a phase's state live, prefixes of `Spec`s."""
+
+  def generator(self, kept: Any
+                ) -> tuple[nn.Module, native.Network | None, Any] | None:
+    """Returns the generator to export, None without one.
+
+    Its module, what it is (None for a module without a name), and variables.
+    """
+
+
+@dataclasses.dataclass(frozen=True)
+class Measurement:
+  """What a sampler wants to know of an epoch's images.
+
+  Attributes:
+    statistic: (logits `[B, K]`, labels `[B]`) -> `[B]`, whose sums per class
+      it gets.
+    attack: on the images beforehand; None: they stay clean.
+    network: whose logits: a teacher's name, or 'student'.
+  """
+  statistic: Callable[[jax.Array, jax.Array], jax.Array] = losses.margin
+  attack: attacks.PGD | None = None
+  network: str = frozens.ROBUST
+
+
+class Sums(NamedTuple):
+  """What was measured of each class, over the global batch.
+
+  Attributes:
+    values: `[K]`, sums of the statistic over a class's images.
+    counts: `[K]`, images of each class.
+  """
+  values: jax.Array
+  counts: jax.Array
+
+
+class Sampler(Protocol):
+  """Says how often which class is made.
+
+  Its state has a field `probs` `[K]`, with which a run begins, too.
+
+  Attributes:
+    measurement: what it wants to know, None for nothing: then nothing is
+      attacked and nothing measured.
+  """
+  measurement: Measurement | None
+
+  def init(self, num_classes: int) -> Any:
+    """Returns the state of the first epoch."""
+
+  def update(self, state: Any, measured: Sums | None) -> Any:
+    """Returns the state of the next epoch.
+
+    Args:
+      state: of this epoch.
+      measured: of the images that this epoch made.
+    """
+
+
+def per_example(tree: Any) -> Any:
+  """Returns specs for a pytree of per-example arrays, and of scalars."""
+  return jax.tree.map(lambda leaf: SHARDED if leaf.ndim else REPLICATED, tree)
+
+
+def class_sums(values: jax.Array, labels: jax.Array, num_classes: int, *,
+               axis_name: str | None = None) -> Sums:
+  """Returns the sums of `values` `[B]` per class, over the global batch."""
+  onehot = jax.nn.one_hot(labels, num_classes, dtype=values.dtype)
+  return collectives.psum(
+      Sums(jnp.sum(values[:, None] * onehot, axis=0), jnp.sum(onehot, axis=0)),
+      axis_name)
