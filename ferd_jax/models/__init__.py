@@ -1,10 +1,12 @@
 """Networks by name, and their variables.
 
 `build('wrn_34_10', num_classes=10)` returns a Linen module; see
-`ferd_jax.models.staged` for what all classifiers have in common.
+`ferd_jax.models.staged` for what all classifiers of this package have in
+common. `register` gives names to networks from outside of it.
 """
 
 from collections.abc import Callable
+from collections.abc import Collection
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
@@ -17,20 +19,24 @@ import jax.numpy as jnp
 
 from ferd_jax.core import validate
 from ferd_jax.models import cifar_resnet
+from ferd_jax.models import forward
 from ferd_jax.models import layers
 from ferd_jax.models import mobilenet_v2
 from ferd_jax.models import preact_resnet
+from ferd_jax.models import registry
 from ferd_jax.models import resnet
 from ferd_jax.models import wide_resnet
 from ferd_jax.models.generator import Generator
 from ferd_jax.models.staged import StagedModel
 
 __all__ = ['ARCHITECTURES', 'GENERATOR', 'Generator', 'StagedModel', 'build',
-           'init_variables', 'resnet_name']
+           'init_variables', 'names', 'register', 'resnet_name']
 
 GENERATOR = 'generator'  # Its name where those of classifiers are.
+# What stands for something else where a network is named.
+_RESERVED = ('', 'auto', GENERATOR)
 
-# The accepted names, by example and rule.
+# The names of this package's own, by example and rule.
 ARCHITECTURES = (
     'wrn_{6n+4}_{widen} (wrn_28_10, wrn_34_10, wrn_70_16, ...)',
     'dm_wrn_{6n+4}_{widen} (DeepMind\'s)',
@@ -137,13 +143,50 @@ def resnet_name(kind: str, blocks: Sequence[int],
                    *map(str, blocks)])
 
 
-def build(arch: str, num_classes: int, **options: Any) -> StagedModel:
+def names() -> tuple[str, ...]:
+  """Returns the names for `build`: the built-in forms, then registered ones."""
+  return ARCHITECTURES + registry.names()
+
+
+def register(name: str, factory: Callable[..., nn.Module], *,
+             options: Collection[str] = (),
+             layout: registry.Layout | None = None) -> None:
+  """Gives a network from outside of this package a name.
+
+  It holds in this process, so it has to be done before the name is used, or a
+  file read that says it.
+
+  Args:
+    name: for `build`, and wherever else an architecture is named.
+    factory: `factory(num_classes=..., **options)` returns a Linen module that
+      maps images [B, H, W, C] to logits [B, num_classes]; `models.forward` says
+      how it is called. A class of modules is one.
+    options: names of the options that `build` accepts and gives to the factory.
+      `mean` and `std`, where they are among them, are what they are for the
+      built-in networks.
+    layout: PyTorch's names of its submodules, a `torch_io.Layout`; None for
+      their own. It holds for all modules of the type that the factory is or
+      returns.
+
+  Raises:
+    ValueError: if the name is one of a built-in network, or taken by another
+      factory, options or layout; if the type of module has another layout. The
+      same registration again has no effect.
+  """
+  if name in _RESERVED or _is_built_in(name):
+    raise ValueError(f'Expected name={name!r} to be none of a built-in '
+                     'network; choose another name.')
+  registry.add(name, factory, options, layout)
+
+
+def build(arch: str, num_classes: int, **options: Any) -> nn.Module:
   """Returns the classifier of that name.
 
   Args:
-    arch: one of the forms in `ARCHITECTURES`.
+    arch: one of the forms in `ARCHITECTURES`, or a registered name.
     num_classes: number of logits.
-    **options: `width`, the channels of the first convolution, with which all
+    **options: of a registered network those that it was registered with, of
+      the others `width`, the channels of the first convolution, with which all
       others scale (16 for WideResNet and CIFAR ResNet, 64 for ResNet and
       PreActResNet, 32 for MobileNetV2, where it is a multiple of 4); `mean`
       and `std`, the per-channel normalisation done inside the model (default:
@@ -155,24 +198,30 @@ def build(arch: str, num_classes: int, **options: Any) -> StagedModel:
       `final_bn`.
 
   Returns:
-    A frozen, hashable module; its variables come from `init_variables` or
-    `torch_io.load_variables`.
+    A frozen, hashable module, a `StagedModel` unless it is a registered one;
+    its variables come from `init_variables` or `torch_io.load_variables`.
 
   Raises:
     ValueError: if the name is unknown, or an option unknown or out of range.
   """
-  family, fields = _find(arch)
+  entry = registry.find(arch)
+  if entry is None:
+    family, fields = _find(arch)
+  valid = entry.options if entry else _COMMON + family.options
   validate.positive(num_classes=num_classes)
-  valid = _COMMON + family.options
   unknown = sorted(set(options) - set(valid))
   if unknown:
     raise ValueError(f'Expected the options of {arch!r} to be among '
-                     f'{", ".join(valid)}; got {", ".join(unknown)}.')
-  _check(family, options)
+                     f'{", ".join(valid) or "none"}; got {", ".join(unknown)}.')
+  _check_normalisation(options)
+  if not entry:
+    _check(family, options)
   for name in ('mean', 'std'):
     if options.get(name) is not None:
       # Numbers of any kind become floats in a tuple, which has a hash.
       options[name] = tuple(float(value) for value in options[name])
+  if entry:
+    return entry.build(arch, num_classes, **options)
   return family.module(num_classes=num_classes, **fields,
                        **{**family.defaults, **options})
 
@@ -183,15 +232,23 @@ def init_variables(model: nn.Module, key: jax.Array,
                    ) -> dict[str, Any]:
   """Returns freshly drawn variables {'params': ..., 'batch_stats': ...}.
 
+  Both are always there, and {} where a model has none; collections of other
+  names that it has come with them.
+
   Args:
-    model: a classifier or a generator.
+    model: a classifier or a generator, any Linen module.
     key: typed PRNG key.
     image_shape: shape of one input, without the batch: (H, W, C) for a
       classifier, (nz,) for a generator.
     dtype: precision of the variables; at least float32.
   """
-  variables = model.init(key, jnp.zeros((1, *image_shape), dtype))
-  return {name: variables[name] for name in ('params', 'batch_stats')}
+  variables = model.init(key, jnp.zeros((1, *image_shape), dtype),
+                         **forward.mode_arguments(model, train=False))
+  return {'params': {}, 'batch_stats': {}, **variables}
+
+
+def _is_built_in(name):
+  return any(re.fullmatch(family.pattern, name) for family in _FAMILIES)
 
 
 def _find(arch):
@@ -200,8 +257,8 @@ def _find(arch):
     fields = family.fields(*match.groups()) if match else None
     if fields is not None:
       return family, fields
-  raise ValueError(f'Expected arch={arch!r} to be one of '
-                   f'{", ".join(ARCHITECTURES)}.')
+  raise ValueError(f'Expected arch={arch!r} to be one of {", ".join(names())}; '
+                   'any other has to be registered first, by models.register.')
 
 
 def _check(family, options):
@@ -222,6 +279,9 @@ def _check(family, options):
   if 'final_bn' in options:
     validate.one_of((True, False), final_bn=options['final_bn'])
 
+
+def _check_normalisation(options):
+  """Raises ValueError for a mean or std that does not normalise."""
   mean, std = options.get('mean'), options.get('std')
   if (mean is None) != (std is None):
     raise ValueError(f'Expected mean={mean!r} and std={std!r} together.')

@@ -1,16 +1,86 @@
 """Forward passes of the networks: evaluation, with moments, and training.
 
-`variables` is `{'params': ..., 'batch_stats': ...}`; models are Flax modules
-of `ferd_jax.models`, static and hashable.
+`variables` is `{'params': ..., 'batch_stats': ...}`. Models are Linen modules,
+static and hashable: those of `ferd_jax.models`, or any other that maps images
+to logits. Only a `StagedModel` has stages to begin after or stop at.
+
+A module is told the mode by the argument that its `__call__` has for it:
+`train` or `training`, or `deterministic` or `use_running_average`, which are
+the opposite. One that has none of them computes the same in either.
 """
 
 from collections.abc import Callable
+from collections.abc import Sequence
+import dataclasses
+import inspect
 from typing import Any
 
+from flax import errors
 from flax import linen as nn
+from flax import traverse_util
 import jax
+import jax.numpy as jnp
+
+from ferd_jax.models import staged
 
 Variables = dict[str, Any]
+
+# Names of the argument for the mode, with the value in training mode.
+_MODES = {'train': True, 'training': True, 'deterministic': False,
+          'use_running_average': False}
+
+
+def mode_arguments(model: nn.Module, train: bool) -> dict[str, bool]:
+  """Returns the arguments of a module's `__call__` that say the mode.
+
+  Args:
+    model: any Linen module.
+    train: whether it is training mode.
+  """
+  parameters = inspect.signature(type(model).__call__).parameters
+  return {name: value == train for name, value in _MODES.items()
+          if name in parameters}
+
+
+def stages(model: nn.Module) -> tuple[str, ...]:
+  """Returns the names of a model's stages in order; () if it has none."""
+  return model.stages if isinstance(model, staged.StagedModel) else ()
+
+
+def default_tap(model: nn.Module) -> str | None:
+  """Returns `StagedModel.default_tap`; None for a model without stages."""
+  return model.default_tap if isinstance(model, staged.StagedModel) else None
+
+
+def reports_moments(model: nn.Module, variables: Variables,
+                    image_shape: Sequence[int]) -> bool:
+  """Returns whether `logits_and_moments` has those of all BatchNorm layers.
+
+  So it is for `layers.BatchNorm`; Flax's own layer does not report them. Where
+  there are no `batch_stats`, there is nothing to report, and it is False.
+
+  Args:
+    model: any Linen module.
+    variables: of the model, or their shapes.
+    image_shape: shape of one image, (H, W, C).
+  """
+  image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+  _, moments = jax.eval_shape(
+      lambda v, x: logits_and_moments(model, v, x), variables, image)
+  layers, reporting = (
+      {path[:-1] for path in traverse_util.flatten_dict(tree)}
+      for tree in (variables.get('batch_stats', {}), moments))
+  return bool(layers) and layers <= reporting
+
+
+def synchronises(model: nn.Module, variables: Variables) -> bool:
+  """Returns whether training does not depend on the number of devices.
+
+  It does where BatchNorm takes the statistics of each device's part of the
+  batch: where there are `batch_stats`, and the model has no field `axis_name`
+  for `train_logits` to set.
+  """
+  return not variables.get('batch_stats') or _has_axis_name(model)
 
 
 def logits(model: nn.Module, variables: Variables, x: jax.Array, *,
@@ -18,13 +88,16 @@ def logits(model: nn.Module, variables: Variables, x: jax.Array, *,
   """Returns logits `[B, C]`, BatchNorm on running statistics.
 
   Args:
-    model: of `ferd_jax.models`.
+    model: any Linen module.
     variables: of the model.
     x: images `[B, H, W, C]`, or the output of stage `start`.
     start: stage after which to begin.
     stop: stage whose output is returned instead of the logits.
+
+  Raises:
+    ValueError: if the model has no stages, and one is named.
   """
-  return model.apply(variables, x, start=start, stop=stop)
+  return model.apply(variables, x, **_evaluation(model, start, stop))
 
 
 def logits_fn(model: nn.Module,
@@ -40,10 +113,11 @@ def logits_and_moments(
   """Returns `logits(...)` and its BatchNorm layers' input moments.
 
   The moments are `{'mean': [C], 'var': [C]}` at the paths of `batch_stats`,
-  taken over this batch, biased; the layers still use running statistics.
+  taken over this batch, biased; the layers still use running statistics. Only
+  `layers.BatchNorm` reports them; see `reports_moments`.
   """
-  out, updates = model.apply(variables, x, start=start, stop=stop,
-                             mutable=['moments'])
+  out, updates = model.apply(variables, x, mutable=['moments'],
+                             **_evaluation(model, start, stop))
   return out, updates.get('moments', {})
 
 
@@ -52,11 +126,39 @@ def train_logits(model: nn.Module, variables: Variables, x: jax.Array, *,
   """Returns logits `[B, C]` on batch statistics, and the updated statistics.
 
   Args:
-    model: of `ferd_jax.models`.
+    model: any Linen module.
     variables: of the model.
     x: images `[B, H, W, C]`.
-    axis_name: mapped axis over which batch statistics are synchronised.
+    axis_name: mapped axis over which batch statistics are synchronised, by a
+      model that has the field `axis_name`; see `synchronises`.
+
+  Raises:
+    ValueError: if the model draws random numbers, as Dropout does.
   """
-  out, updates = model.clone(axis_name=axis_name).apply(
-      variables, x, train=True, mutable=['batch_stats'])
-  return out, updates['batch_stats']
+  if _has_axis_name(model):
+    model = model.clone(axis_name=axis_name)
+  try:
+    out, updates = model.apply(variables, x, mutable=['batch_stats'],
+                               **mode_arguments(model, train=True))
+  except errors.InvalidRngError as error:
+    raise ValueError(
+        f'Expected model={type(model).__name__} to draw no random numbers in '
+        'training mode, as Dropout does; build it without.') from error
+  return out, updates.get('batch_stats', {})
+
+
+def _has_axis_name(model):
+  return any(field.name == 'axis_name' for field in dataclasses.fields(model))
+
+
+def _evaluation(model, start, stop):
+  """Returns the arguments of a pass in evaluation mode, from stage to stage."""
+  arguments = mode_arguments(model, train=False)
+  if isinstance(model, staged.StagedModel):
+    return arguments | {'start': start, 'stop': stop}
+  if start is not None or stop is not None:
+    raise ValueError(
+        f'Expected start={start!r} and stop={stop!r} to be None, as '
+        f'{type(model).__name__} has no stages; derive it from '
+        'models.StagedModel to have them.')
+  return arguments

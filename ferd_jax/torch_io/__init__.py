@@ -1,5 +1,6 @@
 """PyTorch state dicts, from files and back, and the variables of models."""
 
+from ferd_jax.models.registry import Layout
 from ferd_jax.torch_io.files import check_format
 from ferd_jax.torch_io.files import read_state_dict
 from ferd_jax.torch_io.files import strip_prefixes
@@ -11,6 +12,7 @@ from ferd_jax.torch_io.mapping import state_dict_from_variables
 from ferd_jax.torch_io.mapping import torch_shapes
 from ferd_jax.torch_io.mapping import variables_from_state_dict
 
-__all__ = ['check_format', 'definition', 'load_variables', 'normalisation',
-           'read_state_dict', 'state_dict_from_variables', 'strip_prefixes',
-           'torch_shapes', 'variables_from_state_dict', 'write_state_dict']
+__all__ = ['Layout', 'check_format', 'definition', 'load_variables',
+           'normalisation', 'read_state_dict', 'state_dict_from_variables',
+           'strip_prefixes', 'torch_shapes', 'variables_from_state_dict',
+           'write_state_dict']

@@ -3,11 +3,10 @@
 Submodules of `ferd_jax.models` carry PyTorch's attribute names, with an
 underscore before an index (`layer1_0/conv1/kernel` is `layer1.0.conv1.weight`).
 Where codes of one architecture differ in their names, a layout lists the
-substitutions.
+substitutions. A network from outside brings its own by `models.register`.
 """
 
 import dataclasses
-import re
 
 from flax import linen as nn
 
@@ -15,6 +14,7 @@ from ferd_jax import models
 from ferd_jax.models import cifar_resnet
 from ferd_jax.models import mobilenet_v2
 from ferd_jax.models import preact_resnet
+from ferd_jax.models import registry
 from ferd_jax.models import resnet
 from ferd_jax.models import wide_resnet
 
@@ -22,30 +22,19 @@ _ROBUSTBENCH = 'RobustBench/robustbench, robustbench/model_zoo/architectures/'
 
 
 @dataclasses.dataclass(frozen=True)
-class Layout:
-  """The names of one code.
+class Published(registry.Layout):
+  """The layout of a code that a network of this package was published in.
 
   Attributes:
-    definition: the public repository on GitHub and the file in it.
-    names: regular expressions that rewrite dotted paths of modules, applied in
-      order.
     activations: those that the code has.
     padding: of its convolutions of stride 2.
   """
-  definition: str
-  names: tuple[tuple[str, str], ...] = ()
   activations: tuple[str, ...] = ('relu',)
   padding: str = 'both'
 
-  def rename(self, dotted: str) -> str:
-    """Returns the code's name of a module, given that in `ferd_jax`."""
-    for pattern, replacement in self.names:
-      dotted = re.sub(pattern, replacement, dotted)
-    return dotted
 
-
-TRADES = Layout(f'{_ROBUSTBENCH}wide_resnet.py', ((r'_layer\.', '.layer.'),))
-DEEPMIND_WIDE = Layout(
+TRADES = Published(f'{_ROBUSTBENCH}wide_resnet.py', ((r'_layer\.', '.layer.'),))
+DEEPMIND_WIDE = Published(
     f'{_ROBUSTBENCH}dm_wide_resnet.py, DMWideResNet',
     (
         (r'^block1_layer\.', 'layer.0.block.'),
@@ -60,7 +49,7 @@ DEEPMIND_WIDE = Layout(
         (r'^bn1$', 'batchnorm'),
         (r'^fc$', 'logits'),
     ), ('relu', 'silu'), 'same')
-DEEPMIND_PREACT = Layout(
+DEEPMIND_PREACT = Published(
     f'{_ROBUSTBENCH}dm_wide_resnet.py, DMPreActResNet',
     (
         (r'^layer1\.', 'layer_0.'),
@@ -76,16 +65,16 @@ DEEPMIND_PREACT = Layout(
         (r'^bn$', 'batchnorm'),
         (r'^linear$', 'logits'),
     ), ('relu', 'silu'), 'same')
-PREACT = Layout(f'{_ROBUSTBENCH}resnet.py, PreActResNet')
-RESNET = Layout('kuangliu/pytorch-cifar, models/resnet.py')
-FERD_MOBILENET = Layout('mayaobuduyao/FERD, models/mobilenetv2.py',
-                        ((r'^linear$', 'fc'),))
-MOBILENET = Layout('kuangliu/pytorch-cifar, models/mobilenetv2.py')
-AKAMASTER = Layout('akamaster/pytorch_resnet_cifar10, resnet.py')
-CHENYAOFO = Layout(
+PREACT = Published(f'{_ROBUSTBENCH}resnet.py, PreActResNet')
+RESNET = Published('kuangliu/pytorch-cifar, models/resnet.py')
+FERD_MOBILENET = Published('mayaobuduyao/FERD, models/mobilenetv2.py',
+                           ((r'^linear$', 'fc'),))
+MOBILENET = Published('kuangliu/pytorch-cifar, models/mobilenetv2.py')
+AKAMASTER = Published('akamaster/pytorch_resnet_cifar10, resnet.py')
+CHENYAOFO = Published(
     'chenyaofo/pytorch-cifar-models, pytorch_cifar_models/resnet.py',
     ((r'\.shortcut\.', '.downsample.'), (r'^linear$', 'fc')))
-STAGES = Layout(
+STAGES = Published(
     'fanghenshaometeor/vanilla-adversarial-training, model/resnet_v1.py',
     (
         (r'^conv1$', 'conv_1_3x3'),
@@ -95,17 +84,20 @@ STAGES = Layout(
         (r'\.(conv|bn)2$', r'.\1_b'),
         (r'^linear$', 'classifier'),
     ))
-GENERATOR = Layout('zju-vipa/CMI, Generator')
+GENERATOR = Published('zju-vipa/CMI, Generator')
 
 _CIFAR = {'pad_both': (AKAMASTER, STAGES), 'pad_after': (STAGES, AKAMASTER),
           'conv': (CHENYAOFO, AKAMASTER)}
 
 
-def of_model(model: nn.Module) -> tuple[Layout, ...]:
+def of_model(model: nn.Module) -> tuple[registry.Layout, ...]:
   """Returns the layouts in which weights of a network exist.
 
   The first is the one to write: the code whose modules compute the same.
   """
+  registered = registry.layout_of(model)
+  if registered is not None:
+    return (registered,)
   match model:
     case wide_resnet.WideResNet():
       return ((TRADES, DEEPMIND_WIDE) if model.padding == 'both'
@@ -121,7 +113,8 @@ def of_model(model: nn.Module) -> tuple[Layout, ...]:
     case models.Generator():
       return (GENERATOR,)
   # A module of somebody else's: its submodules' own names.
-  return (Layout(f'{type(model).__module__}, {type(model).__name__}'),)
+  return (registry.Layout(f'{type(model).__module__}, {type(model).__name__}, '
+                          'by the names of its Flax submodules'),)
 
 
 def definition(model: nn.Module) -> str:
@@ -129,11 +122,12 @@ def definition(model: nn.Module) -> str:
 
   It is a public repository on GitHub and a file in it; its defaults may differ
   from the network's width, depth or number of classes. What the code itself
-  has to be changed in is said.
+  has to be changed in is said. Of a network from outside it is the definition
+  in its registered layout, or its class and that its own names are used.
   """
   layout = of_model(model)[0]
   text = layout.definition
-  if not isinstance(model, models.StagedModel):
+  if layout is GENERATOR or not isinstance(layout, Published):
     return text
   arguments, changes = [], []
   if layout is PREACT:

@@ -22,15 +22,17 @@ from ferd_jax.torch_io import files
 from ferd_jax.torch_io import layouts
 from ferd_jax.torch_io import recognise
 
-# Last name of a Flax variable -> of a PyTorch tensor.
+# Last name of a Flax variable -> of a PyTorch tensor, where they differ.
 _LEAVES = {
     ('params', 'kernel'): 'weight',
     ('params', 'scale'): 'weight',
+    ('params', 'embedding'): 'weight',
     ('params', 'bias'): 'bias',
     ('batch_stats', 'mean'): 'running_mean',
     ('batch_stats', 'var'): 'running_var',
 }
 
+_FLOATS = ('params', 'batch_stats')
 _CLASSIFIERS = ('fc', 'linear', 'classifier', 'logits')
 
 
@@ -45,9 +47,9 @@ def torch_shapes(model: nn.Module,
     image_shape: shape of one input, without the batch.
   """
   leaves = _abstract(model, image_shape)
-  layout = layouts.of_model(model)[0]
-  shapes = {_torch_key(path, layout): _torch_shape(leaf.shape)
-            for path, leaf in leaves.items()}
+  paths = _keyed(leaves, layouts.of_model(model)[0])
+  shapes = {key: _torch_shape(path, leaves[path].shape)
+            for key, path in paths.items()}
   return shapes | {key: () for key in _counters(shapes)}
 
 
@@ -66,7 +68,9 @@ def variables_from_state_dict(model: nn.Module,
       classifier, (nz,) for a generator.
 
   Returns:
-    {'params': ..., 'batch_stats': ...}, float32.
+    {'params': ..., 'batch_stats': ...}, float32, of which either is {} where
+    the model has none. Its further collections come with them, in their own
+    types.
 
   Raises:
     ValueError: if tensors are missing, unexpected, misshaped (all in one
@@ -79,12 +83,11 @@ def variables_from_state_dict(model: nn.Module,
   found = _check_normalisation(model, found)
 
   leaves = _abstract(model, image_shape)
-  keyed = [{_torch_key(path, layout): path for path in leaves}
-           for layout in layouts.of_model(model)]
+  keyed = [_keyed(leaves, layout) for layout in layouts.of_model(model)]
   paths = max(keyed, key=lambda keys: len(keys.keys() & found.keys()))
-  wanted = {key: _torch_shape(leaves[path].shape)
+  wanted = {key: _torch_shape(path, leaves[path].shape)
             for key, path in paths.items()}
-  _check_keys(model, wanted, found)
+  _check_keys(model, wanted, found, image_shape)
 
   _check_real({key: found[key] for key in paths})
   # What is too large for float32 becomes infinite, which the check reports.
@@ -101,9 +104,12 @@ def variables_from_state_dict(model: nn.Module,
     raise ValueError('Expected variances of at least 0; negative: '
                      f'{_some(negative)}.')
 
-  flat = {path: jnp.asarray(_to_flax(values[key]))
+  # What numbers further collections hold is the model's affair: it may count.
+  flat = {path: jnp.asarray(
+      _to_flax(path, values[key]) if path[0] in _FLOATS
+      else np.asarray(found[key], leaves[path].dtype))
           for key, path in paths.items()}
-  return traverse_util.unflatten_dict(flat)
+  return {'params': {}, 'batch_stats': {}, **traverse_util.unflatten_dict(flat)}
 
 
 def normalisation(state_dict: Mapping[str, np.ndarray]
@@ -139,16 +145,19 @@ def state_dict_from_variables(model: nn.Module,
 
   Args:
     model: a classifier or a generator.
-    variables: {'params': ..., 'batch_stats': ...}.
+    variables: {'params': ..., 'batch_stats': ...}; what further collections
+      hold is written as buffers.
 
   Returns:
     Contiguous arrays in the precision of the variables, by PyTorch's names.
+
+  Raises:
+    ValueError: if the model's layout gives two variables one name.
   """
-  layout = layouts.of_model(model)[0]
-  flat = traverse_util.flatten_dict(
-      {name: variables[name] for name in ('params', 'batch_stats')})
-  state_dict = {_torch_key(path, layout): _to_torch(np.asarray(value))
-                for path, value in flat.items()}
+  flat = traverse_util.flatten_dict(dict(variables))
+  paths = _keyed(flat, layouts.of_model(model)[0])
+  state_dict = {key: _to_torch(path, np.asarray(flat[path]))
+                for key, path in paths.items()}
   counters = {key: np.zeros((), np.int64) for key in _counters(state_dict)}
   return state_dict | counters
 
@@ -178,11 +187,27 @@ def _abstract(model, image_shape):
   return traverse_util.flatten_dict(jax.eval_shape(init, jax.random.key(0)))
 
 
+def _keyed(paths, layout):
+  """Returns {name in PyTorch: path} of Flax paths."""
+  keyed = {}
+  for path in paths:
+    key = _torch_key(path, layout)
+    if key in keyed:
+      raise ValueError(
+          f'Expected names of their own for {"/".join(keyed[key])} and '
+          f'{"/".join(path)}, which are both {key} by the layout of '
+          f'{layout.definition}.')
+    keyed[key] = path
+  return keyed
+
+
 def _torch_key(path, layout):
   """Returns the name in PyTorch of a Flax path ('params', ..., 'kernel')."""
   collection, *modules, leaf = path
   dotted = '.'.join(re.sub(r'_(\d+)$', r'.\1', name) for name in modules)
-  return f'{layout.rename(dotted)}.{_LEAVES[collection, leaf]}'
+  leaf = _LEAVES.get((collection, leaf), leaf)
+  # A network may have variables of its own, beside those of its submodules.
+  return f'{layout.rename(dotted)}.{leaf}' if modules else leaf
 
 
 def _counters(keys):
@@ -192,24 +217,30 @@ def _counters(keys):
           for key in keys if key.endswith(suffix)]
 
 
-# Kernels: [k, k, C_in, C_out] <-> [C_out, C_in, k, k], of which the depthwise
-# [3, 3, 1, C] is a special case, and [C_in, C_out] <-> [C_out, C_in].
-_TO_TORCH = {4: (3, 2, 0, 1), 2: (1, 0)}
-_TO_FLAX = {4: (2, 3, 1, 0), 2: (1, 0)}
+# Kernels: [k, ..., C_in, C_out] <-> [C_out, C_in, k, ...], of which linear
+# layers without k and the depthwise [3, 3, 1, C] are special cases. Scalars,
+# which numpy makes vectors of when it makes them contiguous, stay ones.
 
 
-def _torch_shape(shape):
-  return tuple(shape[i] for i in _TO_TORCH.get(len(shape), range(len(shape))))
+def _is_kernel(path, ndim):
+  return path[0] == 'params' and path[-1] == 'kernel' and ndim > 1
 
 
-def _to_torch(value):
-  order = _TO_TORCH.get(value.ndim, range(value.ndim))
-  return np.ascontiguousarray(value.transpose(order))
+def _torch_shape(path, shape):
+  return (*shape[:-3:-1], *shape[:-2]) if _is_kernel(path, len(shape)) else (
+      tuple(shape))
 
 
-def _to_flax(value):
-  order = _TO_FLAX.get(value.ndim, range(value.ndim))
-  return np.ascontiguousarray(value.transpose(order))
+def _to_torch(path, value):
+  if _is_kernel(path, value.ndim):
+    value = np.moveaxis(value, (-1, -2), (0, 1))
+  return np.ascontiguousarray(value).reshape(value.shape)
+
+
+def _to_flax(path, value):
+  if _is_kernel(path, value.ndim):
+    value = np.moveaxis(value, (0, 1), (-1, -2))
+  return np.ascontiguousarray(value).reshape(value.shape)
 
 
 def _check_normalisation(model, state_dict):
@@ -260,7 +291,7 @@ def _check_real(state_dict):
                      f'type: {_some(bad)}.')
 
 
-def _check_keys(model, wanted, found):
+def _check_keys(model, wanted, found, image_shape):
   """Raises one ValueError for everything in which the keys differ."""
   missing = sorted(wanted.keys() - found.keys())
   unexpected = sorted(found.keys() - wanted.keys())
@@ -281,6 +312,7 @@ def _check_keys(model, wanted, found):
     hint = _architecture_hint(found)
   else:
     hint = (_classes_hint(wanted, found, misshaped)
+            or _size_hint(wanted, found, misshaped, image_shape)
             or _architecture_hint(found))
   raise ValueError(f'The weights do not fit {type(model).__name__}.{hint} '
                    f'Keys {"; ".join(parts)}.')
@@ -309,4 +341,13 @@ def _classes_hint(wanted, found, misshaped):
       found[weight].shape[1:] == wanted[weight][1:]):
     return (f' The weights have {found[weight].shape[0]} classes, the model '
             f'has num_classes={wanted[weight][0]}.')
+  return ''
+
+
+def _size_hint(wanted, found, misshaped, image_shape):
+  """Returns a sentence if only inputs of linear layers differ, or nothing."""
+  if all(len(wanted[key]) == 2 and found[key].ndim == 2 and
+         len(found[key]) == wanted[key][0] for key in misshaped):
+    return (' They may be for images of another shape than '
+            f'image_shape={tuple(image_shape)}.')
   return ''

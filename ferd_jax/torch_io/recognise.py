@@ -83,7 +83,8 @@ def recognise(state_dict: Mapping[str, np.ndarray]) -> Recognised:
   shown = ', '.join(sorted(state_dict)[:10])
   raise ValueError(
       'Cannot tell the architecture from the keys, which are those of none of '
-      f'{", ".join(models.ARCHITECTURES)}. They begin with {shown}.')
+      f'{", ".join(models.ARCHITECTURES)}. They begin with {shown}. A network '
+      'that models.register knows is not recognised, but has to be named.')
 
 
 def _wide(state_dict, arch, layout, first_conv, first_block, group, classifier):
