@@ -1,11 +1,11 @@
 """CIFAR-10, the paper's main experiment: WRN-34-10 -> ResNet-18.
 
-  python main.py --config=configs/cifar10.py \
-    --config.teacher.path=Chen2021LTD_WRN34_10.pt
+  python main.py --config=configs/cifar10.py
 
-The teacher is a file of your own, in the layout of RobustBench's WideResNet,
-such as its Chen2021LTD_WRN34_10 (85.21% clean, 56.94% AutoAttack). The test
-set comes through TFDS. Variants: `mobilenet_v2`, `released`, `smoke`.
+The teacher is RobustBench's Chen2021LTD_WRN34_10 (85.21% clean, 56.94%
+AutoAttack), fetched at the first run; --config.teacher.path=FILE takes a file
+of your own in its place, --config.teacher.robustbench=ID another network. The
+test set comes through TFDS. Variants: `mobilenet_v2`, `released`, `smoke`.
 """
 
 from ml_collections import config_dict
@@ -22,4 +22,5 @@ def get_config(variant: str = '') -> config_dict.ConfigDict:
   """Returns the config; `default.py` holds the paper's values for CIFAR-10."""
   config = default.get_config()
   config.name = 'cifar10'
+  config.teacher.robustbench = 'Chen2021LTD_WRN34_10'
   return variants.apply(config, variant, mobilenet_v2=_mobilenet_v2)

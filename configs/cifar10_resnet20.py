@@ -28,7 +28,7 @@ def _paper_length(config: config_dict.ConfigDict) -> None:
     config[group].batch_size = full[group].batch_size
   for name in ('width', 'generator_lr', 'latent_lr', 'w_adv'):
     config.synthesis[name] = full.synthesis[name]
-  config.distill.attack_steps = full.distill.attack_steps
+  config.inner.steps = full.inner.steps
   config.eval = full.eval
   config.data.split = 'test'
 

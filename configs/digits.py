@@ -34,9 +34,9 @@ def get_config(variant: str = '') -> config_dict.ConfigDict:
   config.synthesis.generator_lr = 5e-3
   config.distill.steps = 600
   # On training images 79% withstand PGD-20 with five, 82% with ten (600 steps).
-  config.distill.attack_steps = 10
+  config.inner.steps = 10
   # RSLAD's weights, not the paper's: more robustness in few steps.
-  config.distill.w_clean, config.distill.w_adv = 1 / 6, 5 / 6
+  config.outer.w_clean, config.outer.w_adv = 1 / 6, 5 / 6
   config.eval.every = 2
   config.eval.curve_examples = 0
   config.log.samples_every = 2

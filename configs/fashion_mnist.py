@@ -35,7 +35,7 @@ def get_config(variant: str = '') -> config_dict.ConfigDict:
   config.synthesis.w_uni = 0.3
   config.distill.steps = 500
   # RSLAD's weights, not the paper's: more robustness in few steps.
-  config.distill.w_clean, config.distill.w_adv = 1 / 6, 5 / 6
+  config.outer.w_clean, config.outer.w_adv = 1 / 6, 5 / 6
   config.eval.every = 4
   config.log.samples_every = 4
   return variants.apply(config, variant)

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 
 from ml_collections import config_dict
 
+from ferd_jax.run import settings
+
 
 def balance_small_teacher(config: config_dict.ConfigDict) -> None:
   """Balances the generator's losses for ResNets of 8 to 20 layers.
@@ -21,10 +23,10 @@ def balance_small_teacher(config: config_dict.ConfigDict) -> None:
   config.synthesis.w_uni = 0.1
   # Noise that grows fast, against the largest variance of the same image: 6 to
   # 11% of the channels are robust then, for a fifth of the time.
-  config.features.steps = 10
-  config.features.learning_rate = 0.5
-  config.features.mask = 'per_sample'
-  config.class_weights.tau = 4.  # these teachers' margins are large
+  config.synthesis.bottleneck.steps = 10
+  config.synthesis.bottleneck.learning_rate = 0.5
+  config.synthesis.bottleneck.mask = 'per_sample'
+  config.sampler.tau = 4.  # these teachers' margins are large
 
 
 def fit_to_cpu(config: config_dict.ConfigDict) -> None:
@@ -37,7 +39,7 @@ def fit_to_cpu(config: config_dict.ConfigDict) -> None:
   # Small batches: 960 steps of 32 Fashion-MNIST images reach 56% PGD-20
   # accuracy, 240 of 128 images, in the same time, 42% (validation).
   config.distill.batch_size = 32
-  config.distill.attack_steps = 5
+  config.inner.steps = 5
   config.eval.batch_size = 100  # fits the cache
   # On all images they take hours: python -m ferd_jax.evaluate.
   config.eval.attacks = ('clean', 'fgsm', 'pgd20', 'cw20', 'autoattack_fast')
@@ -69,17 +71,18 @@ def _smoke(config: config_dict.ConfigDict) -> None:
   config.data.noise_examples = 24
   config.teacher.arch = _SMALLEST.get(config.teacher.arch, config.teacher.arch)
   config.teacher.path = 'random'
+  config.teacher.robustbench = None
   config.teacher.width = config.student.width = 4
   config.num_epochs = 3
   config.warmup_epochs = 1
   config.synthesis.steps = 2
   config.synthesis.batch_size = 8
   config.synthesis.width = 8
-  config.features.steps = 3
-  config.class_weights.attack_steps = 2
+  config.synthesis.bottleneck.steps = 3
+  config.sampler.attack_steps = 2
   config.distill.steps = 2
   config.distill.batch_size = 8
-  config.distill.attack_steps = 2
+  config.inner.steps = 2
   config.eval.attacks = ('clean', 'fgsm')
   config.eval.target_examples = 0
   config.eval.batch_size = 16
@@ -90,11 +93,9 @@ def _smoke(config: config_dict.ConfigDict) -> None:
 
 def _released(config: config_dict.ConfigDict) -> None:
   """Takes the public code's rules where they differ from the paper's."""
-  config.class_weights.rule = 'minmax'
-  config.class_weights.range = (0.05, 0.2)
-  config.class_weights.absent = 'zero'
-  config.distill.utae_gamma = 0.
-  config.distill.ikl_prior = 'one_hot'
+  settings.use(config, 'sampler', 'margin_minmax', absent='zero')
+  config.inner.gamma = 0.
+  config.outer.prior = 'one_hot'
   config.eval.select = 'test_clean'
   config.eval.curve_examples = 0  # it selects on the whole test set
 

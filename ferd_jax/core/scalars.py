@@ -25,8 +25,9 @@ class Scalars(flax.struct.PyTreeNode):
   def of(cls, metrics: Mapping[str, jax.Array]) -> 'Scalars':
     """Returns the scalars of a dict, in the widest of their types."""
     names = tuple(sorted(metrics))
-    return cls(jnp.stack([jnp.asarray(metrics[name]) for name in names])
-               if names else jnp.zeros([0]), names)
+    if not names:
+      return cls(jnp.zeros([0]), names)
+    return cls(jnp.stack([jnp.asarray(metrics[name]) for name in names]), names)
 
   def read(self) -> dict[str, float]:
     """Returns the scalars on the host; waits for the device."""

@@ -73,6 +73,8 @@ class Checkpoints:
           n=1, get_metric_fn=best['best_fn']))
     self._manager = ocp.CheckpointManager(
         self._workdir / 'checkpoints',
+        # Without it the shapes in a checkpoint are not known.
+        item_handlers=ocp.StandardCheckpointHandler(),
         options=ocp.CheckpointManagerOptions(
             preservation_policy=checkpoint_managers.AnyPreservationPolicy(
                 policies), **best))
@@ -268,6 +270,7 @@ def _tree_differences(like, saved):
   """Returns in what a saved tree differs from an expected one, or nothing."""
   if saved is None:
     return ''
+  like = like.replace(key=jax.random.key_data(like.key))  # As it is saved.
   expected = {_path(path): tuple(np.shape(leaf)) for path, leaf in
               jax.tree_util.tree_leaves_with_path(like)}
   listed = {
