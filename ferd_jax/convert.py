@@ -8,7 +8,9 @@
 
 PyTorch's are .pt, .pth and .safetensors; this package's, which also say what
 the network is, .npz and directories, Orbax checkpoints. Of a PyTorch file the
-architecture is recognised; what its keys do not reveal is asked for.
+architecture is recognised; what its keys do not reveal is asked for. A network
+that `models.register` knows is named by --arch, by a program that registers it
+and calls `main`.
 """
 
 import argparse
@@ -53,7 +55,9 @@ def read(path: pathlib.Path, args: argparse.Namespace
     entry = robustbench.find(*_dataset_and_id(args.robustbench))
     arch, options = entry.arch, entry.options_with(options)
     select = select or entry.select
-  loaded = loading.load_any(path, arch=arch, options=options, select=select)
+  loaded = loading.load_any(
+      path, arch=arch, options=options, select=select, channels=args.channels,
+      num_classes=args.num_classes, image_shape=args.image_size)
   return loaded.network, loaded.variables
 
 
@@ -95,6 +99,9 @@ def difference(network: native.Network, variables: Any,
     variables: {'params': ..., 'batch_stats': ...}.
     torch_file: a file to load into PyTorch's module, strictly; None for what
       the variables are as a state dict.
+
+  Raises:
+    ValueError: if there is no module of PyTorch's to compare with.
   """
   import torch
 
@@ -139,7 +146,14 @@ def main(argv: Sequence[str] | None = None) -> None:
       help='compare the outputs with PyTorch\'s, which has to be installed')
   add('--robustbench', metavar='DATASET/ID',
       help='what the file is, instead of the options below')
-  file_options.add(parser.add_argument_group('a PyTorch file'))
+  file = parser.add_argument_group('a PyTorch file')
+  file_options.add(file)
+  file.add_argument('--image-size', type=file_options.image_size,
+                    metavar='SIZE', help='of the images, e.g. 28 or 28x28, for '
+                    'networks whose weights depend on it; default: 32')
+  file.add_argument('--channels', type=int, help='of the images; has to be '
+                    'said of a registered network')
+  file.add_argument('--num-classes', type=int, help='the same')
   args = parser.parse_args(argv)
   try:
     network, variables = read(args.source, args)

@@ -37,6 +37,8 @@ def twin(model, channels: int = 3, nz: int | None = None) -> nn.Module:
   """
   if isinstance(model, models.Generator):
     return Generator(nz, model.side, model.channels, model.width)
+  if not isinstance(model, models.StagedModel):
+    raise _no_twin(model)
   classes = model.num_classes
   options = dict(channels=channels, style=Style(model.activation,
                                                 model.padding))
@@ -61,10 +63,17 @@ def twin(model, channels: int = 3, nz: int | None = None) -> nn.Module:
     case mobilenet_v2.MobileNetV2():
       net = MobileNetV2(model.width, classes, **options)
     case _:
-      raise ValueError(f'Expected model={model!r} to have a twin.')
+      raise _no_twin(model)
   if model.mean is not None:
     net.mean_std = (model.mean, model.std)
   return net
+
+
+def _no_twin(model):
+  return ValueError(
+      f'Expected model={type(model).__name__} to have a twin in PyTorch, as '
+      'the built-in networks have; compare its logits with those of the '
+      'module that it was made after.')
 
 
 class Conv3(nn.Conv2d):

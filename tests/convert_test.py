@@ -1,6 +1,7 @@
 """Tests of `python -m ferd_jax.convert`."""
 
 import jax
+import lenet
 import numpy as np
 import pytest
 
@@ -90,6 +91,24 @@ def test_generators(tmp_path):
     run(tmp_path / 'g.pt', tmp_path / 'again.npz', '--activation=relu')
 
 
+@pytest.mark.parametrize('size', ['28', '28x28'])
+def test_registered_networks(tmp_path, capsys, monkeypatch, size):
+  lenet.register(monkeypatch)
+  state_dict = lenet.arrays(lenet.torch_lenet5())
+  torch_io.write_state_dict(tmp_path / 'net.pt', state_dict)
+  run(tmp_path / 'net.pt', tmp_path / 'net.npz', '--arch=lenet5',
+      '--channels=1', '--num-classes=10', f'--image-size={size}')
+  run(tmp_path / 'net.npz', tmp_path / 'again.pt')
+  again = torch_io.read_state_dict(tmp_path / 'again.pt')
+  assert again.keys() == state_dict.keys()
+  for key, value in state_dict.items():
+    np.testing.assert_array_equal(again[key], value, err_msg=key)
+  assert f'for {lenet.LAYOUT.definition}' in capsys.readouterr().out
+  with pytest.raises(SystemExit, match='model=LeNet5 to have a twin') as stop:
+    run(tmp_path / 'net.npz', tmp_path / 'again.npz', '--check')
+  assert '\n' not in stop.value.code
+
+
 def test_robustbench_says_what_a_file_is(tmp_path):
   model = models.build('preact_resnet18', 10, final_bn=False)
   shapes = torch_io.torch_shapes(model, (8, 8, 3))
@@ -109,12 +128,21 @@ def test_robustbench_says_what_a_file_is(tmp_path):
     (['net.pth', 'out.npz', '--robustbench=Wong2020Fast'],
      'error: .*such as cifar10/Rice2020Overfitting'),
     (['net.pth', '.', *SAID], 'error: .*Expected a new directory'),
+    (['net.pth', 'out.npz', *SAID, '--num-classes=4'],
+     'error: .*have 5 classes, num_classes=4 was'),
 ])
 def test_mistakes_end_in_one_line(weights, monkeypatch, argv, message):
   monkeypatch.chdir(weights.parent)
   with pytest.raises(SystemExit, match=message) as stop:
     run(*argv)
   assert '\n' not in stop.value.code
+
+
+@pytest.mark.parametrize('size', ['0', '28x', '28x28x1', 'big'])
+def test_sizes_that_are_none(capsys, size):
+  with pytest.raises(SystemExit):
+    run('net.pth', 'out.npz', f'--image-size={size}')
+  assert f"such as 28 or 28x28, got '{size}'" in capsys.readouterr().err
 
 
 def test_check_without_pytorch(tmp_path, weights, monkeypatch):

@@ -30,7 +30,7 @@ from ferd_jax.models.generator import Generator
 from ferd_jax.models.staged import StagedModel
 
 __all__ = ['ARCHITECTURES', 'GENERATOR', 'Generator', 'StagedModel', 'build',
-           'init_variables', 'names', 'register', 'resnet_name']
+           'check_name', 'init_variables', 'names', 'register', 'resnet_name']
 
 GENERATOR = 'generator'  # Its name where those of classifiers are.
 # What stands for something else where a network is named.
@@ -146,6 +146,12 @@ def resnet_name(kind: str, blocks: Sequence[int],
 def names() -> tuple[str, ...]:
   """Returns the names for `build`: the built-in forms, then registered ones."""
   return ARCHITECTURES + registry.names()
+
+
+def check_name(arch: str) -> None:
+  """Raises ValueError unless `build` knows a name."""
+  if registry.find(arch) is None:
+    _find(arch)
 
 
 def register(name: str, factory: Callable[..., nn.Module], *,

@@ -5,15 +5,20 @@ said, as options of `models.build`: it is asked for, not guessed.
 """
 
 from collections.abc import Mapping
+from collections.abc import Sequence
 import dataclasses
 import math
 import os
 from typing import Any
 
 from flax import linen as nn
+import jax
+import numpy as np
 
 from ferd_jax import models
 from ferd_jax import torch_io
+from ferd_jax.core import validate
+from ferd_jax.models import registry
 from ferd_jax.torch_io import recognise
 from ferd_jax.weights import native
 
@@ -31,7 +36,8 @@ class Loaded:
   Attributes:
     network: what it is.
     model: its module.
-    variables: {'params': ..., 'batch_stats': ...}, float32.
+    variables: {'params': ..., 'batch_stats': ...}, float32, either of them {}
+      where the network has none.
     definition: the PyTorch code whose names the file has, if it is known.
   """
   network: native.Network
@@ -46,53 +52,56 @@ class Loaded:
 
 def load(path: str | os.PathLike[str], *, arch: str = AUTO,
          options: Mapping[str, Any] | None = None, channels: int | None = None,
-         num_classes: int | None = None, select: str | None = None) -> Loaded:
+         num_classes: int | None = None, select: str | None = None,
+         image_shape: Sequence[int] | None = None) -> Loaded:
   """Returns the classifier in a file.
 
   Args:
     path: as for `load_any`.
     arch: the same.
     options: the same.
-    channels: of the images that it is for; None for those of the file.
-    num_classes: that it should have; None for those of the file.
-    select: as for `load_any`.
+    channels: the same.
+    num_classes: the same.
+    select: the same.
+    image_shape: the same.
 
   Raises:
     FileNotFoundError: if there is no such file.
     ValueError: as by `load_any`, and for a generator.
   """
   loaded = load_any(path, arch=arch, options=options, channels=channels,
-                    num_classes=num_classes, select=select)
+                    num_classes=num_classes, select=select,
+                    image_shape=image_shape)
   if loaded.network.arch == models.GENERATOR:
     raise ValueError(f'{os.fspath(path)}: Cannot classify with it: it is a '
                      'generator.')
-  for name, expected in (('num_classes', num_classes), ('channels', channels)):
-    found = getattr(loaded.network, name)
-    if expected not in (None, found):
-      kind = name.removeprefix('num_')
-      raise ValueError(f'{os.fspath(path)}: The weights have {found} {kind}, '
-                       f'{name}={expected} was expected.')
   return loaded
 
 
 def load_any(path: str | os.PathLike[str], *, arch: str = AUTO,
              options: Mapping[str, Any] | None = None,
              channels: int | None = None, num_classes: int | None = None,
-             select: str | None = None) -> Loaded:
+             select: str | None = None,
+             image_shape: Sequence[int] | None = None) -> Loaded:
   """Returns the network in a file, a classifier or a generator.
 
   Args:
     path: a PyTorch file, `.safetensors`, `.npz`, or a network of `native`.
-    arch: a name for `models.build`; 'auto' recognises it from the keys.
+    arch: a name for `models.build`; 'auto' recognises it from the keys, but
+      no network that was registered by `models.register`.
     options: of `models.build`; None stands for one that is not given. Buffers
       of a normalising layer in the file are used if `mean` and `std` are not
       given, and have to agree if they are. With 'auto', whatever the keys do
       not reveal has to be given, `mean=(0,)` and `std=(1,)` for no
       normalisation; with a name, its defaults hold, but not for the shortcuts
       of CIFAR ResNets and PreActResNets, which no name says.
-    channels: of the images, for weights whose keys do not tell.
-    num_classes: the same.
+    channels: that a classifier's images should have; None for those of the
+      file, which the keys of a registered network do not tell.
+    num_classes: that a classifier should have, the same.
     select: the key of the state dict in the file, where it has several.
+    image_shape: shape (H, W, C) of the images of a classifier, on which the
+      shapes of its weights may depend; (H, W) where `channels` or the keys say
+      the rest; None for 32x32 pixels, or what a network of `native` has.
 
   Raises:
     FileNotFoundError: if there is no such file.
@@ -101,9 +110,20 @@ def load_any(path: str | os.PathLike[str], *, arch: str = AUTO,
   """
   given = {name: value for name, value in (options or {}).items()
            if value is not None}
+  size, channels = _size_and_channels(image_shape, channels)
   if os.path.exists(path) and native.is_native(path):
-    return _load_native(path, arch, given, select)
-  return _load_torch(path, arch, given, channels, num_classes, select)
+    loaded = _load_native(path, arch, given, select, size)
+  else:
+    loaded = _load_torch(path, arch, given, channels, num_classes, select, size)
+  if loaded.network.arch == models.GENERATOR:
+    return loaded
+  for name, expected in (('num_classes', num_classes), ('channels', channels)):
+    found = getattr(loaded.network, name)
+    if expected not in (None, found):
+      kind = name.removeprefix('num_')
+      raise ValueError(f'{os.fspath(path)}: The weights have {found} {kind}, '
+                       f'{name}={expected} was expected.')
+  return loaded
 
 
 def implausible(accuracy: float, count: int, num_classes: int,
@@ -139,7 +159,22 @@ def implausible(accuracy: float, count: int, num_classes: int,
           'shortcuts and the data set fit the weights?')
 
 
-def _load_native(path, arch, given, select):
+def _size_and_channels(image_shape, channels):
+  """Returns height and width, or None, and the channels, if either says."""
+  if image_shape is None:
+    return None, channels
+  shape = tuple(image_shape)
+  if len(shape) not in (2, 3):
+    raise ValueError(f'Expected image_shape={shape} to be (H, W, C) or (H, W).')
+  for side in shape:
+    validate.count(image_shape=side)
+  if len(shape) == 3 and channels not in (None, shape[2]):
+    raise ValueError(f'Expected image_shape={shape} to have '
+                     f'channels={channels}.')
+  return shape[:2], shape[2] if len(shape) == 3 else channels
+
+
+def _load_native(path, arch, given, select, size):
   network, variables = native.read(path)
   where = os.fspath(path)
   if select is not None:
@@ -147,38 +182,61 @@ def _load_native(path, arch, given, select):
                      'network.')
   model = network.build()
   for name, value in given.items():
-    if getattr(model, name, None) != (
-        tuple(value) if isinstance(value, list) else value):
+    # Options of registered networks need not be fields of their modules.
+    stored = network.options.get(name, getattr(model, name, None))
+    if stored != (tuple(value) if isinstance(value, list) else value):
       raise ValueError(f'{where}: Expected {name}={value!r} to be what the '
-                       f'network in it has, {getattr(model, name, None)!r}.')
+                       f'network in it has, {stored!r}.')
   if arch not in (AUTO, network.arch):
     raise ValueError(f'{where}: Expected arch={arch!r} to be what the network '
                      f'in it is, {network.arch!r}.')
+  if size is not None and network.arch != models.GENERATOR:
+    wanted = native.abstract(dataclasses.replace(
+        network, image_shape=(*size, network.channels)))
+    if jax.tree.map(np.shape, wanted) != jax.tree.map(np.shape, variables):
+      raise ValueError(
+          f'{where}: The weights are for images of {_sides(network)} pixels, '
+          f'{size[0]}x{size[1]} were expected.')
   return Loaded(network, model, variables)
 
 
-def _load_torch(path, arch, given, channels, num_classes, select):
+def _sides(network):
+  return 'x'.join(map(str, network.input_shape[:2]))
+
+
+def _load_torch(path, arch, given, channels, num_classes, select, size):
   state_dict = torch_io.read_state_dict(path, select)
+  registered = registry.find(arch) is not None
   try:
+    if arch not in (AUTO, models.GENERATOR):
+      models.check_name(arch)
     if not {'mean', 'std'} & given.keys():
       given |= torch_io.normalisation(state_dict)
-    found = _recognised(state_dict, arch)
+    # A registered network's keys may look like a built-in one's.
+    found = None if registered else _recognised(state_dict, arch)
     if found is not None:
       _ask(found, arch, given)
       if arch == AUTO:
         arch, given = found.arch, {**found.options, **given}
       classes, depth = found.num_classes, found.channels
     elif num_classes is None or channels is None:
-      raise ValueError(f'The keys are not those of {arch!r}.')
+      raise ValueError(
+          f'Expected num_classes={num_classes} and channels={channels} to be '
+          f'said, as the keys of {arch!r} do not tell them.' if registered
+          else f'The keys are not those of {arch!r}.')
     else:
       classes, depth = num_classes, channels
-    network = native.Network(arch, depth, classes, _without_identity(given))
+    network = native.Network(
+        arch, depth, classes, _without_identity(given),
+        None if size is None or arch == models.GENERATOR else (*size, depth))
     model = network.build()
     variables = torch_io.variables_from_state_dict(
         model, state_dict, network.input_shape)
   except ValueError as error:
     raise ValueError(f'{os.fspath(path)}: {error}') from error
-  return Loaded(network, model, variables, found and found.definition)
+  definition = found.definition if found else (
+      torch_io.definition(model) if registered else None)
+  return Loaded(network, model, variables, definition)
 
 
 def _without_identity(options):

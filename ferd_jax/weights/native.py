@@ -7,6 +7,7 @@ Both say all that it takes to build the network again.
 """
 
 from collections.abc import Mapping
+import contextlib
 import dataclasses
 import json
 import os
@@ -26,6 +27,7 @@ from ferd_jax.core import errors
 
 _NETWORK = 'network.json'  # Also the name of the array in an .npz.
 _VARIABLES = 'variables'
+_USUAL_SIZE = (32, 32)  # of images, of which files say nothing.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,11 +39,32 @@ class Network:
     channels: of the images.
     num_classes: of a classifier, None for a generator.
     options: of `models.build`, or of a generator `side`, `width` and `nz`.
+    image_shape: shape (H, W, C) of the images of a classifier, on which the
+      number of parameters may depend; None for (32, 32, channels), which is
+      kept as None.
+
+  Raises:
+    ValueError: if the shape is none, has other channels, or is a generator's.
   """
   arch: str
   channels: int
   num_classes: int | None = None
   options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  image_shape: tuple[int, ...] | None = None
+
+  def __post_init__(self):
+    if self.image_shape is None:
+      return
+    shape = tuple(self.image_shape)
+    if self.arch == models.GENERATOR:
+      raise ValueError(f'Expected image_shape={shape} to be None for a '
+                       'generator; its side and channels say it.')
+    if len(shape) != 3 or shape[-1] != self.channels:
+      raise ValueError(f'Expected image_shape={shape} to be (H, W, '
+                       f'{self.channels}), for channels={self.channels}.')
+    # The same network is equal however it is said, and in the same file.
+    usual = (*_USUAL_SIZE, self.channels)
+    object.__setattr__(self, 'image_shape', None if shape == usual else shape)
 
   def build(self) -> nn.Module:
     """Returns the module.
@@ -57,10 +80,10 @@ class Network:
 
   @property
   def input_shape(self) -> tuple[int, ...]:
-    """The shape of one input: an image of a usual size, or a latent."""
+    """The shape of one input: an image or a latent."""
     if self.arch == models.GENERATOR:
       return (self.options['nz'],)
-    return (32, 32, self.channels)
+    return self.image_shape or (*_USUAL_SIZE, self.channels)
 
   def __str__(self) -> str:
     options = ''.join(f', {name} {value}'
@@ -70,10 +93,15 @@ class Network:
     return f'{self.arch}{options}{classes}'
 
   def json_values(self) -> dict[str, Any]:
-    """Returns the network as a dict that JSON can hold."""
-    return dataclasses.asdict(self) | {
+    """Returns the network as a dict that JSON can hold.
+
+    It has an `image_shape` only if that is not the usual one.
+    """
+    values = dataclasses.asdict(self) | {
         'options': {name: list(value) if isinstance(value, tuple) else value
                     for name, value in self.options.items()}}
+    shape = values.pop('image_shape')
+    return values | ({} if shape is None else {'image_shape': list(shape)})
 
 
 def is_native(path: os.PathLike[str] | str) -> bool:
@@ -95,7 +123,7 @@ def write(path: os.PathLike[str] | str, network: Network,
   Args:
     path: what is there is replaced, if it is a network.
     network: what the variables belong to.
-    variables: {'params': ..., 'batch_stats': ...}.
+    variables: {'params': ..., 'batch_stats': ...}, and any further collections.
 
   Raises:
     ValueError: if a directory is there that holds no network.
@@ -125,50 +153,71 @@ def read(path: os.PathLike[str] | str) -> tuple[Network, dict[str, Any]]:
 
   Raises:
     FileNotFoundError: if nothing is there.
-    ValueError: if it holds no network, or its variables do not fit it.
+    ValueError: if it holds no network, one that has to be registered first, or
+      its variables do not fit it.
   """
   path = epath.Path(path)
   if not path.exists():
     raise FileNotFoundError(f'Expected a network at {path}.')
   if not is_native(path):
     raise ValueError(f'Cannot read {path}: it holds no {_NETWORK}.')
-  try:
-    network, variables = (_read_directory if path.is_dir() else _read_file)(
-        path)
-  except Exception as error:  # Damage shows in errors of many kinds.
-    raise ValueError(f'Cannot read {path}, which may be damaged: '
-                     f'{errors.reason(error)}') from error
+  with _damage_shows(path):
+    network = _network(path)
+  if network.arch != models.GENERATOR:
+    try:
+      models.check_name(network.arch)
+    except ValueError as error:
+      raise ValueError(f'Cannot read {path}: {error}') from error
+  with _damage_shows(path):
+    variables = (_read_directory if path.is_dir() else _read_file)(
+        path, network)
   return network, variables
 
 
-def _read_file(path):
-  with np.load(path, allow_pickle=False) as arrays:
-    flat = dict(arrays)
-  network = _network(str(flat.pop(_NETWORK)))
-  expected = traverse_util.flatten_dict(_abstract(network), sep='/')
-  if {name: value.shape for name, value in flat.items()} != {
-      name: value.shape for name, value in expected.items()}:
-    raise ValueError(f'its arrays are not those of {network.arch}.')
-  return network, traverse_util.unflatten_dict(flat, sep='/')
-
-
-def _read_directory(path):
-  network = _network((path / _NETWORK).read_text())
-  with ocp.StandardCheckpointer() as checkpointer:
-    variables = checkpointer.restore(path.absolute() / _VARIABLES,
-                                     _abstract(network))
-  return network, jax.tree.map(np.asarray, variables)
-
-
-def _network(text):
-  values = json.loads(text)
-  options = {name: tuple(value) if isinstance(value, list) else value
-             for name, value in values.pop('options').items()}
-  return Network(**values, options=options)
-
-
-def _abstract(network):
+def abstract(network: Network) -> dict[str, Any]:
+  """Returns the variables that a network has, as shapes and types."""
   model = network.build()
   return jax.eval_shape(
       lambda key: models.init_variables(model, key, network.input_shape),
       jax.random.key(0))
+
+
+@contextlib.contextmanager
+def _damage_shows(path):
+  """Turns errors of the many kinds in which damage shows into ValueError."""
+  try:
+    yield
+  except Exception as error:
+    raise ValueError(f'Cannot read {path}, which may be damaged: '
+                     f'{errors.reason(error)}') from error
+
+
+def _read_file(path, network):
+  with np.load(path, allow_pickle=False) as arrays:
+    flat = {name: arrays[name] for name in arrays.files if name != _NETWORK}
+  expected = traverse_util.flatten_dict(abstract(network), sep='/')
+  if {name: value.shape for name, value in flat.items()} != {
+      name: value.shape for name, value in expected.items()}:
+    raise ValueError(f'its arrays are not those of {network.arch}.')
+  # Of an empty collection there is no array.
+  return {'params': {}, 'batch_stats': {},
+          **traverse_util.unflatten_dict(flat, sep='/')}
+
+
+def _read_directory(path, network):
+  with ocp.StandardCheckpointer() as checkpointer:
+    variables = checkpointer.restore(path.absolute() / _VARIABLES,
+                                     abstract(network))
+  return jax.tree.map(np.asarray, variables)
+
+
+def _network(path):
+  if path.is_dir():
+    text = (path / _NETWORK).read_text()
+  else:
+    with np.load(path, allow_pickle=False) as arrays:
+      text = str(arrays[_NETWORK])
+  values = json.loads(text)
+  options = {name: tuple(value) if isinstance(value, list) else value
+             for name, value in values.pop('options').items()}
+  return Network(**values, options=options)

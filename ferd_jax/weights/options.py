@@ -37,6 +37,23 @@ def add(parser: Any) -> None:
       help='of preact_resnet')
 
 
+def image_size(text: str) -> tuple[int, int]:
+  """Returns height and width in pixels, for argparse.
+
+  Args:
+    text: '28', for a square, or '28x32'.
+
+  Raises:
+    argparse.ArgumentTypeError: if it is neither.
+  """
+  sides = text.split('x')
+  if len(sides) > 2 or not all(side.isdecimal() and int(side)
+                               for side in sides):
+    raise argparse.ArgumentTypeError(
+        f'expected a size in pixels such as 28 or 28x28, got {text!r}')
+  return int(sides[0]), int(sides[-1])
+
+
 def _numbers(text: str) -> tuple[float, ...]:
   """Returns one number per channel, separated by commas."""
   try:

@@ -1,5 +1,6 @@
 """Tests of ferd_jax.torch_io.layouts."""
 
+import lenet
 import pytest
 
 from ferd_jax import models
@@ -34,6 +35,17 @@ from ferd_jax.torch_io import layouts
 def test_every_network_has_a_definition(arch, options, expected):
   model = models.build(arch, 10, **options)
   assert layouts.definition(model).endswith(expected)
+
+
+def test_registered_networks_have_that_of_their_layout(monkeypatch):
+  lenet.register(monkeypatch)
+  model = models.build('lenet5', 10).clone(axis_name='data', activation='silu')
+  assert layouts.of_model(model) == (lenet.LAYOUT,)
+  assert layouts.definition(model) == 'tests/lenet.py, torch_lenet5'
+  lenet.forget(monkeypatch)
+  models.register('lenet5', lenet.LeNet5)
+  assert layouts.definition(models.build('lenet5', 10)) == (
+      'lenet, LeNet5, by the names of its Flax submodules')
 
 
 def test_modules_of_others_keep_their_names():

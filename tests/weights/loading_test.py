@@ -4,6 +4,7 @@ import importlib.util
 import pathlib
 
 import jax
+import lenet
 import numpy as np
 import pytest
 
@@ -78,6 +79,72 @@ def test_nothing_is_guessed_though_an_architecture_is_named(tmp_path):
   path = written(tmp_path / 'preact.pt', state_dict)
   with pytest.raises(ValueError, match='reveal shortcut_input'):
     loading.load(path, arch='preact_resnet_1_1_1_1', options={'width': 4})
+
+
+def test_registered_networks_are_loaded_by_name(tmp_path, monkeypatch):
+  lenet.register(monkeypatch)
+  net = lenet.torch_lenet5()
+  path = written(tmp_path / 'net.pt', lenet.arrays(net))
+  said = dict(arch='lenet5', num_classes=10)
+  for more in ({'image_shape': (28, 28, 1)},
+               {'image_shape': [28, 28], 'channels': 1}):
+    loaded = loading.load(path, **said, **more)
+    assert loaded.network == native.Network('lenet5', 1, 10, {}, lenet.SHAPE)
+    assert loaded.definition == lenet.LAYOUT.definition
+    x = lenet.images(3)
+    np.testing.assert_allclose(
+        forward.logits(loaded.model, loaded.variables, x),
+        lenet.torch_logits(net, x), rtol=0, atol=1e-5)
+  # Its own file says all, and a shape that is said has to fit.
+  native.write(tmp_path / 'net.npz', loaded.network, loaded.variables)
+  for kwargs in ({}, {'image_shape': lenet.SHAPE}):
+    again = loading.load(tmp_path / 'net.npz', **kwargs)
+    assert again.network == loaded.network
+    jax.tree.map(np.testing.assert_array_equal, again.variables,
+                 loaded.variables)
+  with pytest.raises(ValueError, match='images of 28x28 pixels, 32x32 were'):
+    loading.load(tmp_path / 'net.npz', image_shape=(32, 32, 1))
+  for kwargs, message in [
+      (said | {'channels': 1}, r'another shape than image_shape=\(32, 32, 1\)'),
+      (said, 'num_classes=10 and channels=None to be said'),
+      ({'num_classes': 10}, 'models.register knows is not recognised'),
+      (said | {'arch': 'lenet'}, "arch='lenet' .* lenet5; any other has to be"),
+      (said | {'image_shape': (28,)}, r'\(28,\) to be \(H, W, C\)'),
+      (said | {'image_shape': (28, 0)}, 'image_shape=0'),
+      (said | {'image_shape': lenet.SHAPE, 'channels': 3}, 'channels=3'),
+      (said | {'image_shape': lenet.SHAPE, 'options': {'final_bn': True}},
+       'among width, mean, std; got final_bn'),
+  ]:
+    with pytest.raises(ValueError, match=message) as error:
+      loading.load(path, **kwargs)
+    assert '\n' not in str(error.value)
+
+
+def test_options_of_registered_networks_need_not_be_fields(tmp_path,
+                                                           monkeypatch):
+  lenet.forget(monkeypatch)
+  models.register('scaled', lambda num_classes, factor: lenet.LeNet5(
+      num_classes, width=2 * factor), options=('factor',))
+  network = native.Network('scaled', 1, 3, {'factor': 2}, lenet.SHAPE)
+  variables = models.init_variables(network.build(), jax.random.key(0),
+                                    lenet.SHAPE)
+  native.write(tmp_path / 'net.npz', network, variables)
+  assert loading.load(tmp_path / 'net.npz', options={'factor': 2}).network == (
+      network)
+  with pytest.raises(ValueError, match='factor=3 to be what .* has, 2'):
+    loading.load(tmp_path / 'net.npz', options={'factor': 3})
+
+
+def test_sizes_that_change_no_weight(tmp_path):
+  model, state_dict = weights('wrn_10_1', width=4)
+  path = written(tmp_path / 'net.pt', state_dict)
+  loaded = loading.load(path, options=SAID, image_shape=(64, 48, 3))
+  assert loaded.network.input_shape == (64, 48, 3)
+  native.write(tmp_path / 'net.npz', loaded.network, loaded.variables)
+  again = loading.load(tmp_path / 'net.npz', image_shape=(32, 32, 3))
+  assert again.network == loaded.network and again.model == loaded.model
+  with pytest.raises(ValueError, match='have 3 channels, channels=1 was'):
+    loading.load(path, options=SAID, image_shape=(28, 28, 1))
 
 
 def test_contradictions(tmp_path):

@@ -3,6 +3,7 @@
 import json
 
 import jax
+import lenet
 import numpy as np
 import pytest
 
@@ -38,11 +39,47 @@ def test_round_trip(tmp_path, network, name):
   assert sorted(p.name for p in tmp_path.iterdir()) == [name]
 
 
+@pytest.mark.parametrize('name', ['net.npz', 'net'])
+def test_registered_networks(tmp_path, monkeypatch, name):
+  lenet.register(monkeypatch)
+  path = tmp_path / name
+  network = native.Network('lenet5', 1, 4, {'width': 3}, lenet.SHAPE)
+  variables = drawn(network)
+  assert set(variables) == {'params', 'batch_stats'}
+  native.write(path, network, variables)
+  found, again = native.read(path)
+  assert found == network and found.build() == lenet.LeNet5(4, width=3)
+  assert found.input_shape == lenet.SHAPE
+  assert jax.tree.structure(again) == jax.tree.structure(variables)
+  jax.tree.map(np.testing.assert_array_equal, again, variables)
+  lenet.forget(monkeypatch)
+  with pytest.raises(ValueError, match=f"{name}: Expected arch='lenet5' .* "
+                     'has to be registered first'):
+    native.read(path)
+
+
+def test_shapes_of_images():
+  usual = native.Network('wrn_10_1', 3, 10)
+  assert usual.input_shape == (32, 32, 3)
+  assert native.Network('wrn_10_1', 3, 10, {}, [32, 32, 3]) == usual
+  assert 'image_shape' not in usual.json_values()
+  other = native.Network('wrn_10_1', 3, 10, image_shape=[64, 48, 3])
+  assert other != usual and other.input_shape == (64, 48, 3)
+  assert other.json_values()['image_shape'] == [64, 48, 3]
+  for network, message in [
+      (('wrn_10_1', 3, 10, {}, (28, 28)), r'to be \(H, W, 3\)'),
+      (('wrn_10_1', 3, 10, {}, (28, 28, 1)), 'for channels=3'),
+      (('generator', 3, None, {}, (8, 8, 3)), 'None for a generator')]:
+    with pytest.raises(ValueError, match=message):
+      native.Network(*network)
+
+
 def test_what_is_in_an_npz(tmp_path):
   native.write(tmp_path / 'net.npz', NETWORK, drawn(NETWORK))
   with np.load(tmp_path / 'net.npz', allow_pickle=False) as arrays:
     assert arrays['params/conv1/kernel'].shape == (3, 3, 1, 4)
-    assert json.loads(str(arrays['network.json']))['arch'] == 'wrn_10_1'
+    network = json.loads(str(arrays['network.json']))
+    assert network['arch'] == 'wrn_10_1' and 'image_shape' not in network
 
 
 def test_what_is_no_network(tmp_path):
