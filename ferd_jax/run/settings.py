@@ -188,6 +188,15 @@ def defaults_like(values: Mapping[str, Any]) -> config_dict.ConfigDict:
   return config
 
 
+def may_be_unset(name: str) -> bool:
+  """Returns whether a setting, by dotted name, may have no value."""
+  *groups, leaf = name.split('.')
+  table = _GROUPS.get(groups[0], {}) if groups else _RUN
+  if groups and groups[0] == 'teachers':
+    table = _TEACHER
+  return isinstance(table.get(leaf, ('',))[0], _Unset)
+
+
 def meanings(config: config_dict.ConfigDict) -> dict[str, str]:
   """Returns the meaning of every setting of a config, by dotted name."""
   known = {name: meaning for name, (_, meaning) in _RUN.items()}
@@ -229,7 +238,9 @@ def give_way(config: config_dict.ConfigDict,
       for option in _NETWORK:
         settings[option] = None
       if 'path' in settings:
-        settings.path, settings.robustbench, settings.select = '', None, None
+        if settings.path != 'random':
+          settings.path = ''
+        settings.robustbench, settings.select = None, None
     elif given.get(f'{network}.path') and 'robustbench' in settings:
       settings.robustbench = None
     elif given.get(f'{network}.robustbench') and 'path' in settings:

@@ -1,0 +1,255 @@
+"""A config from the command line: its file, and settings in place of its own.
+
+  --config=configs/cifar10.py:released,smoke   or   --config=cifar10
+  --config.eps=8/255 --config.sampler.name=uniform --config.teacher.width=
+
+ml_collections parses the settings; here is what a person expects of it besides.
+"""
+
+from collections.abc import Iterator
+from collections.abc import Sequence
+import difflib
+import importlib.machinery
+import importlib.util
+import pathlib
+import re
+import traceback
+from typing import NamedTuple
+
+from absl import flags
+from ml_collections import config_dict
+from ml_collections import config_flags
+
+from ferd_jax.core import errors
+from ferd_jax.run import settings
+
+_FLAG = re.compile(r'--?config(?:=(?P<value>.*))?$', re.DOTALL)
+_SETTING = re.compile(
+    r'--?(?P<no>no)?config\.(?P<name>[\w.]+)(?:=(?P<value>.*))?$', re.DOTALL)
+_FRACTION = re.compile(r'\s*([-+.\deE]+)\s*/\s*([-+.\deE]+)\s*$')
+_HELP = ('-h', '--help', '-help', '--helpfull', '-helpfull', '-?')
+
+
+class Parsed(NamedTuple):
+  """What a command line says.
+
+  Attributes:
+    config: with its settings in force, locked.
+    positional: arguments that are no flags, the program first.
+    wants_help: whether help was asked for.
+  """
+  config: config_dict.ConfigDict
+  positional: list[str]
+  wants_help: bool
+
+
+def parse(argv: Sequence[str], root: pathlib.Path,
+          flag_values: flags.FlagValues = flags.FLAGS) -> Parsed:
+  """Parses all flags, those of the config among them.
+
+  Args:
+    argv: the command line, the program first.
+    root: where `configs/` is.
+    flag_values: the other flags, which are set.
+
+  Raises:
+    ValueError: with one line that names the mistake.
+  """
+  place, rest = _config_argument(argv)
+  if place is None:
+    if any(arg in _HELP for arg in argv):
+      flag_values(list(argv))  # absl's own help, which exits.
+    raise ValueError('Expected --config=NAME, one of '
+                     f'{", ".join(_names(root))}, or a file.')
+  config = load(place, root)
+  given = list(_given(rest, config))
+  settings.give_way(config, {name: value for name, value, _ in given
+                             if value is not None})
+  rest = _in_force(rest, given, config)
+  wants_help = any(arg in _HELP for arg in rest)
+  rest = [arg for arg in rest if arg not in _HELP]
+  try:
+    holder = config_flags.DEFINE_config_dict(
+        'config', config, lock_config=True, sys_argv=rest,
+        flag_values=flag_values)
+    positional = flag_values(rest)
+  except (flags.Error, TypeError, ValueError, SyntaxError) as error:
+    raise ValueError(errors.reason(error)) from error
+  return Parsed(holder.value, positional, wants_help)
+
+
+def load(place: str, root: pathlib.Path) -> config_dict.ConfigDict:
+  """Returns the config of a file.
+
+  Args:
+    place: a file, with variants after a colon; or a name of `configs/`.
+    root: where `configs/` is.
+
+  Raises:
+    ValueError: if there is none, or it fails; the message has its file and
+      line.
+  """
+  path, _, variants = place.partition(':')
+  candidates = [pathlib.Path(path), pathlib.Path(f'{path}.py'),
+                root / 'configs' / path, root / 'configs' / f'{path}.py']
+  file = next((each for each in candidates if each.is_file()), None)
+  if file is None:
+    close = difflib.get_close_matches(pathlib.Path(path).stem, _names(root))
+    hint = f' Did you mean {" or ".join(close)}?' if close else ''
+    raise ValueError(f'Expected --config={path} to be a file or one of '
+                     f'{", ".join(_names(root))}.{hint}')
+  try:
+    spec = importlib.util.spec_from_loader(
+        f'_config_{file.stem}', importlib.machinery.SourceFileLoader(
+            f'_config_{file.stem}', str(file)))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = module.get_config(variants) if variants else module.get_config()
+  except Exception as error:  # A config is code: anything can happen.
+    raise ValueError(_where(error, file)) from error
+  if not isinstance(config, config_dict.ConfigDict):
+    raise ValueError(f'{file}: Expected get_config to return a ConfigDict, got '
+                     f'{type(config).__name__}.')
+  return config
+
+
+def help_text(config: config_dict.ConfigDict) -> str:
+  """Returns every setting with its value and meaning, by group."""
+  meanings = settings.meanings(config)
+  lines, group = [], None
+  for name, value in settings.flat(config):
+    head = name.rpartition('.')[0]
+    if head != group and lines:
+      lines.append('')
+    group = head
+    if value == {}:  # A group without any.
+      continue
+    shown = '' if value is None else repr(value)
+    lines.append(f'  --config.{name}={shown}')
+    if meanings.get(name):
+      lines.append(f'      {meanings[name]}')
+  return '\n'.join(lines)
+
+
+def _names(root):
+  """Returns the names of the configs that there are."""
+  return sorted(
+      path.stem for path in (root / 'configs').glob('*.py')
+      if path.stem not in ('__init__', 'default', 'variants'))
+
+
+def _where(error, file):
+  """Returns an error with the line of the config that it is from."""
+  reason = errors.reason(error)
+  if isinstance(error, SyntaxError) and error.filename:
+    return f'{error.filename}, line {error.lineno}: {error.msg}'
+  frames = traceback.extract_tb(error.__traceback__)
+  inside = [frame for frame in frames
+            if pathlib.Path(frame.filename).resolve() == file.resolve()]
+  line = f', line {inside[-1].lineno}' if inside else ''
+  kind = '' if isinstance(error, ValueError) else f'{type(error).__name__}: '
+  return f'{file}{line}: {kind}{reason}'
+
+
+def _config_argument(argv):
+  """Returns the value of --config, None without one, and all else."""
+  rest, place, tokens = [], None, iter(argv)
+  for arg in tokens:
+    match = _FLAG.match(arg)
+    if match is None:
+      rest.append(arg)
+    elif match['value'] is not None:
+      place = match['value']
+    else:
+      place = next(tokens, '')
+  return place or None, rest
+
+
+def _given(argv: Sequence[str], config: config_dict.ConfigDict
+           ) -> Iterator[tuple[str, str | None, int]]:
+  """Yields name, value and position of the settings on the command line.
+
+  The value is None for one that is only named, as truth values are.
+  """
+  for i, arg in enumerate(argv):
+    match = _SETTING.match(arg)
+    if match is None:
+      continue
+    value = match['value']
+    if value is None and not match['no'] and i + 1 < len(argv) and (
+        not argv[i + 1].startswith('-')
+        and _type(config, match['name']) is not bool):
+      value = argv[i + 1]
+    yield match['name'], value, i
+
+
+def _in_force(argv, given, config):
+  """Returns the arguments as ml_collections takes them.
+
+  Settings that are unset by '' are set here, as it has no word for them.
+  """
+  argv = list(argv)
+  for name, value, i in given:
+    _check_name(name, config)
+    joined = argv[i].partition('=')[1]
+    if value is None:
+      continue
+    if value == '' and settings.may_be_unset(name):
+      group, leaf = _group(config, name)
+      group[leaf] = None
+      argv[i:i + (1 if joined else 2)] = [None] * (1 if joined else 2)
+      continue
+    fraction = _FRACTION.match(value)
+    if fraction and _type(config, name) is float:
+      try:
+        value = repr(float(fraction[1]) / float(fraction[2]))
+      except (ValueError, ZeroDivisionError) as error:
+        raise ValueError(f'Expected --config.{name}={value} to be a number or '
+                         'a fraction, such as 8/255.') from error
+    argv[i] = f'--config.{name}={value}'
+    if not joined:
+      argv[i + 1] = None
+  return [arg for arg in argv if arg is not None]
+
+
+def _group(config, name):
+  """Returns the group of a setting, and its name in it."""
+  *groups, leaf = name.split('.')
+  for group in groups:
+    config = config[group]
+  return config, leaf
+
+
+def _type(config, name):
+  """Returns the type of a setting, None if there is none of that name."""
+  try:
+    group, leaf = _group(config, name)
+    return group.get_type(leaf)
+  except (AttributeError, KeyError, TypeError):
+    return None
+
+
+def _check_name(name, config):
+  """Raises ValueError unless there is a setting of that name."""
+  known = dict(settings.flat(config))
+  if name in known:
+    return
+  for group, registry in settings.REGISTRIES.items():
+    if name.startswith(f'{group}.'):
+      others = [part for part in registry
+                if name.removeprefix(f'{group}.') in dict(
+                    settings.flat(registry.defaults(part)))]
+      if others:
+        raise ValueError(
+            f'--config.{name} is a setting of {group}.name='
+            f'{" or ".join(map(repr, others))}, not of '
+            f'{config[group].name!r}.')
+  leaf = name.rpartition('.')[2]
+  close = [other for other in known if other.rpartition('.')[2] == leaf]
+  close += difflib.get_close_matches(name, known, n=3, cutoff=0.7)
+  close += [other for other in known if difflib.get_close_matches(
+      leaf, [other.rpartition('.')[2]], cutoff=0.8)]
+  close = list(dict.fromkeys(close))[:3]
+  hint = (f' Did you mean {" or ".join(close)}?' if close else
+          ' --help shows all.')
+  raise ValueError(f'There is no setting --config.{name}.{hint}')
