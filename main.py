@@ -15,6 +15,7 @@ import jax
 
 from ferd_jax import train
 from ferd_jax.core import parallel
+from ferd_jax.core import reporting
 from ferd_jax.evaluation import tables
 from ferd_jax.run import command_line
 from ferd_jax.run import experiment as experiments
@@ -36,8 +37,8 @@ def _parse(argv: list[str]) -> command_line.Parsed:
   except ValueError as error:
     sys.exit(f'error: {error}')
   if parsed.wants_help:
-    print(f'{__doc__}\n{flags.FLAGS.main_module_help()}\n\nSettings:\n'
-          f'{command_line.help_text(parsed.config)}')
+    reporting.show(f'{__doc__}{flags.FLAGS.main_module_help()}\n\nSettings:'
+                   f'{command_line.help_text(parsed.config)}')
     sys.exit(0)
   return parsed
 

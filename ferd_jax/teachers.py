@@ -6,9 +6,9 @@
 
 import argparse
 from collections.abc import Sequence
-import os
 import sys
 
+from ferd_jax.core import reporting
 from ferd_jax.weights import robustbench
 
 
@@ -26,10 +26,7 @@ def main(argv: Sequence[str] | None = None) -> None:
   fetching.add_argument('id')
   args = parser.parse_args(argv)
   if args.command == 'list':
-    try:
-      print(robustbench.table(args.dataset), flush=True)
-    except BrokenPipeError:  # From `| head`; Python writes again as it ends.
-      os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    reporting.show(robustbench.table(args.dataset))
     return
   try:
     print(robustbench.fetch(robustbench.find(args.dataset, args.id)))

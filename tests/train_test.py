@@ -13,6 +13,7 @@ from ferd_jax import torch_io
 from ferd_jax import train
 from ferd_jax.evaluation import tables
 from ferd_jax.run import experiment
+from ferd_jax.run import state as states
 from ferd_jax.run import work_directory
 
 
@@ -35,8 +36,9 @@ def _run(config, workdir, **kwargs):
 def _saved(run, workdir, epoch):
   """Returns the state of an epoch as saved, keys as their data."""
   with work_directory.Checkpoints(
-      workdir, run.config.eval.select) as checkpoints:
-    state = checkpoints.restore(train.init_state(run), epoch)
+      workdir, run.method, run.config.eval.select) as checkpoints:
+    state = checkpoints.restore(
+        states.init(run.method, run.config.seed), epoch)
   return jax.tree.map(np.asarray, state.replace(
       key=jax.random.key_data(state.key)))
 
@@ -97,16 +99,16 @@ def test_epochs_have_what_the_method_says(whole):
   for images in pool.values():
     assert images.min() >= 0 and images.max() <= 1
   metrics = _metrics(workdir)
-  assert 'student/loss' not in metrics[0]  # warm-up
+  assert 'distill/loss' not in metrics[0]  # warm-up
   for epoch in metrics[1:]:
-    assert np.isfinite(epoch['student/loss'])
+    assert np.isfinite(epoch['distill/loss'])
   for epoch in metrics:
-    assert 0 <= epoch['kept_agreement'] <= 1
-    np.testing.assert_allclose(sum(epoch['probs']), 1, rtol=1e-5)
+    assert 0 <= epoch['synthesis/kept_agreement'] <= 1
+    np.testing.assert_allclose(sum(epoch['sampler/probs']), 1, rtol=1e-5)
   state = _saved(run, workdir, 4)
   assert state.epoch == 4
-  np.testing.assert_array_equal(state.class_weights.probs.astype(np.float32),
-                                np.float32(metrics[-1]['probs']))
+  np.testing.assert_array_equal(state.sampler.probs.astype(np.float32),
+                                np.float32(metrics[-1]['sampler/probs']))
 
 
 def test_results(whole):
@@ -124,10 +126,10 @@ def test_results(whole):
 
 def test_student_is_exported_for_pytorch(whole):
   run, workdir, results = whole
-  expected = _saved(run, workdir, 4).student
+  expected = _saved(run, workdir, 4).student.variables
   for name in ('student.pt', 'student.safetensors'):
     got = torch_io.load_variables(workdir / 'export' / name,
-                                  run.synthesis.student, run.image_shape)
+                                  run.student, run.method.image_shape)
     chex.assert_trees_all_equal(jax.tree.map(np.asarray, got), dict(expected))
   card = json.loads((workdir / 'export' / 'model_card.json').read_text())
   assert card['results'] == results
@@ -135,7 +137,7 @@ def test_student_is_exported_for_pytorch(whole):
   assert card['student']['arch'] == run.config.student.arch
   # Also what no key tells.
   assert card['student']['activation'] == 'relu'
-  assert card['student']['shortcut'] == run.synthesis.student.shortcut
+  assert card['student']['shortcut'] == run.student.shortcut
   text = (workdir / 'export' / 'model_card.md').read_text()
   assert tables.text(results) in text and '0.1; seed 0, epoch 4 of 4' in text
 
@@ -177,11 +179,11 @@ def test_non_finite_loss_stops_and_keeps_the_last_good_epoch(
 
   def poisoned(self, like, epoch):
     state = restore(self, like, epoch)
-    student = jax.tree.map(lambda leaf: leaf * np.nan, state.student)
-    return state.replace(student=student)
+    student = jax.tree.map(lambda leaf: leaf * np.nan, state.student.variables)
+    return state.replace(student=state.student.replace(variables=student))
   monkeypatch.setattr(work_directory.Checkpoints, 'restore', poisoned)
   with pytest.raises(FloatingPointError,
-                     match=r'=nan at epoch 3, generator step 1.*epoch 2'):
+                     match=r'synthesis/.*=nan at epoch 3, step 1.*epoch 2 is kept'):
     train.train(run, tmp_path)
   monkeypatch.undo()
   state = _saved(run, tmp_path, 2)
@@ -190,27 +192,30 @@ def test_non_finite_loss_stops_and_keeps_the_last_good_epoch(
 
 def test_state_that_is_not_finite_is_not_saved(tmp_path, monkeypatch):
   # An update can diverge after the last loss of an epoch was looked at.
-  end_epoch = train.end_epoch
+  epoch = train.epoch
 
-  def diverged(rule, settings, state, margins, *, axis_name=None):
-    state = end_epoch(rule, settings, state, margins, axis_name=axis_name)
-    scale = jax.numpy.where(state.epoch == 3, np.inf, 1)
-    return state.replace(
-        student=jax.tree.map(lambda leaf: leaf * scale, state.student))
-  monkeypatch.setattr(train, 'end_epoch', diverged)
+  def diverged(*args):
+    done = epoch(*args)
+    scale = np.float32(np.inf if done.state.epoch == 3 else 1)
+    student = jax.tree.map(lambda leaf: leaf * scale, done.state.student)
+    return done._replace(state=done.state.replace(student=student))
+  monkeypatch.setattr(train, 'epoch', diverged)
   with pytest.raises(FloatingPointError,
                      match=r'student.* after epoch 3.*epoch 2 is kept'):
     _run(_config(), tmp_path)
-  with work_directory.Checkpoints(tmp_path) as checkpoints:
-    assert checkpoints.latest_epoch == 2
+  assert _latest(tmp_path) == 2
+
+
+def _latest(workdir):
+  with work_directory.Checkpoints(workdir, None) as checkpoints:
+    return checkpoints.latest_epoch
 
 
 def test_time_budget_stops_after_an_epoch_and_goes_on(whole, tmp_path):
   config = _config(max_minutes=1e-6)
   run, results = _run(config, tmp_path)
   assert results is None
-  with work_directory.Checkpoints(tmp_path) as checkpoints:
-    assert checkpoints.latest_epoch == 1
+  assert _latest(tmp_path) == 1
   # Judged by the epoch before, also if an earlier session did it.
   line, = (tmp_path / 'metrics.jsonl').read_text().splitlines()
   config.max_minutes = json.loads(line)['seconds'] / 60
@@ -229,7 +234,7 @@ def test_best_epoch_is_kept_and_evaluated(tmp_path, select):
   curve = [epoch[select] for epoch in _metrics(tmp_path)]
   # Of equal ones any may be kept.
   assert curve[results['epoch'] - 1] == max(curve)
-  with work_directory.Checkpoints(tmp_path, select) as checkpoints:
+  with work_directory.Checkpoints(tmp_path, None, select) as checkpoints:
     assert checkpoints.latest_epoch == 4
     assert checkpoints.selected_epoch == results['epoch']
 
@@ -287,12 +292,12 @@ def test_damaged_config_of_a_workdir_is_named(whole, tmp_path):
 
 def test_workdir_of_another_config(whole):
   run, workdir, _ = whole
-  other = experiment.build(_config(seed=3, **{'distill.utae_gamma': 0.1}))
+  other = experiment.build(_config(seed=3, **{'inner.gamma': 0.1}))
   with pytest.raises(ValueError) as error:
     work_directory.claim(workdir, other.identity)
   message = str(error.value)
   assert 'seed is 3, was 0' in message
-  assert 'distill.utae_gamma is 0.1, was 0.3' in message
+  assert 'inner.gamma is 0.1, was 0.3' in message
   assert '\n' not in message
 
 

@@ -5,6 +5,7 @@ shown; commands give a `Terminal`. Only this module knows how it is drawn.
 """
 
 from collections.abc import Mapping
+import os
 import sys
 
 import jax
@@ -150,3 +151,11 @@ class _Bar(Task):
 def interval(seconds: float) -> str:
   """Returns a time as bars show it: '01:05', '1:00:05'."""
   return tqdm.tqdm.format_interval(seconds)
+
+
+def show(text: str) -> None:
+  """Prints a long text to stdout, of which `| head` may take a part only."""
+  try:
+    print(text, flush=True)
+  except BrokenPipeError:  # Python writes again as it ends.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

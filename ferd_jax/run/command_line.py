@@ -13,6 +13,7 @@ import importlib.machinery
 import importlib.util
 import pathlib
 import re
+import textwrap
 import traceback
 from typing import NamedTuple
 
@@ -115,19 +116,15 @@ def load(place: str, root: pathlib.Path) -> config_dict.ConfigDict:
 
 def help_text(config: config_dict.ConfigDict) -> str:
   """Returns every setting with its value and meaning, by group."""
-  meanings = settings.meanings(config)
-  lines, group = [], None
-  for name, value in settings.flat(config):
+  values, lines, group = dict(settings.flat(config)), [], None
+  for name, meaning in settings.meanings(config).items():
     head = name.rpartition('.')[0]
-    if head != group and lines:
-      lines.append('')
-    group = head
-    if value == {}:  # A group without any.
-      continue
+    if head != group:
+      lines += ['']
+    group, value = head, values[name]
     shown = '' if value is None else repr(value)
-    lines.append(f'  --config.{name}={shown}')
-    if meanings.get(name):
-      lines.append(f'      {meanings[name]}')
+    lines += [f'  --config.{name}={shown}', *textwrap.wrap(
+        meaning, 78, initial_indent='      ', subsequent_indent='      ')]
   return '\n'.join(lines)
 
 
