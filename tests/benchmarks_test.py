@@ -36,6 +36,13 @@ def test_steps(tmp_path):
   assert results['check']
 
 
+@pytest.mark.slow
+def test_hoisting(tmp_path):
+  table = _run('hoisting.py', '--models=cifar_resnet20', '--batches=1',
+               '--rounds=1', '--seconds=0', cwd=tmp_path)
+  assert table.splitlines()[-1].split()[:2] == ['cifar_resnet20', '1']
+
+
 def test_train_teacher_starts(tmp_path):
   pytest.importorskip('torch')
   assert 'fashion_mnist' in _run('train_teacher.py', '--help', cwd=tmp_path)
