@@ -9,9 +9,9 @@ over the seeds. What is finished is not run again. `--only` runs some of the
 variants; the table has all that are finished.
 
   full            the config as it is
-  no reweighting  class_weights.rule=uniform
+  no reweighting  sampler.name=uniform
   no FAE          synthesis.w_uni=0: no uniformity constraint on features
-  no UTAE         distill.utae_gamma=0: the attack is that of RSLAD
+  no UTAE         inner.gamma=0: the attack is that of RSLAD
   neither         no FAE and no UTAE
 """
 
@@ -23,10 +23,10 @@ import sys
 import main_runs
 
 _NO_FAE = '--config.synthesis.w_uni=0'
-_NO_UTAE = '--config.distill.utae_gamma=0'
+_NO_UTAE = '--config.inner.gamma=0'
 VARIANTS = {
     'full': [],
-    'no reweighting': ['--config.class_weights.rule=uniform'],
+    'no reweighting': ['--config.sampler.name=uniform'],
     'no FAE': [_NO_FAE],
     'no UTAE': [_NO_UTAE],
     'neither': [_NO_FAE, _NO_UTAE],

@@ -29,11 +29,11 @@ def summary(workdir: pathlib.Path) -> str:
   epochs = main_runs.metrics(workdir)
   hours = sum(epoch['seconds'] for epoch in epochs) / 3600
   parts = [f'{len(epochs)} epochs, {hours:.2f} hours']
-  for phase in ('generator', 'student'):
+  for phase, step in (('synthesis', 'generator'), ('distill', 'student')):
     times = [epoch[f'{phase}/ms_per_step'] for epoch in epochs
              if f'{phase}/ms_per_step' in epoch][1:]
     if times:
-      parts.append(f'{statistics.median(times):.1f} ms per {phase} step')
+      parts.append(f'{statistics.median(times):.1f} ms per {step} step')
   parts += sorted({epoch['devices'] for epoch in epochs})
   return '; '.join(parts)
 

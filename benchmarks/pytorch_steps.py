@@ -19,7 +19,7 @@ import torch.nn.functional as F
 
 from ferd_jax import torch_io
 from ferd_jax import torch_twins
-from ferd_jax.run import experiment
+from ferd_jax.run import experiment as experiments
 
 LAYOUTS = {'nchw': torch.contiguous_format, 'nhwc': torch.channels_last}
 
@@ -74,24 +74,26 @@ class Steps:
   All four terms of the generator's loss are computed, whatever their weights.
   """
 
-  def __init__(self, run: experiment.Experiment, generator: Mapping[str, Any],
-               latents: np.ndarray, student: Mapping[str, Any], device: str,
-               layout: str):
+  def __init__(self, experiment: experiments.Experiment,
+               generator: Mapping[str, Any], latents: np.ndarray,
+               student: Mapping[str, Any], device: str, layout: str):
     """Builds everything.
 
     Args:
-      run: the experiment.
+      experiment: with FERD's synthesis, inner attack and outer loss.
       generator: Flax variables.
       latents: `[B, nz]`.
       student: Flax variables.
       device: 'cpu' or 'cuda'.
       layout: of images and kernels, 'nchw' or 'nhwc' (channels_last).
     """
-    self.run, self.device = run, device
+    self.method, self.device = experiment.method, device
     self.format = LAYOUTS[layout]
-    settings = run.synthesis
-    self.generator = self._network(settings.generator, generator).train()
-    self.teacher = self._network(settings.teacher, run.teacher.variables)
+    settings = self.method.synthesis
+    self.generator = self._network(settings.generator_module,
+                                   generator).train()
+    self.teacher = self._network(settings.teacher,
+                                 experiment.teacher.variables)
     self.student = self._network(settings.student, student)
     self.teacher.eval().requires_grad_(False)
     self._gaps = None
@@ -106,18 +108,19 @@ class Steps:
         betas=(0.5, 0.999), fused=True)
     self.best_loss = torch.tensor(torch.inf, device=device)
     self.best_images = None
-    options = run.distillation
+    options = experiment.config.distill
     self.sgd = torch.optim.SGD(
         self.student.parameters(), lr=options.learning_rate,
         momentum=options.momentum, weight_decay=options.weight_decay,
         fused=True)
-    shape = (run.num_classes, run.num_classes)
-    self.prior = torch.full(shape, 1 / run.num_classes, device=device)
+    num_classes = self.method.num_classes
+    shape = (num_classes, num_classes)
+    self.prior = torch.full(shape, 1 / num_classes, device=device)
     self.prior_sums = torch.zeros(shape, device=device)
 
   def _network(self, model, variables):
-    channels = self.run.image_shape[-1]
-    net = torch_twins.twin(model, channels, self.run.synthesis.nz)
+    channels = self.method.image_shape[-1]
+    net = torch_twins.twin(model, channels, self.method.synthesis.nz)
     state_dict = torch_io.state_dict_from_variables(model, variables)
     net.load_state_dict({name: torch.tensor(value)
                          for name, value in state_dict.items()})
@@ -164,7 +167,7 @@ class Steps:
       sources: rows and columns of the view; None to draw them.
       noise: `[B, C_l]` for every step of the bottleneck; None to draw it.
     """
-    settings = self.run.synthesis
+    settings = self.method.synthesis
     self.student.eval()
     images = self.generator(self.latents)
     rows, columns = sources or self._sources(images, settings)
@@ -173,7 +176,7 @@ class Steps:
 
     self._gaps = []
     for name, latents in self.teacher.stages(view):
-      if name == settings.tap:
+      if name == settings.tap_stage:
         tapped = latents
     logits = latents
     terms = {'bn': sum(self._gaps)}
@@ -199,14 +202,15 @@ class Steps:
     return {'loss': loss, 'non_robust': mask.mean()} | terms
 
   def _tail(self, latents):
-    return tail(self.teacher, self.run.synthesis.teacher.stages,
-                self.run.synthesis.tap, latents)
+    settings = self.method.synthesis
+    return tail(self.teacher, settings.teacher.stages, settings.tap_stage,
+                latents)
 
   def _mask(self, latents, labels, noise):
     """Returns the non-robust mask `[B, C_l, 1, 1]`."""
     variance = latents.var((2, 3))
     threshold = (variance.max()
-                 if self.run.synthesis.bottleneck.mask == 'global' else
+                 if self.method.synthesis.bottleneck.mask == 'global' else
                  variance.amax(1, keepdim=True))
     sigma = self.noise_levels(latents, labels, noise)
     robust = sigma.square() > threshold
@@ -222,7 +226,7 @@ class Steps:
       labels: int64 `[B]`.
       noise: `[B, C_l]` for every step; None to draw it.
     """
-    settings = self.run.synthesis.bottleneck
+    settings = self.method.synthesis.bottleneck
     variance = latents.var((2, 3))
     levels = torch.zeros_like(variance, requires_grad=True)
     adam = torch.optim.Adam([levels], lr=settings.learning_rate, fused=True)
@@ -254,7 +258,7 @@ class Steps:
       noise: standard normal, of the shape of `images`, which the attack starts
         from; None to draw it.
     """
-    settings = self.run.distillation
+    settings = self.method.distillation
     attack, outer = settings.inner.attack, settings.outer
     rows, columns = sources or self._sources(images, settings)
     images = crop_flip(images, rows, columns).contiguous(
@@ -329,4 +333,4 @@ class Steps:
     with torch.no_grad():
       hits = self.student(adversarial).argmax(1) == labels
     return torch.bincount(labels[hits],
-                          minlength=self.run.num_classes), adversarial
+                          minlength=self.method.num_classes), adversarial

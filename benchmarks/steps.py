@@ -4,13 +4,17 @@
   python benchmarks/steps.py --config=configs/cifar10_resnet20.py \
     --config.teacher.path=FILE --rounds=3 --output=steps.json
 
-Three things, at the config's networks and batch sizes: a generator step, a
-student step, and PGD-20 on one batch of the evaluation. On the JAX side they
-are the compiled functions that training and evaluation call; on the PyTorch
-side benchmarks/pytorch_steps.py, eager, with the same converted weights, in
-the faster of its two memory layouts. No data set is needed: the images are
-noise, on which a step takes as long as on others. Copies of batches to the
-device are not measured.
+Four things, at the config's networks and batch sizes: a generator step, a
+student step, PGD-20 on one batch of the evaluation, and an epoch. On the JAX
+side they are the compiled functions that training and evaluation call, and
+`train.epoch` itself; on the PyTorch side benchmarks/pytorch_steps.py, eager,
+with the same converted weights, in the faster of its two memory layouts. No
+data set is needed: the images are noise, on which a step takes as long as on
+others. Copies of batches to the device are not measured, but in an epoch.
+
+An epoch is one after the warm-up, cut to at most 20 generator and 20 student
+steps and measured in JAX alone. What it takes beyond these steps, which is
+printed, is the start of the phase, the pool, the sampler's attack and the host.
 
 First, both sides take one step with the same weights, images and random
 numbers, and the script ends if losses or gradients disagree. That is also the
@@ -18,9 +22,9 @@ warm-up. Then they take turns for some rounds, each time for at least
 `--seconds`, from the first call until the last result is ready. The table has
 the medians over rounds. The machine should do nothing else: the load is
 printed with the results, and other programs slow PyTorch's threads most, which
-wait for each other after every operation. Without torch, or with `--nopytorch`,
-the JAX side is measured alone. On a GPU both sides use it, PyTorch if it finds
-CUDA.
+wait for each other after every operation. Without torch, with `--nopytorch`, or
+for other parts than FERD's, the JAX side is measured alone. On a GPU both sides
+use it, PyTorch if it finds CUDA.
 """
 
 from collections.abc import Callable
@@ -53,9 +57,14 @@ from ferd_jax.core import collectives
 from ferd_jax.distillation import distill
 from ferd_jax.evaluation import robustness
 from ferd_jax.models import forward
-from ferd_jax.run import experiment
+from ferd_jax.models import frozen as frozens
+from ferd_jax.run import experiment as experiments
+from ferd_jax.run import method as methods
+from ferd_jax.run import state as states
+from ferd_jax.synthesis import base
 from ferd_jax.synthesis import bottleneck
 from ferd_jax.synthesis import ferd
+from ferd_jax.synthesis import pool
 
 _CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'Config file, with variants after a colon.',
@@ -70,7 +79,10 @@ flags.mark_flag_as_required('config')
 
 ATTACK = 'pgd20'
 STEPS = {'generator': 'generator step', 'student': 'student step',
-         'evaluation': 'PGD-20 batch'}
+         'evaluation': 'PGD-20 batch', 'epoch': 'epoch'}
+_EPOCH_STEPS = 20  # of either phase, at most
+# Parts that benchmarks/pytorch_steps.py has.
+_IN_PYTORCH = {'synthesis': 'ferd', 'inner': 'utae', 'outer': 'decoupled_kl'}
 # Largest relative difference, by whether both sides compute in full float32;
 # on a GPU they may take TensorFloat-32. Where it exceeds rounding, signs of
 # gradients and masks of channels are behind it, which flip close to zero.
@@ -83,74 +95,85 @@ class JaxSteps:
   """The compiled steps of an experiment and what they need.
 
   Attributes:
-    run: the experiment.
+    experiment: what is measured.
     first: by step, inputs and results of its first call, as numpy arrays.
   """
 
-  def __init__(self, run: experiment.Experiment):
-    self.run, self.first = run, {}
-    self._steps = train.compile_steps(run)
-    evaluator = run.student_evaluator
+  def __init__(self, experiment: experiments.Experiment):
+    self.experiment, self.first = experiment, {}
+    method, parallel = experiment.method, experiment.parallel
+    self._steps = methods.compile_steps(method)
+    evaluator = experiment.evaluators['student']
     self._attack, self._count = evaluator.attacks[ATTACK], evaluator.count
-    self._state = train.init_state(run)
-    self._teacher = run.parallel.replicate(run.teacher.variables)
-    self._key = run.parallel.replicate(jax.random.key(1))
-    self._phase = self._steps.init(
-        self._state.class_weights.probs,
-        run.parallel.shard(np.arange(run.synthesis.batch_size)), self._key)
-    # The student step uses up the state's buffers.
+    # Past the warm-up, where all terms count and the student is trained.
+    self._state = states.init(method, experiment.config.seed).replace(
+        epoch=parallel.replicate(jnp.int32(method.warmup_epochs)))
+    self._teachers = experiment.place_teachers()
+    self._key = parallel.replicate(jax.random.key(1))
+    self._phase = self._steps.begin(
+        self._state.synthesis, self._state.sampler.probs,
+        parallel.shard(np.arange(method.synthesis.batch_size)), self._key)
+    # Student step and epoch use up the buffers of the state they get.
     self._student = jax.tree.map(jnp.copy, self._state.student)
-    self._frozen = ferd.SynthesisBatch(
-        teacher=self._teacher, student=self._student,
-        adv_scale=run.parallel.replicate(jnp.float32(1)))
-    size = run.distillation.batch_size
-    images, labels = run.examples.images, run.examples.labels
+    self._variables = jax.tree.map(jnp.copy, self._state.student.variables)
+    self._frozen = frozens.Frozen(
+        teachers=self._teachers, student=self._variables,
+        epoch=jnp.copy(self._state.epoch))
+    size = method.distillation.batch_size
+    images, labels = experiment.examples.images, experiment.examples.labels
     images = images.astype(np.float32) / 255
     self._batch = distill.StudentBatch(
-        *run.parallel.shard((images[:size], labels[:size])), self._teacher)
-    size = run.config.eval.batch_size
-    self._examples = run.parallel.shard(robustness.EvaluationBatch(
+        *parallel.shard((images[:size], labels[:size])))
+    size = experiment.config.eval.batch_size
+    self._examples = parallel.shard(robustness.EvaluationBatch(
         images=images[:size], labels=labels[:size],
         indices=np.arange(size, dtype=np.int32), mask=np.ones(size, bool)))
 
   def generator(self) -> Any:
-    if 'generator' in self.first:
-      self._phase, metrics = self._steps.synthesis(
-          self._phase, self._frozen, self._key)
-      return metrics
-    before = jax.tree.map(np.array, self._phase)
-    self._phase, metrics = self._steps.synthesis(
+    before = None
+    if 'generator' not in self.first:
+      before = jax.tree.map(np.array, self._phase)
+    self._phase, metrics = self._steps.generate(
         self._phase, self._frozen, self._key)
-    self.first['generator'] = jax.tree.map(
-        np.array, (before, self._phase, metrics))
+    if before is not None:
+      self.first['generator'] = (
+          before, jax.tree.map(np.array, self._phase), metrics.read())
     return metrics
 
   def student(self) -> Any:
-    if 'student' in self.first:
-      self._state, metrics = self._steps.student(
-          self._state, self._batch, self._key)
-      return metrics
-    self._state, metrics = self._steps.student(
-        self._state, self._batch, self._key)
-    self.first['student'] = jax.tree.map(
-        np.array, (self._student, self._batch, self._state.student,
-                   self._state.opt_state, metrics))
+    self._student, metrics = self._steps.student(
+        self._student, self._batch, self._frozen.replace(student=None),
+        self._key)
+    if 'student' not in self.first:
+      self.first['student'] = (*jax.tree.map(
+          np.array, (self._variables, self._batch, self._student)),
+                               metrics.read())
     return metrics
 
   def evaluation(self) -> Any:
     batch = self._examples
-    attacked = self._attack(self._student, self._key, batch.images,
+    attacked = self._attack(self._variables, self._key, batch.images,
                             batch.labels, indices=batch.indices)
-    counts, _ = self._count(self._student, attacked, batch)
+    counts, _ = self._count(self._variables, attacked, batch)
     if 'evaluation' not in self.first:
       self.first['evaluation'] = jax.tree.map(
           np.array, (batch, attacked, counts))
     return counts
 
+  def epoch(self) -> Any:
+    method = self.experiment.method
+    images = method.synthesis.rounds.per_epoch * method.synthesis.batch_size
+    done = train.epoch(
+        method, self._steps, self._state, self._teachers,
+        pool.Pool.empty(images, method.image_shape,
+                        self.experiment.config.pool.dtype))
+    self._state = done.state
+    return done.state
+
   def wait(self, result: Any) -> None:
     jax.block_until_ready(result)
 
-  def draws(self, settings: ferd.Synthesis | distill.Distillation
+  def draws(self, settings: ferd.Ferd | distill.Settings
             ) -> tuple[np.ndarray, np.ndarray, jax.Array]:
     """Returns the randomness of the first call of a step.
 
@@ -162,7 +185,7 @@ class JaxSteps:
       augmentation takes (-1 for those outside), and the key `[B]` for all
       other noise of the step.
     """
-    height, width, _ = self.run.image_shape
+    height, width, _ = self.experiment.method.image_shape
     keys = collectives.example_keys(
         self._key, jnp.arange(settings.batch_size))
     view_keys, noise_keys = (collectives.fold_in(keys, i) for i in range(2))
@@ -179,18 +202,18 @@ class JaxSteps:
 
   def noise_levels(self, keys: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Returns latents and bottleneck of the first generator step."""
-    settings = self.run.synthesis
+    settings = self.experiment.method.synthesis
     _, after, _ = self.first['generator']
 
     def levels(teacher, examples):
       latents = forward.logits(settings.teacher, teacher, examples.view,
-                               stop=settings.tap)
+                               stop=settings.tap_stage)
       def tail_fn(latents):
         return forward.logits(settings.teacher, teacher, latents,
-                              start=settings.tap)
+                              start=settings.tap_stage)
       return latents, bottleneck.noise_levels(
           tail_fn, latents, examples.labels, keys, settings.bottleneck)
-    return jax.jit(levels)(self._teacher, after.examples)
+    return jax.jit(levels)(self._teachers[frozens.ROBUST], after.examples)
 
 
 class PyTorchSteps:
@@ -199,19 +222,20 @@ class PyTorchSteps:
   def __init__(self, steps: JaxSteps, device: str, layout: str):
     import pytorch_steps
 
-    self.run, self.layout = steps.run, layout
+    self.layout = layout
     before, *_ = steps.first['generator']
     student, batch, *_ = steps.first['student']
     examples, *_ = steps.first['evaluation']
     generator = {'params': before.generator.params,
                  'batch_stats': before.generator.batch_stats}
     self._steps = pytorch_steps.Steps(
-        steps.run, generator, before.examples.latents, student, device, layout)
+        steps.experiment, generator, before.examples.latents, student, device,
+        layout)
     self.tensor = tensor = self._steps.tensor
     self._labels = tensor(before.examples.labels).long()
     self._batch = tensor(batch.images), tensor(batch.labels).long()
     self._examples = tensor(examples.images), tensor(examples.labels).long()
-    self._attack = attacks.preset(ATTACK, steps.run.config.eps)
+    self._attack = attacks.preset(ATTACK, steps.experiment.config.eps)
 
   def generator(self, **draws: Any) -> Any:
     return self._steps.generator_step(self._labels, **draws)
@@ -259,19 +283,20 @@ class PyTorchSteps:
                if find(value) is not None]
       compare(step, name, kind, *zip(*pairs, strict=True))
 
-    run, torch_steps = self.run, self._steps
+    method, torch_steps = steps.experiment.method, self._steps
+    synthesis, distillation = method.synthesis, method.distillation
 
     def images_of(tensor):
       return tensor.detach().permute(0, 2, 3, 1).cpu().numpy()
 
     # Noise of the bottleneck as `bottleneck.noise_levels` draws it.
-    *sources, keys = steps.draws(run.synthesis)
+    *sources, keys = steps.draws(synthesis)
     before, after, metrics = steps.first['generator']
     latents, levels = steps.noise_levels(keys)
     draw = jax.jit(jax.vmap(lambda key, i: jax.random.normal(
         jax.random.fold_in(key, i), levels.shape[1:]), in_axes=(0, None)))
     noise = [self.tensor(draw(keys, i))
-             for i in range(run.synthesis.bottleneck.steps)]
+             for i in range(synthesis.bottleneck.steps)]
     got = torch_steps.noise_levels(self.tensor(latents), self._labels, noise)
     compare('generator', 'noise levels', 'gradient', [levels],
             [got.cpu().numpy()])
@@ -286,7 +311,7 @@ class PyTorchSteps:
     def moment(parameter):
       # Adam's first moment after one step is a multiple of the gradient.
       return torch_steps.adam.state.get(parameter, {}).get('exp_avg')
-    trees('generator', 'gradient', 'gradient', run.synthesis.generator,
+    trees('generator', 'gradient', 'gradient', synthesis.generator_module,
           {'params': optax.tree.get(after.generator.opt_state, 'mu'),
            'batch_stats': after.generator.batch_stats},
           torch_steps.generator, moment)
@@ -304,16 +329,16 @@ class PyTorchSteps:
     compare('evaluation', 'perturbation', 'attacked',
             [attacked - batch.images], [images_of(got) - batch.images])
 
-    *sources, keys = steps.draws(run.distillation)
-    student, batch, variables, opt_state, metrics = steps.first['student']
+    *sources, keys = steps.draws(distillation)
+    *_, after, metrics = steps.first['student']
     noise = jax.jit(jax.vmap(
-        lambda key: jax.random.normal(key, run.image_shape)))(keys)
+        lambda key: jax.random.normal(key, method.image_shape)))(keys)
     got = self.student(sources=tuple(self.tensor(x) for x in sources),
                        noise=self.tensor(noise))
     losses('student', ('clean_loss', 'adv_loss', 'loss'), metrics, got)
-    trees('student', 'gradient', 'gradient', run.distillation.student,
-          {'params': optax.tree.get(opt_state, 'trace'),
-           'batch_stats': variables['batch_stats']}, torch_steps.student,
+    trees('student', 'gradient', 'gradient', distillation.student,
+          {'params': optax.tree.get(after.opt_state, 'trace'),
+           'batch_stats': after.variables['batch_stats']}, torch_steps.student,
           lambda p: torch_steps.sgd.state.get(p, {}).get('momentum_buffer'))
     return report
 
@@ -358,10 +383,15 @@ def _load() -> float | None:
   return round(os.getloadavg()[0], 1) if hasattr(os, 'getloadavg') else None
 
 
-def _pytorch_device() -> str | None:
+def _pytorch_device(config: Any) -> str | None:
   """Returns PyTorch's device, None if it cannot be measured."""
   if not _PYTORCH.value:
     return None
+  for group, part in _IN_PYTORCH.items():
+    if config[group]['name'] != part:
+      print(f'In PyTorch there is no {group} {config[group]["name"]}: '
+            'measuring JAX only.')
+      return None
   try:
     import torch
   except ImportError:
@@ -410,16 +440,31 @@ def _print_table(results: dict[str, dict[str, Any]]) -> None:
     print(text)
 
 
+def _print_epoch(results: dict[str, dict[str, Any]], rounds: base.Rounds
+                 ) -> None:
+  """Prints how much of an epoch is not its steps."""
+  milliseconds = {name: row['jax']['median'] for name, row in results.items()}
+  steps = rounds.per_epoch * (
+      rounds.generator_steps * milliseconds['generator']
+      + rounds.student_steps * milliseconds['student'])
+  print(f'Rounds in the epoch: {rounds.per_epoch}, of {rounds.generator_steps} '
+        f'generator and {rounds.student_steps} student steps; what is not '
+        f'these: {milliseconds["epoch"] - steps:.1f} ms.')
+
+
 def run_benchmark(config: Any) -> dict[str, Any]:
   """Measures a config's steps and prints and returns the results."""
   size = max(config.distill.batch_size, config.eval.batch_size)
   config.data.noise_examples = size
-  run = experiment.build(config, jax.devices()[:1])
-  device = _pytorch_device()
+  for group in (config.synthesis, config.distill):
+    group.steps = min(group.steps, _EPOCH_STEPS)
+  experiment = experiments.build(config, jax.devices()[:1])
+  synthesis = experiment.method.synthesis
+  device = _pytorch_device(config)
   found = hardware(device)
   print(', '.join(f'{name} {value}' for name, value in found.items()))
 
-  jax_steps, compile_seconds = JaxSteps(run), {}
+  jax_steps, compile_seconds = JaxSteps(experiment), {}
   for name in STEPS:
     compile_seconds[name] = measure(getattr(jax_steps, name), jax_steps.wait,
                                     1) / 1e3
@@ -433,15 +478,18 @@ def run_benchmark(config: Any) -> dict[str, Any]:
     report = _check(jax_steps, nchw)
     sides += [('torch', nchw), ('torch', nhwc)]
 
-  sizes = {'generator': run.synthesis.batch_size,
-           'student': run.distillation.batch_size,
-           'evaluation': config.eval.batch_size}
+  sizes = {'generator': synthesis.batch_size,
+           'student': config.distill.batch_size,
+           'evaluation': config.eval.batch_size,
+           'epoch': synthesis.batch_size}
   results, load = {}, _load()
   for name in STEPS:
     # The second call tells how many to measure, and which layout.
     trials = []
     for side, steps in sides:
-      step = getattr(steps, name)
+      step = getattr(steps, name, None)
+      if step is None:  # PyTorch has no epoch.
+        continue
       measure(step, steps.wait, 1)
       trials.append((side, measure(step, steps.wait, 1), steps))
     trials.sort(key=lambda trial: trial[1])
@@ -463,6 +511,7 @@ def run_benchmark(config: Any) -> dict[str, Any]:
       row['layout'] = chosen['torch'][0].layout
       row['torch/jax'] = row['torch']['median'] / row['jax']['median']
   _print_table(results)
+  _print_epoch(results, synthesis.rounds)
   load = [load, _load()]
   print('Programs running on average, this one included, before and after: '
         f'{load[0]}, {load[1]}; cores: {found["cores"]}.')
