@@ -10,6 +10,8 @@ from configs import cifar10_resnet20
 from configs import cifar100
 from configs import default
 from configs import tiny_imagenet
+from ferd_jax.run import settings
+from ferd_jax.weights import robustbench
 
 VARIANTS = {
     'cifar10': ('mobilenet_v2',),
@@ -25,13 +27,7 @@ EVERY = [(name, variant) for name, own in VARIANTS.items()
 
 def flat(config):
   """Returns the leaves by dotted name."""
-  leaves = {}
-  for name, value in config.items():
-    if hasattr(value, 'items'):
-      leaves |= {f'{name}.{key}': leaf for key, leaf in flat(value).items()}
-    else:
-      leaves[name] = value
-  return leaves
+  return dict(settings.flat(config))
 
 
 def get(name, variant=''):
@@ -40,7 +36,8 @@ def get(name, variant=''):
 
 def difference(config, base):
   config, base = flat(config), flat(base)
-  return {name for name in config if config[name] != base[name]}
+  return {name for name in config.keys() | base.keys()
+          if config.get(name) != base.get(name)}
 
 
 def test_every_config_is_listed():
@@ -51,7 +48,8 @@ def test_every_config_is_listed():
 
 @pytest.mark.parametrize(('name', 'variant'), EVERY)
 def test_overrides_name_existing_settings_of_the_same_type(name, variant):
-  base, config = flat(default.get_config()), flat(get(name, variant))
+  changed = get(name, variant)
+  base, config = flat(settings.defaults_like(changed)), flat(changed)
   assert set(config) == set(base)
   for key, value in config.items():
     if base[key] is not None:
@@ -85,17 +83,19 @@ PAPER = {
     'synthesis.generator_lr': 2e-3, 'synthesis.latent_lr': 0.015,
     'synthesis.w_adv': 1, 'synthesis.w_bn': 5, 'synthesis.w_oh': 1,
     'synthesis.w_uni': 5, 'synthesis.keep': 'best',
-    'synthesis.warmup_adv': True, 'features.tap': '', 'features.steps': 50,
-    'features.learning_rate': 0.1, 'features.beta': 0.3,
-    'features.kl': 'mean', 'features.mask': 'global',
-    'class_weights.rule': 'softmax', 'class_weights.tau': 1,
-    'class_weights.absent': 'carry', 'class_weights.batch': 'last_view',
-    'class_weights.attack_steps': 20, 'distill.steps': 400,
-    'distill.momentum': 0.9, 'distill.weight_decay': 5e-4,
-    'distill.attack_steps': 10, 'distill.utae_gamma': 0.3,
-    'distill.utae_source': 'student', 'distill.ikl_prior': 'class_mean',
-    'distill.ikl_norm': 'weights', 'distill.ikl_power': 1,
-    'distill.w_clean': 5 / 6, 'distill.w_adv': 1 / 6, 'eval.select': 'last',
+    'synthesis.warmup_adv': True, 'synthesis.name': 'ferd', 'synthesis.tap': '',
+    'synthesis.measured': 'last_view', 'synthesis.bottleneck.steps': 50,
+    'synthesis.bottleneck.learning_rate': 0.1,
+    'synthesis.bottleneck.beta': 0.3, 'synthesis.bottleneck.kl': 'mean',
+    'synthesis.bottleneck.mask': 'global',
+    'sampler.name': 'margin_softmax', 'sampler.tau': 1,
+    'sampler.absent': 'carry', 'sampler.attack_steps': 20,
+    'distill.steps': 400, 'distill.momentum': 0.9,
+    'distill.weight_decay': 5e-4, 'inner.name': 'utae', 'inner.steps': 10,
+    'inner.gamma': 0.3, 'inner.source': 'student',
+    'outer.name': 'decoupled_kl', 'outer.prior': 'class_mean',
+    'outer.norm': 'weights', 'outer.power': 1,
+    'outer.w_clean': 5 / 6, 'outer.w_adv': 1 / 6, 'eval.select': 'last',
     'eval.nsd_ddof': 0,
 }
 
@@ -134,9 +134,9 @@ def test_paper_settings_of_a_data_set(config, variant, values):
 
 
 RELEASED = {
-    'class_weights.rule': 'minmax', 'class_weights.range': (0.05, 0.2),
-    'class_weights.absent': 'zero', 'distill.utae_gamma': 0,
-    'distill.ikl_prior': 'one_hot', 'eval.select': 'test_clean',
+    'sampler.name': 'margin_minmax', 'sampler.range': (0.05, 0.2),
+    'sampler.absent': 'zero', 'inner.gamma': 0, 'outer.prior': 'one_hot',
+    'eval.select': 'test_clean',
     'eval.curve_examples': 0,  # on the whole test set
 }
 
@@ -147,7 +147,9 @@ def test_released_changes_the_public_codes_rules_only(name):
   check(config, RELEASED)
   same = {name for name, value in flat(get(name)).items()
           if name in RELEASED and value == RELEASED[name]}
-  assert difference(config, get(name)) == set(RELEASED) - same | {'name'}
+  # Temperatures are the other rule's.
+  assert difference(config, get(name)) == set(RELEASED) - same | {
+      'name', 'sampler.tau'}
 
 
 def test_paper_length_restores_the_papers_schedule():
@@ -156,11 +158,12 @@ def test_paper_length_restores_the_papers_schedule():
       'eps': 4 / 255, 'step_size': None, 'distill.learning_rate': 0.1,
       'synthesis.batch_size': 256, 'distill.batch_size': 256,
       'synthesis.generator_lr': 2e-3, 'synthesis.latent_lr': 0.015,
-      'synthesis.w_adv': 1.0, 'distill.attack_steps': 10,
+      'synthesis.w_adv': 1.0, 'inner.steps': 10,
       # The balance of the losses is the small teacher's.
-      'synthesis.w_oh': 10.0, 'synthesis.w_uni': 0.1, 'class_weights.tau': 4.0,
-      'features.steps': 10, 'features.learning_rate': 0.5,
-      'features.mask': 'per_sample', 'data.split': 'test'})
+      'synthesis.w_oh': 10.0, 'synthesis.w_uni': 0.1, 'sampler.tau': 4.0,
+      'synthesis.bottleneck.steps': 10,
+      'synthesis.bottleneck.learning_rate': 0.5,
+      'synthesis.bottleneck.mask': 'per_sample', 'data.split': 'test'})
 
 
 @pytest.mark.parametrize('name', ['digits', 'fashion_mnist'])
@@ -171,7 +174,7 @@ def test_shipped_teachers_exist(name):
 @pytest.mark.parametrize('name', VARIANTS)
 def test_smoke_needs_no_files(name):
   config = get(name, 'smoke')
-  assert config.teacher.path == 'random'
+  assert config.teacher.path == 'random' and not config.teacher.robustbench
   assert config.data.noise_examples > 0
   assert config.num_epochs > config.warmup_epochs > 0
 
@@ -180,4 +183,13 @@ def test_order_of_variants_does_not_matter():
   one = cifar10_resnet20.get_config('released,paper_length')
   other = cifar10_resnet20.get_config('paper_length,released')
   assert one.to_dict() == other.to_dict()
-  assert one.distill.utae_gamma == 0 and one.num_epochs == 220
+  assert one.inner.gamma == 0 and one.num_epochs == 220
+
+
+@pytest.mark.parametrize('name', ['cifar10', 'cifar100'])
+def test_teachers_of_the_paper_are_robustbench_s(name):
+  config = get(name)
+  entry = robustbench.find(name, config.teacher.robustbench)
+  assert entry.id == 'Chen2021LTD_WRN34_10'
+  assert entry.arch == config.teacher.arch == 'wrn_34_10'
+  assert not config.teacher.path

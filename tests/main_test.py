@@ -90,7 +90,7 @@ def files(tmp_path_factory):
     (['--config.data.name={files}/seven.npz'],
      ['10 classes', 'num_classes=7']),
     (['--config.teacher.path={files}'], ['teacher.path', '{files}']),
-    (['--config.features.tap=layer7'], ['layer7', 'layer3']),
+    (['--config.synthesis.tap=layer7'], ['layer7', 'layer3']),
     (['--config.eps=8.0'], ['eps=8.0', '[0, 1]']),
     (['--config.eps=0.0'], ['eps=0.0']),
     (['--config.data.split=tset'], ['data', "'tset'"]),

@@ -3,6 +3,7 @@
 import os
 import pathlib
 
+from ferd_jax.core import validate
 from ferd_jax.data import arrays
 from ferd_jax.data import class_names
 from ferd_jax.data.examples import DatasetInfo
@@ -85,8 +86,8 @@ def load(name: str, split: str = 'test', *, data_dir: str | None = None,
   directory = str(data_dir or os.environ.get('TFDS_DATA_DIR')
                   or '~/tensorflow_datasets')
   if '://' in directory:
-    raise ValueError(f'Expected data_dir={directory!r} to be a directory of '
-                     'this machine.')
+    raise validate.SettingError('data_dir', directory,
+                                'to be a directory of this machine.')
   directory = pathlib.Path(directory).expanduser()
   images, labels, ids = builders.read(name, split, directory, download)
   return Examples(images, labels, names, ids)

@@ -58,8 +58,8 @@ def check_names(**settings: Sequence[str]) -> None:
     for name in names:
       validate.one_of(ATTACKS, **{setting: name})
     if not names or len(set(names)) < len(names):
-      raise ValueError(f'Expected {setting}={tuple(names)} to name attacks, '
-                       'each once.')
+      raise validate.SettingError(setting, tuple(names),
+                                  'to name attacks, each once.')
 
 
 def correct_per_class(model: nn.Module, num_classes: int, variables: Any,

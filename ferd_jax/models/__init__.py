@@ -263,8 +263,9 @@ def _find(arch):
     fields = family.fields(*match.groups()) if match else None
     if fields is not None:
       return family, fields
-  raise ValueError(f'Expected arch={arch!r} to be one of {", ".join(names())}; '
-                   'any other has to be registered first, by models.register.')
+  raise validate.SettingError(
+      'arch', arch, f'to be one of {", ".join(names())}; any other has to be '
+      'registered first, by models.register.')
 
 
 def _check(family, options):
@@ -290,11 +291,11 @@ def _check_normalisation(options):
   """Raises ValueError for a mean or std that does not normalise."""
   mean, std = options.get('mean'), options.get('std')
   if (mean is None) != (std is None):
-    raise ValueError(f'Expected mean={mean!r} and std={std!r} together.')
+    raise validate.SettingError('mean', mean, f'and std={std!r} together.')
   if mean is not None:
     if len(mean) != len(std):
-      raise ValueError(f'Expected mean={mean!r} and std={std!r} to have the '
-                       'same length.')
+      raise validate.SettingError(
+          'mean', mean, f'and std={std!r} to have the same length.')
     for value in std:
       validate.positive(std=value)
     for value in mean:

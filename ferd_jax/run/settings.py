@@ -166,10 +166,12 @@ def flat(config: Mapping[str, Any], prefix: str = ''
   A group without settings is one, an empty dict.
   """
   for name, value in config.items():
-    if isinstance(value, config_dict.ConfigDict | dict) and value:
+    if not isinstance(value, config_dict.ConfigDict | dict):
+      yield f'{prefix}{name}', value
+    elif value:
       yield from flat(value, f'{prefix}{name}.')
     else:
-      yield f'{prefix}{name}', value
+      yield f'{prefix}{name}', {}
 
 
 def defaults_like(values: Mapping[str, Any]) -> config_dict.ConfigDict:

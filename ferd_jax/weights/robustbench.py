@@ -23,6 +23,7 @@ from ferd_jax import torch_io
 from ferd_jax.core import downloads
 from ferd_jax.core import errors
 from ferd_jax.core import reporting
+from ferd_jax.core import validate
 
 _LIST = 'python -m ferd_jax.teachers list'
 _CACHE = 'FERD_JAX_CACHE'
@@ -64,9 +65,9 @@ class Teacher:
     for name, value in given.items():
       value = tuple(value) if isinstance(value, list) else value
       if self.options.get(name) != value:
-        raise ValueError(
-            f'Expected {name}={value!r} not to be set beside robustbench='
-            f'{self.id!r}, which has {self.options.get(name)!r}.')
+        raise validate.SettingError(
+            name, value, f'not to be set beside robustbench={self.id!r}, which '
+            f'has {self.options.get(name)!r}.')
     return dict(self.options)
 
 
@@ -102,8 +103,9 @@ def find(dataset: str, name: str) -> Teacher:
     return of_dataset[name]
   if not of_dataset:
     known = sorted({entry.dataset for entry in entries()})
-    raise ValueError(f'Expected robustbench={name!r} with the data set '
-                     f'{" or ".join(known)}, not {dataset!r}.')
+    raise validate.SettingError(
+        'robustbench', name, f'with the data set {" or ".join(known)}, not '
+        f'{dataset!r}.')
   elsewhere = [entry.dataset for entry in entries() if entry.id == name]
   by_lower = {known.lower(): known for known in of_dataset}
   close = [known for lower, known in by_lower.items()
@@ -112,8 +114,9 @@ def find(dataset: str, name: str) -> Teacher:
                    name.lower(), by_lower, n=3)]
   hint = (f'there is one of {elsewhere[0]}; ' if elsewhere else
           f'did you mean {" or ".join(close)}? ' if close else '')
-  raise ValueError(f'Expected robustbench={name!r} to be a supported id of '
-                   f'{dataset}; {hint}{_LIST} shows all.')
+  raise validate.SettingError(
+      'robustbench', name, f'to be a supported id of {dataset}; {hint}{_LIST} '
+      'shows all.')
 
 
 def cached_path(teacher: Teacher) -> pathlib.Path:
@@ -150,7 +153,8 @@ def fetch(teacher: Teacher,
       raise OSError(
           f'The file of {teacher.id} is not there and could not be downloaded '
           f'({errors.reason(error)}). Get it from {teacher.address} and put it '
-          f'at {path}, or set teacher.path to where it is.') from None
+          f'at {path}, or set teacher.path to where it is; {_LIST} shows the '
+          'others.') from None
   return path
 
 

@@ -1,6 +1,8 @@
 """Every mistake in a config is one line with its name and value."""
 
+from flax import linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -9,8 +11,10 @@ from configs import cifar100
 from configs import digits
 from configs import tiny_imagenet
 from ferd_jax import assets
+from ferd_jax import models
+from ferd_jax.core import downloads
 from ferd_jax.run import experiment
-from ferd_jax.run import export
+from ferd_jax.run import settings
 
 
 @pytest.fixture(scope='module')
@@ -42,19 +46,21 @@ _TEACHER = assets.path('digits_resnet8_adv.safetensors')
     ({'student.mean': (0.5, 0.5, 0.5), 'student.std': (1., 1., 1.)},
      ['student.mean', '1 values']),
     ({'data.noise_examples': -1}, ['data.noise_examples=-1']),
-    ({'class_weights.range': (0.2,)}, ['class_weights.range=(0.2,)']),
-    ({'class_weights.range': (0.05, float('inf'))},
-     ['class_weights.range=inf']),
-    ({'class_weights.range': ('a', 'b')}, ["class_weights.range='a'"]),
-    ({'class_weights.attack_steps': 0}, ['class_weights.attack_steps=0']),
-    ({'class_weights.batch': 'first'}, ["class_weights.batch='first'"]),
-    ({'distill.attack_steps': 0}, ['distill.attack_steps=0']),
-    ({'distill.ikl_prior': 'x'}, ["distill.ikl_prior='x'", 'class_mean']),
-    ({'distill.ikl_power': -1.}, ['distill.ikl_power=-1.0']),
-    ({'distill.w_clean': 0., 'distill.w_adv': 0.},
-     ['distill.w_clean', 'distill.w_adv']),
-    ({'features.steps': 0}, ['features.steps=0']),
-    ({'features.learning_rate': 0.}, ['features.learning_rate=0.0']),
+    ({'sampler.range': (0.2,)}, ['sampler.range=(0.2,)']),
+    ({'sampler.range': (0.05, float('inf'))},
+     ['sampler.range=inf']),
+    ({'sampler.range': ('a', 'b')}, ["sampler.range='a'"]),
+    ({'sampler.attack_steps': 0}, ['sampler.attack_steps=0']),
+    ({'synthesis.measured': 'first'}, ["synthesis.measured='first'"]),
+    ({'inner.steps': 0}, ['inner.steps=0']),
+    ({'outer.prior': 'x'}, ["outer.prior='x'", 'class_mean']),
+    ({'outer.power': -1.}, ['outer.power=-1.0']),
+    ({'outer.w_clean': 0., 'outer.w_adv': 0.},
+     ['outer.w_clean', 'w_adv']),
+    ({'synthesis.bottleneck.steps': 0},
+     ['synthesis.bottleneck.steps=0']),
+    ({'synthesis.bottleneck.learning_rate': 0.},
+     ['synthesis.bottleneck.learning_rate=0.0']),
     ({'student.arch': 'resnet19'}, ["student.arch='resnet19'"]),
     ({'student.width': 0}, ['student.width=0']),
     ({'teacher.mean': ('a',), 'teacher.std': ('b',)}, ["teacher.std='b'"]),
@@ -69,7 +75,7 @@ _TEACHER = assets.path('digits_resnet8_adv.safetensors')
      ['teacher.path', 'do not reveal activation', 'mean and std (0 and 1']),
     ({'teacher.robustbench': 'Standard', 'teacher.path': ''},
      ["teacher.robustbench='Standard'", "not 'digits'"]),
-    ({'teacher.path': ''}, ['teacher.path=FILE', 'teacher.robustbench=ID']),
+    ({'teacher.path': ''}, ['teacher.path=FILE', 'no network for digits']),
     ({'eps': float('nan')}, ['eps=nan']),
     ({'augment.pad': 8}, ['augment.pad=8', '[0, 7]']),
     ({'eval.attacks': ()}, ['eval.attacks=()']),
@@ -78,12 +84,14 @@ _TEACHER = assets.path('digits_resnet8_adv.safetensors')
     ({'data.name': 'five.npz'}, ['(8, 8, 5)', '1 or 3 channels']),
     ({'data.name': 'wide.npz'}, ['(8, 12, 3)', 'square']),
     ({'data.name': 'single.npz'}, ['num_classes=1']),
-    ({'data.name': 'small.npz'}, ["features.tap='layer3'", '(1, 1, 16)']),
+    ({'data.name': 'small.npz'}, ["synthesis.tap='layer3'", '(1, 1, 16)']),
 ])
 def test_mistake_is_one_line(changes, words, odd_data):
   config = digits.get_config('smoke')
   if 'data.name' in changes:
     changes = changes | {'data.name': str(odd_data / changes['data.name'])}
+  if 'sampler.range' in changes:
+    settings.use(config, 'sampler', 'margin_minmax')
   config.update_from_flattened_dict(changes)
   with pytest.raises((ValueError, OSError)) as error:
     experiment.build(config)
@@ -99,8 +107,8 @@ def test_step_size_is_a_quarter_of_the_radius_unless_set(step_size, expected):
   config = digits.get_config('smoke')
   config.eps, config.step_size = 0.08, step_size
   run = experiment.build(config, tuple(jax.devices()[:1]))
-  assert run.margin_attack.step_size == expected
-  assert run.distillation.inner.attack.step_size == expected
+  assert run.method.sampler.measurement.attack.step_size == expected
+  assert run.method.distillation.inner.step_size == expected
   assert run.identity['step_size'] == expected
 
 
@@ -120,7 +128,7 @@ def test_empty_text_unsets_an_option_of_a_network():
   assert run.config.student.activation is None
   assert config.student.activation == ''  # Its owner's.
   assert run.identity['student']['shortcut'] is None
-  assert export.student_network(run).build() == run.synthesis.student
+  assert run.student_network.build() == run.student
 
 
 def test_own_data_of_two_classes(odd_data):
@@ -129,4 +137,61 @@ def test_own_data_of_two_classes(odd_data):
   config = digits.get_config('smoke')
   config.data.name, config.data.noise_examples = str(odd_data / 'two.npz'), 0
   run = experiment.build(config, tuple(jax.devices()[:1]))
-  assert (run.num_classes, run.image_shape) == (2, (16, 16, 3))
+  assert (run.method.num_classes, run.method.image_shape) == (2, (16, 16, 3))
+
+
+def test_file_that_is_not_there_says_where_to_put_it(monkeypatch, tmp_path):
+  monkeypatch.setenv('FERD_JAX_CACHE', str(tmp_path))
+  def refused(*args, **options):
+    raise OSError('no network')
+  monkeypatch.setattr(downloads, 'fetch', refused)
+  with pytest.raises(OSError) as error:
+    experiment.build(cifar10.get_config())
+  message = str(error.value)
+  for word in ('Chen2021LTD_WRN34_10', str(tmp_path), 'teacher.path',
+               'python -m ferd_jax.teachers list'):
+    assert word in message
+
+
+@pytest.mark.parametrize('get_config, words', [
+    (cifar10.get_config, ['teacher.path=FILE', 'teacher.robustbench=ID',
+                          'python -m ferd_jax.teachers list']),
+    (tiny_imagenet.get_config, ['teacher.path=FILE', 'no network for tiny',
+                                'docs/teachers.md'])])
+def test_no_teacher_says_which_ones_there_are(get_config, words):
+  config = get_config()
+  config.teacher.robustbench = None
+  with pytest.raises(ValueError) as error:
+    experiment.build(config)
+  for word in words:
+    assert word in str(error.value)
+
+
+class Plain(nn.Module):
+  """Knows nothing of stages, taps and BatchNorm's moments."""
+
+  @nn.compact
+  def __call__(self, x, train=False):
+    x = nn.relu(nn.Conv(4, (3, 3), strides=2)(x))
+    x = nn.BatchNorm(use_running_average=not train)(x)
+    return nn.Dense(10)(jnp.mean(x, axis=(1, 2)))
+
+
+@pytest.mark.parametrize('changes, words', [
+    ({'synthesis.w_uni': 0.}, ['synthesis.w_bn', 'to be 0', 'BatchNorm']),
+    ({'synthesis.w_bn': 0.}, ['synthesis.w_uni', 'to be 0', 'stages'])])
+def test_teacher_of_one_s_own_that_ferd_cannot_look_into(changes, words):
+  config = digits.get_config('smoke')
+  config.update_from_flattened_dict(changes)
+  variables = models.init_variables(Plain(), jax.random.key(0), (8, 8, 1))
+  with pytest.raises(ValueError) as error:
+    experiment.build(config, tuple(jax.devices()[:1]),
+                     teacher=(Plain(), variables))
+  for word in words:
+    assert word in str(error.value)
+
+
+def test_student_whose_statistics_are_not_synchronised():
+  with pytest.raises(ValueError, match='Plain to have a field axis_name'):
+    experiment.build(digits.get_config('smoke'), tuple(jax.devices()[:2]),
+                     student=Plain())
