@@ -1,5 +1,6 @@
 """Tests of `python -m ferd_jax.convert`."""
 
+from flax import linen as nn
 import jax
 import lenet
 import numpy as np
@@ -107,6 +108,9 @@ def test_registered_networks(tmp_path, capsys, monkeypatch, size):
   with pytest.raises(SystemExit, match='model=LeNet5 to have a twin') as stop:
     run(tmp_path / 'net.npz', tmp_path / 'again.npz', '--check')
   assert '\n' not in stop.value.code
+  from ferd_jax import torch_twins
+  with pytest.raises(ValueError, match='model=Dense to have a twin'):
+    torch_twins.twin(nn.Dense(10))
 
 
 def test_robustbench_says_what_a_file_is(tmp_path):

@@ -90,7 +90,9 @@ class Network:
                       for name, value in self.options.items())
     classes = '' if self.num_classes is None else (
         f', {self.num_classes} classes')
-    return f'{self.arch}{options}{classes}'
+    images = '' if self.image_shape is None else (
+        ', images of {}x{} pixels'.format(*self.image_shape))
+    return f'{self.arch}{options}{classes}{images}'
 
   def json_values(self) -> dict[str, Any]:
     """Returns the network as a dict that JSON can hold.
@@ -218,6 +220,11 @@ def _network(path):
     with np.load(path, allow_pickle=False) as arrays:
       text = str(arrays[_NETWORK])
   values = json.loads(text)
-  options = {name: tuple(value) if isinstance(value, list) else value
+  options = {name: _hashable(value)
              for name, value in values.pop('options').items()}
   return Network(**values, options=options)
+
+
+def _hashable(value):
+  """Returns a JSON value with its lists, of any depth, as tuples."""
+  return tuple(map(_hashable, value)) if isinstance(value, list) else value

@@ -2,7 +2,9 @@
 
 import json
 
+from flax import linen as nn
 import jax
+import jax.numpy as jnp
 import lenet
 import numpy as np
 import pytest
@@ -58,6 +60,36 @@ def test_registered_networks(tmp_path, monkeypatch, name):
     native.read(path)
 
 
+class Counting(nn.Module):
+  """Flax's BatchNorm, a number in a collection of its own, nested options."""
+  num_classes: int
+  widths: tuple
+
+  @nn.compact
+  def __call__(self, x, train):
+    count = self.variable('counts', 'seen', lambda: jnp.asarray(0, jnp.int32))
+    for width in (width for widths in self.widths for width in widths):
+      x = nn.Conv(width, (1, 1))(x)
+    x = nn.BatchNorm(use_running_average=not train)(x).mean((1, 2))
+    return nn.Dense(self.num_classes)(x) + count.value
+
+
+@pytest.mark.parametrize('name', ['net.npz', 'net'])
+def test_collections_of_any_name(tmp_path, monkeypatch, name):
+  lenet.forget(monkeypatch)
+  models.register('counting', Counting, options=('widths',))
+  network = native.Network('counting', 2, 3, {'widths': ((2, 3), (4,))})
+  variables = models.init_variables(network.build(), jax.random.key(0),
+                                    network.input_shape)
+  variables['counts']['seen'] = jnp.asarray(5, jnp.int32)
+  native.write(tmp_path / name, network, variables)
+  found, again = native.read(tmp_path / name)
+  assert found == network and hash(found.build()) == hash(network.build())
+  assert set(again) == {'params', 'batch_stats', 'counts'}
+  assert again['counts']['seen'].dtype == np.int32
+  jax.tree.map(np.testing.assert_array_equal, again, variables)
+
+
 def test_shapes_of_images():
   usual = native.Network('wrn_10_1', 3, 10)
   assert usual.input_shape == (32, 32, 3)
@@ -66,6 +98,7 @@ def test_shapes_of_images():
   other = native.Network('wrn_10_1', 3, 10, image_shape=[64, 48, 3])
   assert other != usual and other.input_shape == (64, 48, 3)
   assert other.json_values()['image_shape'] == [64, 48, 3]
+  assert str(other) == 'wrn_10_1, 10 classes, images of 64x48 pixels'
   for network, message in [
       (('wrn_10_1', 3, 10, {}, (28, 28)), r'to be \(H, W, 3\)'),
       (('wrn_10_1', 3, 10, {}, (28, 28, 1)), 'for channels=3'),

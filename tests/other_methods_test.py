@@ -1,0 +1,186 @@
+"""Methods unlike FERD fit: toys of each part, and all pairs of parts."""
+
+import itertools
+
+import chex
+import jax
+import numpy as np
+import pytest
+import tiny
+import toys
+
+from ferd_jax import train
+from ferd_jax.run import method as methods
+from ferd_jax.run import settings
+from ferd_jax.run import state as states
+from ferd_jax.run import work_directory
+from ferd_jax.synthesis import pool as pools
+
+
+def _toy_config(**changes):
+  config = tiny.config(num_epochs=4, **changes)
+  toys.use_all(config)
+  return config
+
+
+def _saved(experiment, workdir, epoch):
+  """Returns the state of an epoch as saved, on the host."""
+  with work_directory.Checkpoints(workdir, experiment.method) as checkpoints:
+    state = checkpoints.restore(
+        states.init(experiment.method, experiment.config.seed), epoch)
+  state = states.gathered(experiment.method, state)
+  return jax.tree.map(np.asarray, state.replace(
+      key=jax.random.key_data(state.key)))
+
+
+def _interrupted_at(phase, number):
+  """Returns a `train.epoch` that is interrupted at a step of an epoch."""
+  epoch = train.epoch
+
+  def interrupted(method, steps, state, teachers, pool, on_step):
+    if int(state.epoch) + 1 == number:
+      def on_step(name, values):
+        del values
+        if name == phase:
+          raise KeyboardInterrupt
+    return epoch(method, steps, state, teachers, pool, on_step)
+  return interrupted
+
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory):
+  workdir = tmp_path_factory.mktemp('whole')
+  experiment = tiny.claim(_toy_config(), workdir)
+  train.train(experiment, workdir)
+  return experiment, workdir
+
+
+@pytest.mark.parametrize('mode, devices', [
+    ('jit', 1), ('pmap', 4), pytest.param('shard_map', 4,
+                                          marks=pytest.mark.slow)])
+def test_toys_are_trained_stopped_and_gone_on_with(
+    mode, devices, whole, tmp_path, monkeypatch):
+  config = _toy_config(parallel=mode)
+  expected = whole
+  if devices > 1:
+    workdir = tmp_path / 'whole'
+    expected = tiny.claim(config, workdir, devices), workdir
+    train.train(*expected)
+  experiment = tiny.claim(config, tmp_path / 'run', devices)
+  with monkeypatch.context() as patch:
+    patch.setattr(train, 'epoch', _interrupted_at('distill', 3))
+    with pytest.raises(KeyboardInterrupt):
+      train.train(experiment, tmp_path / 'run')
+  train.train(experiment, tmp_path / 'run')
+  resumed = _saved(experiment, tmp_path / 'run', 4)
+  chex.assert_trees_all_equal(resumed, _saved(*expected, 4))
+  # The numbers are those of one device, whose examples it could go on with.
+  chex.assert_trees_all_close(resumed, _saved(*whole, 4), rtol=1e-3, atol=1e-3)
+  assert jax.tree.map(np.shape, resumed) == jax.tree.map(
+      np.shape, _saved(*whole, 4))
+
+
+def test_state_of_every_part_moves(whole):
+  experiment, workdir = whole
+  first, last = (_saved(experiment, workdir, epoch) for epoch in (3, 4))
+  # Two rounds of two steps: how much is computed stays the config's.
+  assert last.synthesis.steps == first.synthesis.steps + 4 == 16
+  assert not np.array_equal(first.synthesis.pixels, last.synthesis.pixels)
+  assert not np.array_equal(first.sampler.probs, last.sampler.probs)
+  np.testing.assert_allclose(last.sampler.probs.sum(), 1, rtol=1e-5)
+  weights = last.student.outer.weights
+  assert not np.allclose(weights, 1)
+  np.testing.assert_allclose(weights.mean(), 1, rtol=1e-5)
+
+
+def test_examples_are_restored_on_another_number_of_devices(whole):
+  experiment, workdir = whole
+  other = tiny.build(_toy_config(parallel='pmap'), 4)
+  work_directory.claim(workdir, other.identity)
+  chex.assert_trees_all_equal(_saved(other, workdir, 4),
+                              _saved(experiment, workdir, 4))
+
+
+def test_fresh_images_fill_no_pool(whole):
+  _, workdir = whole
+  assert not (workdir / 'pool').exists()
+
+
+def test_report_of_the_attack_is_logged(whole):
+  lines = (whole[1] / 'metrics.jsonl').read_text().splitlines()
+  assert 'distill/noticed_kappa' not in lines[0]  # warm-up
+  assert all('distill/noticed_kappa' in line for line in lines[1:])
+
+
+def _pairs(combination):
+  return set(itertools.combinations(combination.items(), 2))
+
+
+def _combinations():
+  """Returns few combinations of parts in which each pair occurs."""
+  toys.register()
+  groups = list(settings.REGISTRIES)
+  combinations = [
+      dict(zip(groups, names, strict=True))
+      for names in itertools.product(*settings.REGISTRIES.values())]
+  left = set().union(*map(_pairs, combinations))
+  chosen = []
+  while left:
+    best = max(combinations, key=lambda each: len(_pairs(each) & left))
+    chosen.append(best)
+    left -= _pairs(best)
+  return chosen
+
+
+@pytest.mark.parametrize('parts', _combinations(),
+                         ids=lambda parts: '-'.join(parts.values()))
+def test_every_pair_of_parts_takes_an_epoch(parts):
+  config = tiny.config(warmup_epochs=0)
+  for group, name in parts.items():
+    settings.use(config, group, name)
+  experiment = tiny.build(config)
+  method = experiment.method
+  before = states.init(method, 0)
+  rounds = method.synthesis.rounds
+  pool = pools.Pool.empty(rounds.pooled * method.synthesis.batch_size,
+                          method.image_shape)
+  student = jax.tree.map(np.asarray, before.student.variables['params'])
+  seen = []
+  done = train.epoch(method, methods.compile_steps(method), before,
+                     experiment.place_teachers(), pool,
+                     lambda phase, values: seen.append(phase))
+  assert seen.count('synthesis') == rounds.generator_steps * rounds.per_epoch
+  assert seen.count('distill') == rounds.student_steps * rounds.per_epoch
+  assert pool.count == rounds.pooled * method.synthesis.batch_size
+  assert done.images.shape[1:] == method.image_shape
+  assert set(done.labels) <= set(range(method.num_classes))
+  after = jax.tree.map(np.asarray, done.state.replace(key=()))
+  assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(after))
+  assert any(not np.array_equal(old, new) for old, new in zip(
+      jax.tree.leaves(student),
+      jax.tree.leaves(after.student.variables['params']), strict=True))
+
+
+def test_uniform_sampler_attacks_and_measures_nothing():
+  config = tiny.config()
+  settings.use(config, 'sampler', 'uniform')
+  steps = methods.compile_steps(tiny.build(config).method)
+  assert steps.attack is None and steps.measure is None
+
+
+def test_second_teacher_by_name():
+  config = tiny.config()
+  config.teachers.clean = settings.network()
+  config.teachers.clean.arch = 'cifar_resnet8'
+  config.teachers.clean.path, config.teachers.clean.width = 'random', 4
+  experiment = tiny.build(config)
+  assert list(experiment.teachers) == ['robust', 'clean']
+  assert set(experiment.place_teachers()) == {'robust', 'clean'}
+  assert set(experiment.identity['teacher_digests']) == {'robust', 'clean'}
+
+
+def test_fresh_images_need_the_student_s_batch_size():
+  config = _toy_config()
+  config.distill.batch_size = 16
+  with pytest.raises(ValueError, match='distill.batch_size=16.*batch_size=8'):
+    tiny.build(config)

@@ -1,0 +1,63 @@
+"""A whole experiment of nets that compile in a second or two."""
+
+import as_if_trained
+from flax import linen as nn
+import jax
+
+from configs import digits
+from ferd_jax import models
+from ferd_jax.models import layers
+from ferd_jax.run import experiment as experiments
+from ferd_jax.run import work_directory
+
+
+class TwoLayers(models.StagedModel):
+  """A classifier of two convolutions."""
+
+  @property
+  def stages(self):
+    return ('conv1', 'conv2', 'head')
+
+  @property
+  def default_tap(self):
+    return 'conv2'
+
+  def run_stage(self, stage, x, train):
+    if stage == 'head':
+      return layers.Dense(self.num_classes, name=stage)(layers.global_mean(x))
+    x = layers.Conv(4, strides=2, name=stage)(x)
+    norm = layers.BatchNorm(self.axis_name, name=f'{stage}_bn')
+    return nn.relu(norm(x, train=train))
+
+
+def config(**changes):
+  """Returns the settings of a run of seconds, with changes by dotted name."""
+  settings = digits.get_config('smoke')
+  settings.eval.attacks = ('clean',)
+  settings.eval.every = settings.log.samples_every = 0
+  settings.eval.curve_examples = 8
+  settings.update_from_flattened_dict(changes)
+  return settings
+
+
+def build(settings, devices=1, **networks):
+  """Returns the experiment of a config, with tiny nets unless others are given.
+
+  Args:
+    settings: the config.
+    devices: how many.
+    **networks: of `experiment.build`.
+  """
+  model = TwoLayers(10)
+  teacher = as_if_trained.random_variables(model, (8, 8, 1), seed=1)
+  teacher = jax.tree.map(lambda leaf: leaf.astype('float32'), teacher)
+  return experiments.build(
+      settings, tuple(jax.devices()[:devices]),
+      **{'teacher': (model, teacher), 'student': model} | networks)
+
+
+def claim(settings, workdir, devices=1, **networks):
+  """Returns the experiment after claiming its work directory."""
+  experiment = build(settings, devices, **networks)
+  work_directory.claim(workdir, experiment.identity)
+  return experiment
