@@ -131,8 +131,7 @@ def difference(network: native.Network, variables: Any,
   return float(np.abs(np.asarray(got) - expected).max()) / scale
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-  """Converts as the command line says."""
+def _parser() -> argparse.ArgumentParser:
   parser = argparse.ArgumentParser(
       prog='python -m ferd_jax.convert', allow_abbrev=False,
       description='Converts networks between PyTorch\'s files and this '
@@ -154,7 +153,12 @@ def main(argv: Sequence[str] | None = None) -> None:
   file.add_argument('--channels', type=int, help='of the images; has to be '
                     'said of a registered network')
   file.add_argument('--num-classes', type=int, help='the same')
-  args = parser.parse_args(argv)
+  return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+  """Converts as the command line says."""
+  args = _parser().parse_args(argv)
   try:
     network, variables = read(args.source, args)
     print(f'{args.source}: {network}')

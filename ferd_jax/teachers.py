@@ -12,8 +12,7 @@ from ferd_jax.core import reporting
 from ferd_jax.weights import robustbench
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-  """Lists the table or fetches a file, as the command line says."""
+def _parser() -> argparse.ArgumentParser:
   parser = argparse.ArgumentParser(
       prog='python -m ferd_jax.teachers', allow_abbrev=False,
       description='Robust teachers by their RobustBench id.')
@@ -24,7 +23,12 @@ def main(argv: Sequence[str] | None = None) -> None:
   fetching = commands.add_parser('fetch', help='download a file, print where')
   fetching.add_argument('dataset', choices=datasets)
   fetching.add_argument('id')
-  args = parser.parse_args(argv)
+  return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+  """Lists the table or fetches a file, as the command line says."""
+  args = _parser().parse_args(argv)
   if args.command == 'list':
     reporting.show(robustbench.table(args.dataset))
     return

@@ -1,42 +1,151 @@
-"""What the README shows: its examples run, its files and configs exist."""
+"""What README and docs show: examples run, names exist, commands parse."""
 
 import doctest
+import os
 import pathlib
 import re
+import shlex
 
+from absl import flags
 import pytest
 
+from ferd_jax import convert
+from ferd_jax import evaluate
+from ferd_jax import teachers
+from ferd_jax.models import registry
+from ferd_jax.run import command_line
+from ferd_jax.run import settings
+
 _ROOT = pathlib.Path(__file__).parents[1]
-_README = (_ROOT / 'README.md').read_text()
+_PAGES = [_ROOT / 'README.md', *sorted((_ROOT / 'docs').glob('*.md'))]
+_EXAMPLES = [page for page in _PAGES if '>>> ' in page.read_text()]
+_PARSERS = {'convert': convert._parser, 'evaluate': evaluate._parser,
+            'teachers': teachers._parser}
+_COMMAND = re.compile(
+    r'python (?P<what>main\.py|benchmarks/\w+\.py|-m ferd_jax\.\w+)'
+    r'(?P<rest>(?: [^`\n]*)?)')
 
 
-def test_examples(tmp_path, monkeypatch):
-  pytest.importorskip('equinox')
+def _name(page):
+  return page.name
+
+
+def _commands():
+  """Yields page, program and arguments of every command line."""
+  for page in _PAGES:
+    text = re.sub(r'\\\n\s*', ' ', page.read_text())
+    for found in _COMMAND.finditer(text):
+      rest = re.split(r' (?:&&|\||#)(?: |$)', found['rest'])[0]
+      if rest.count('"') % 2:  # The end of a command within a command.
+        rest = rest.rstrip().removesuffix('"')
+      yield page, found['what'], shlex.split(rest)
+
+
+def _anchors(page):
+  """Returns what GitHub calls the headings of a page."""
+  headings = re.findall(r'^#+ (.*)$', page.read_text(), re.MULTILINE)
+  return {re.sub(r'[^\w\- ]', '', heading.lower()).replace(' ', '-')
+          for heading in headings}
+
+
+def _known_settings():
+  """Returns the settings and groups of all parts."""
+  known = dict(settings.flat(settings.defaults()))
+  for group, registry_ in settings.REGISTRIES.items():
+    for part in registry_:
+      known |= {f'{group}.{name}': value for name, value in settings.flat(
+          registry_.defaults(part))}
+  groups = {name.rpartition('.')[0] for name in known}
+  return known.keys() | groups
+
+
+def test_readme_is_short():
+  assert len(_PAGES[0].read_text().splitlines()) < 200
+
+
+@pytest.mark.parametrize('page', _EXAMPLES, ids=_name)
+def test_examples(page, tmp_path, monkeypatch):
+  if 'import equinox' in page.read_text():
+    pytest.importorskip('equinox')
   monkeypatch.chdir(tmp_path)
-  found = doctest.testfile(str(_ROOT / 'README.md'), module_relative=False)
-  assert found.attempted > 20 and not found.failed
+  # Another test does not know what a page registers.
+  for name in ('_entries', '_layouts'):
+    monkeypatch.setattr(registry, name, dict(getattr(registry, name)))
+  for parts in settings.REGISTRIES.values():
+    monkeypatch.setattr(parts, '_parts', dict(parts._parts))
+  found = doctest.testfile(str(page), module_relative=False)
+  assert found.attempted and not found.failed
 
 
-def test_named_files_exist():
+def test_there_are_examples():
+  assert {'README.md', 'attacks.md', 'methods.md'} <= set(map(_name, _EXAMPLES))
+
+
+@pytest.mark.parametrize('page', _PAGES, ids=_name)
+def test_named_files_exist(page):
+  text = page.read_text()
   named = set(re.findall(
-      r'\b(?:ferd_jax|configs|tests|docs|benchmarks)/\w+\.\w+', _README))
-  assert len(named) > 5
+      r'\b(?:ferd_jax|configs|tests|docs|benchmarks)/(?:\w+/)*\w+\.'
+      r'(?:py|md|json|svg)', text))
   assert not [name for name in named if not (_ROOT / name).exists()]
+  for link in re.findall(r'\]\(([^)\s]+)\)', text):
+    if '://' in link:
+      continue
+    file, _, anchor = link.partition('#')
+    target = (page.parent / file).resolve() if file else page
+    assert target.exists(), link
+    if anchor:
+      assert anchor in _anchors(target), link
 
 
-def test_every_config_is_in_the_table():
-  table = _README.partition('## Configs')[2].partition('## A run')[0]
-  configs = {path.name for path in (_ROOT / 'configs').glob('*.py')}
-  configs -= {'__init__.py', 'default.py', 'variants.py'}
-  assert not [name for name in configs if f'| `{name}` |' not in table]
+@pytest.mark.parametrize('page', ['README.md', 'docs/settings.md'])
+def test_every_config_is_in_the_table(page):
+  text = (_ROOT / page).read_text()
+  configs = {path.stem for path in (_ROOT / 'configs').glob('*.py')}
+  configs -= {'__init__', 'default', 'variants'}
+  assert not [name for name in configs if f'\n| `{name}` |' not in text]
 
 
-@pytest.mark.parametrize('path', [_ROOT / 'README.md',
-                                  *sorted((_ROOT / 'docs').glob('*.md'))],
-                         ids=lambda path: path.name)
-def test_tables_have_as_many_cells_in_every_row(path):
-  tables = re.findall(r'(?:^\|.*\n)+', path.read_text(), re.MULTILINE)
-  assert tables
-  for table in tables:
+@pytest.mark.parametrize(
+    ('page', 'what', 'arguments'), list(_commands()),
+    ids=lambda value: value.name if isinstance(value, os.PathLike) else
+    value if isinstance(value, str) else ' '.join(value))
+def test_commands_parse(page, what, arguments, monkeypatch):
+  del page
+  if what.startswith('-m'):
+    _PARSERS[what.removeprefix('-m ferd_jax.')]().parse_args(arguments)
+    return
+  if what.startswith('benchmarks/'):
+    assert (_ROOT / what).exists()
+    arguments = [each for each in arguments if each.startswith('--config')]
+    if not arguments:
+      return
+  monkeypatch.chdir(_ROOT)
+  values = flags.FlagValues()  # As main.py defines them.
+  flags.DEFINE_string('workdir', None, '', flag_values=values)
+  flags.DEFINE_enum('mode', 'train', ['train', 'evaluate'], '',
+                    flag_values=values)
+  flags.DEFINE_bool('distributed', False, '', flag_values=values)
+  parsed = command_line.parse(['main.py', *arguments], _ROOT, values)
+  assert len(parsed.positional) == 1, parsed.positional
+
+
+def test_commands_are_found():
+  programs = {what for _, what, _ in _commands()}
+  assert {'main.py', *(f'-m ferd_jax.{name}' for name in _PARSERS)} <= programs
+
+
+@pytest.mark.parametrize('page', _PAGES, ids=_name)
+def test_named_settings_exist(page):
+  groups = '|'.join(settings.defaults().keys())
+  named = set(re.findall(
+      rf'`(?:--)?(?:config\.)?((?:{groups})\.(?!py`)[\w.]+)`',
+      page.read_text()))
+  assert not named - _known_settings()
+
+
+@pytest.mark.parametrize('page', _PAGES, ids=_name)
+def test_tables_have_as_many_cells_in_every_row(page):
+  for table in re.findall(r'(?:^\|.*\n)+', page.read_text(), re.MULTILINE):
     widths = {row.count('|') for row in table.splitlines()}
     assert len(widths) == 1, table
