@@ -43,8 +43,8 @@ def ascend(objective: Callable[[jax.Array], tuple[jax.Array, Any]],
   Args:
     objective: images `[B, ...]` -> (values `[B]`, which are ascended, and a
       pytree of arrays `[B]`, such as whether an image is still predicted
-      right, that is summed over the iterates the gradient is taken at). It may
-      read any number of networks.
+      right, that is summed over the iterates the gradient is taken at; bools
+      are counted). It may read any number of networks.
     x: images `[B, ...]` within the bounds, centres of the balls.
     start: `[B, ...]`, the first iterate.
     eps: radius, a scalar or `[B]`, in the unit of the images.
@@ -75,7 +75,9 @@ def ascend(objective: Callable[[jax.Array], tuple[jax.Array, Any]],
                      bounds=bounds)
     return images, jax.tree.map(jnp.add, sums, noticed)
 
-  shapes = jax.eval_shape(objective, start)[1]
-  sums = jax.tree.map(lambda like: jnp.zeros(like.shape, like.dtype), shapes)
+  def nothing(like):  # The sum of two bools is one.
+    return jnp.zeros(like.shape, jnp.int32 if like.dtype == bool
+                     else like.dtype)
+  sums = jax.tree.map(nothing, jax.eval_shape(objective, start)[1])
   found = loops.repeat(num_steps, step, (start, sums), unroll=unroll)
   return lax.stop_gradient(found)

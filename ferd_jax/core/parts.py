@@ -53,7 +53,8 @@ class Registry:
       raise ValueError(f'Expected {self.group}.name={name!r} to be registered '
                        f'once; it is {self._parts[name].__qualname__} already.')
     parameters = getattr(part, '__dataclass_params__', None)
-    if parameters is None or not parameters.frozen:
+    if not isinstance(part, type) or parameters is None or (
+        not parameters.frozen):
       raise ValueError(f'Expected {part!r} to be a frozen dataclass.')
     self._parts[name] = part
 

@@ -1,4 +1,4 @@
-"""Tests of ferd_jax.attacks and inner_attacks on toy nets."""
+"""Tests of ferd_jax.attacks on toy nets."""
 
 import dataclasses
 import functools
@@ -16,7 +16,6 @@ import pytest
 from ferd_jax import attacks
 from ferd_jax import losses
 from ferd_jax.attacks import attack as attack_module
-from ferd_jax.distillation import inner
 
 EPS, STEP = 8 / 255, 2 / 255
 SHAPE = (4, 3, 2, 1)
@@ -320,26 +319,6 @@ def test_start_of_utae_is_not_clipped():
   assert first.min() < 0 and first.max() > 1
   assert 1e-4 < np.abs(first - x).std() < 2e-3
   assert second.min() == 0 and second.max() == 1
-
-
-def no_net(x):
-  raise AssertionError('This network must not be read.')
-
-
-@pytest.mark.parametrize('source', ['student', 'teacher'])
-def test_source_is_the_only_network_read(source):
-  attack = attacks.UTAE(EPS, STEP, 2)
-  found = inner.UniformTarget(attack, source)
-  nets = {'student': no_net, 'teacher': no_net, source: NET}
-  got = found(nets['student'], nets['teacher'], keys(), jnp.asarray(IMAGES),
-              LABELS, TEACHER_LOGITS)
-  np.testing.assert_array_equal(
-      got, attack(NET, keys(), jnp.asarray(IMAGES), TEACHER_LOGITS))
-
-
-def test_unknown_source():
-  with pytest.raises(ValueError, match="source='both'"):
-    inner.UniformTarget(attacks.UTAE(EPS, STEP, 2), 'both')
 
 
 def torch_loss(torch, name, logits, labels):

@@ -10,9 +10,11 @@ import pytest
 from configs import digits
 from ferd_jax import train
 from ferd_jax.core import parallel
-from ferd_jax.distillation import distill
+from ferd_jax.models import frozen as frozens
 from ferd_jax.run import experiment
-from ferd_jax.synthesis import ferd
+from ferd_jax.run import method as methods
+from ferd_jax.run import state as states
+from ferd_jax.synthesis import pool as pools
 
 
 def _cast(tree, dtype):
@@ -23,50 +25,51 @@ def _cast(tree, dtype):
   return jax.tree.map(cast, tree)
 
 
-def _both_phases(mode, num_devices, dtype, num_steps):
+def _epoch(mode, num_devices, dtype, num_steps):
   """Returns all that an epoch of both phases computes, on the host."""
   config = digits.get_config('smoke')
   config.parallel = mode
+  config.warmup_epochs = 0
+  config.synthesis.steps = config.distill.steps = num_steps
+  assert config.sampler.name == 'margin_softmax'
   # The paper's. Adam divides a gradient by its size: where that is rounding,
   # the first step is too, times the learning rate.
   config.synthesis.generator_lr = 2e-3
   # Noise large enough for some of the channels to be robust.
-  config.features.mask, config.features.learning_rate = 'global', 6.
+  config.synthesis.bottleneck.mask = 'global'
+  config.synthesis.bottleneck.learning_rate = 6.
   config.augment.flip = True
   run = experiment.build(config, tuple(jax.devices()[:num_devices]))
-  steps, place = train.compile_steps(run), run.parallel.replicate
-  state = place(_cast(train.init_state(run), dtype))
+  method, place = run.method, run.parallel.replicate
+  state = place(_cast(states.init(method, config.seed), dtype))
   # Latents of a freshly initialised net hardly vary.
   teacher = place(_cast(as_if_trained.random_variables(
-      run.synthesis.teacher, run.image_shape, seed=1), dtype))
-  keys = [place(key) for key in jax.random.split(jax.random.key(5), 20)]
+      run.teacher.model, method.image_shape, seed=1), dtype))
+  # Images of an epoch before, so that the order of drawing matters.
+  rng, size = np.random.default_rng(0), method.synthesis.batch_size
+  pool = pools.Pool(np.zeros((3 * size, *method.image_shape), dtype),
+                    np.zeros(3 * size, np.int32))
+  pool.append(rng.uniform(size=(size, *method.image_shape)).astype(dtype),
+              rng.integers(0, method.num_classes, size))
+  phases, metrics, steps = [], [], methods.compile_steps(method)
 
-  indices = run.parallel.shard(np.arange(run.synthesis.batch_size))
-  phase = steps.init(state.class_weights.probs, indices, keys[0])
-  batch = ferd.SynthesisBatch(
-      teacher=teacher, student=state.student, adv_scale=place(dtype(1.)))
-  metrics = []
-  for i in range(num_steps):
-    phase, values = steps.synthesis(phase, batch, keys[i + 1])
-    metrics.append(values)
-  attacked = steps.margin_attack(
-      teacher, keys[10], ferd.margin_images(run.synthesis, phase.examples),
-      phase.examples.labels, indices=indices)
-  margins = steps.measure(phase.examples, attacked, teacher)
-  images, labels, latents = run.parallel.gather(
-      (phase.examples.best_images, phase.examples.labels,
-       phase.examples.latents))
-  for i in range(num_steps):
-    sharded = run.parallel.shard((images, labels))
-    state, values = steps.student(
-        state, distill.StudentBatch(*sharded, teacher), keys[i + 11])
-    metrics.append(values)
-  state = steps.end_epoch(state, margins)
-  state = state.replace(key=jax.random.key_data(state.key))
+  def end(kept, phase):
+    phases.append(phase)
+    return steps.end(kept, phase)
+  done = train.epoch(
+      method, steps._replace(end=end), state, {frozens.ROBUST: teacher}, pool,
+      lambda _, values: metrics.append(values))
+  phase, = phases
+  means = {name: value for name, value in done.metrics.items()
+           if not name.endswith('ms_per_step')}
   return jax.tree.map(np.asarray, {
-      'generator': phase.generator, 'latents': latents, 'images': images,
-      'labels': labels, 'margins': margins, 'metrics': metrics,
-      'state': state})
+      'generator': phase.generator,
+      'latents': run.parallel.gather(phase.examples.latents),
+      'view': run.parallel.gather(phase.examples.view),
+      'images': done.images, 'labels': done.labels, 'pool': vars(pool),
+      'metrics': metrics, 'means': means,
+      'state': done.state.replace(
+          key=jax.random.key_data(done.state.key))})
 
 
 _MAPPINGS = [('pmap', 4), ('shard_map', 2), *(
@@ -77,21 +80,21 @@ _MAPPINGS = [('pmap', 4), ('shard_map', 2), *(
 @pytest.fixture(scope='module')
 def reference_float64():
   with jax.enable_x64(True):
-    return _both_phases('jit', 1, np.float64, 3)
+    return _epoch('jit', 1, np.float64, 3)
 
 
 @pytest.mark.parametrize('mode, num_devices', _MAPPINGS)
 def test_float64_steps_do_not_depend_on_devices(
     mode, num_devices, reference_float64):
   with jax.enable_x64(True):
-    found = _both_phases(mode, num_devices, np.float64, 3)
+    found = _epoch(mode, num_devices, np.float64, 3)
   assert found['images'].dtype == np.float64
   chex.assert_trees_all_close(found, reference_float64, rtol=1e-9, atol=1e-9)
 
 
 @pytest.fixture(scope='module')
 def reference_float32():
-  return _both_phases('jit', 1, np.float32, 1)
+  return _epoch('jit', 1, np.float32, 1)
 
 
 # What depends on the devices shows in float64; this is about the tolerance.
@@ -99,7 +102,7 @@ def reference_float32():
 @pytest.mark.parametrize('mode, num_devices', [('pmap', 4), ('shard_map', 2)])
 def test_float32_step_does_not_depend_on_devices(
     mode, num_devices, reference_float32):
-  found = _both_phases(mode, num_devices, np.float32, 1)
+  found = _epoch(mode, num_devices, np.float32, 1)
   chex.assert_trees_all_close(found, reference_float32, rtol=1e-5, atol=1e-5)
 
 
@@ -107,8 +110,10 @@ def test_reference_moves(reference_float64):
   # The comparison above means something only if the steps did something.
   state = reference_float64['state']
   assert state.epoch == 1
-  assert not np.allclose(state.class_weights.probs, 0.1)
-  assert not np.allclose(state.class_state.prior, 0.1)
+  assert not np.allclose(state.sampler.probs, 0.1)
+  assert not np.allclose(state.student.outer.prior, 0.1)
+  assert len(reference_float64['metrics']) == 6
+  assert reference_float64['pool']['count'] == 16
   losses = [float(m['loss']) for m in reference_float64['metrics']]
   assert len(set(losses)) == len(losses)
   masks = [float(m['non_robust']) for m in reference_float64['metrics']

@@ -1,23 +1,26 @@
-"""Tests of ferd_jax.distill: the student step, recomputed part by part."""
+"""Tests of ferd_jax.distillation.distill: the step, recomputed part by part."""
 
+import dataclasses
 import functools
 
 import as_if_trained
+from flax import core as flax_core
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from ferd_jax import attacks
 from ferd_jax import models
+from ferd_jax.distillation import base
 from ferd_jax.distillation import distill
 from ferd_jax.distillation import inner
 from ferd_jax.distillation import outer
 from ferd_jax.models import forward
+from ferd_jax.models import frozen as frozens
 from ferd_jax.models import layers
-from ferd_jax.run import state as states
-from ferd_jax.synthesis import class_weights
 
 CLASSES, BATCH, SHAPE = 3, 4, (8, 8, 1)
 MOMENTUM, DECAY = 0.9, 0.05
@@ -55,13 +58,23 @@ def random_variables(seed):
   return as_if_trained.random_variables(MODEL, SHAPE, seed)
 
 
+class Noiseless(inner.UniformTarget):
+  """UTAEs from the images themselves."""
+
+  @property
+  def attack(self):
+    return attacks.UTAE(self.eps, self.step_size, self.steps, gamma=self.gamma,
+                        noise=0.)
+
+
 # No noise at the start and no augmentation: nothing depends on the keys.
-SETTINGS = distill.Distillation(
-    teacher=MODEL, student=MODEL,
-    inner=inner.UniformTarget(
-        attacks.UTAE(eps=0.1, step_size=0.1, num_steps=1, noise=0.)),
-    outer=outer.DecoupledKL(), batch_size=BATCH, learning_rate=0.1,
-    num_epochs=220, momentum=MOMENTUM, weight_decay=DECAY, pad=0, flip=False)
+SETTINGS = distill.Settings(
+    teachers=flax_core.FrozenDict({frozens.ROBUST: MODEL}), student=MODEL,
+    inner=Noiseless(eps=0.1, step_size=0.1, steps=1),
+    outer=outer.DecoupledKL(),
+    optimizer=distill.sgd(distill.cosine_by_epoch(0.1, 220, 20, 2), MOMENTUM,
+                          DECAY),
+    batch_size=BATCH, pad=0, flip=False)
 
 
 def numbers(tree):
@@ -80,41 +93,43 @@ def assert_close(first, second):
 @pytest.fixture(scope='module')
 def batches():
   rng = np.random.default_rng(5)
-  teacher = random_variables(0)
   return [distill.StudentBatch(
       images=jnp.asarray(rng.uniform(size=(BATCH, *SHAPE))),
-      labels=jnp.array([0, 2, 1, 2]), teacher=teacher) for _ in range(2)]
+      labels=jnp.array([0, 2, 1, 2])) for _ in range(2)]
+
+
+@pytest.fixture(scope='module')
+def frozen():
+  return frozens.Frozen(teachers={frozens.ROBUST: random_variables(0)},
+                        student=None, epoch=jnp.asarray(20))
 
 
 @pytest.fixture(scope='module')
 def start():
-  student = random_variables(1)
+  state = distill.init(SETTINGS, random_variables(1), CLASSES)
   prior = np.random.default_rng(2).dirichlet(np.ones(CLASSES), CLASSES)
-  return states.FerdState(
-      student=student,
-      opt_state=SETTINGS.optimizer.init(student['params']),
-      class_weights=class_weights.init(CLASSES),
-      class_state=outer.ClassPrior(
-          prior=jnp.asarray(prior), sums=jnp.zeros((CLASSES, CLASSES))),
-      epoch=jnp.asarray(20), key=jax.random.key(0))
+  return state.replace(outer=outer.ClassPrior(
+      prior=jnp.asarray(prior), sums=jnp.zeros((CLASSES, CLASSES))))
+
+
+step = jit(distill.step, static_argnums=0)
 
 
 @pytest.fixture(scope='module')
-def run(start, batches):
+def run(start, batches, frozen):
   """Returns the states and metrics of two steps."""
-  step = jit(distill.step, static_argnums=0)
   state, found = start, []
   for i, batch in enumerate(batches):
-    state, metrics = step(SETTINGS, state, batch, jax.random.key(i))
+    state, metrics = step(SETTINGS, state, batch, frozen, jax.random.key(i))
     found.append((state, metrics))
   return found
 
 
 @jit
-def reference(student, class_state, batch):
+def reference(student, class_state, batch, frozen):
   """Returns gradient, statistics, loss and terms of a step, in the open."""
   x = batch.images
-  teacher_logits = forward.logits(MODEL, batch.teacher, x)
+  teacher_logits = forward.logits(MODEL, frozen.teachers[frozens.ROBUST], x)
   _, after_clean = forward.train_logits(MODEL, student, x)
 
   def attack(batch_stats):
@@ -135,8 +150,9 @@ def reference(student, class_state, batch):
         MODEL, student | {'params': params}, x)
     adv_logits, batch_stats = forward.train_logits(
         MODEL, {'params': params, 'batch_stats': batch_stats}, attacked)
-    value, _ = SETTINGS.outer(class_state, teacher_logits, logits, adv_logits,
-                              batch.labels)
+    value, _, _ = SETTINGS.outer(class_state, base.Outputs(
+        labels=batch.labels, t_clean={frozens.ROBUST: teacher_logits}, t_adv={},
+        s_clean=logits, s_adv=adv_logits, noticed={}, epoch=frozen.epoch))
     return value, batch_stats
   (value, batch_stats), gradient = jax.value_and_grad(loss, has_aux=True)(
       student['params'])
@@ -149,25 +165,31 @@ def reference(student, class_state, batch):
 
 
 @pytest.fixture(scope='module')
-def expected(start, batches, run):
+def expected(start, batches, frozen, run):
   before = [start, run[0][0]]
-  return [reference(state.student, state.class_state, batch)
+  return [reference(state.variables, state.outer, batch, frozen)
           for state, batch in zip(before, batches, strict=True)]
 
 
 def test_learning_rate_is_a_cosine_from_the_first_epoch():
   # Epochs 1, 21 and 220 follow 0, 20 and 219 completed ones.
+  schedule = distill.cosine_by_epoch(0.1, 220, 0, 1)
   for epoch, rate in ((0, 0.1), (20, 0.09797), (219, 5.10e-6), (110, 0.05)):
-    np.testing.assert_allclose(distill.learning_rate(SETTINGS, epoch), rate,
-                               rtol=1e-3)
+    np.testing.assert_allclose(schedule(epoch), rate, rtol=1e-3)
   np.testing.assert_allclose(
-      distill.learning_rate(SETTINGS, jnp.asarray(20)),
-      0.05 * (1 + np.cos(np.pi * 20 / 220)))
+      schedule(jnp.asarray(20)), 0.05 * (1 + np.cos(np.pi * 20 / 220)))
+
+
+def test_learning_rate_falls_once_an_epoch_and_counts_the_warm_up():
+  schedule = distill.cosine_by_epoch(0.1, 10, 3, 4)
+  rates = [float(schedule(jnp.asarray(step))) for step in range(28)]
+  by_epoch = 0.05 * (1 + np.cos(np.pi * np.arange(3, 10) / 10))
+  np.testing.assert_allclose(rates, np.repeat(by_epoch, 4))
 
 
 def test_statistics_are_those_of_clean_then_attacked_images(run, expected):
   for (state, _), reference in zip(run, expected, strict=True):
-    assert_close(state.student['batch_stats'], reference['batch_stats'])
+    assert_close(state.variables['batch_stats'], reference['batch_stats'])
     # What the test could not tell apart otherwise: another order, or an
     # attack on the statistics before the clean pass.
     first, second = (jax.tree.leaves(reference[name])[0]
@@ -188,17 +210,64 @@ def test_loss(run, expected):
 
 def test_two_steps_of_sgd_with_momentum_and_weight_decay(start, run, expected):
   rate = 0.05 * (1 + np.cos(np.pi * 20 / 220))
-  params = numbers(start.student['params'])
+  params = numbers(start.variables['params'])
   momentum = jax.tree.map(np.zeros_like, params)
   for (state, _), reference in zip(run, expected, strict=True):
     gradient = jax.tree.map(lambda g, p: np.asarray(g) + DECAY * p,
                             reference['gradient'], params)
     momentum = jax.tree.map(lambda m, g: MOMENTUM * m + g, momentum, gradient)
     params = jax.tree.map(lambda p, m: p - rate * m, params, momentum)
-    assert_close(numbers(state.student['params']), params)
+    assert_close(numbers(state.variables['params']), params)
 
 
-def test_sgd_against_torch(start):
+def test_one_more_link_of_the_optimiser(start, batches, frozen, run, expected):
+  gradient = numbers(expected[0]['gradient'])
+  norm = np.sqrt(sum((leaf ** 2).sum() for leaf in jax.tree.leaves(gradient)))
+  clipped = dataclasses.replace(SETTINGS, optimizer=optax.chain(
+      optax.clip_by_global_norm(norm / 4), SETTINGS.optimizer))
+  state = start.replace(
+      opt_state=clipped.optimizer.init(start.variables['params']))
+  got, metrics = step(clipped, state, batches[0], frozen, jax.random.key(0))
+  rate = 0.05 * (1 + np.cos(np.pi * 20 / 220))
+  assert_close(numbers(got.variables['params']), jax.tree.map(
+      lambda p, g: p - rate * (g / 4 + DECAY * p),
+      numbers(start.variables['params']), gradient))
+  # Nothing but the optimiser differs.
+  assert_close(numbers(metrics), numbers(run[0][1]))
+  assert_close(numbers(got.outer), numbers(run[0][0].outer))
+
+
+@pytest.mark.parametrize('dtype', [np.float32, np.float64])
+def test_optimiser_is_the_formula_bit_for_bit(dtype):
+  learning_rate, num_epochs, first_epoch, steps = 0.1, 6, 2, 3
+  optimizer = distill.sgd(
+      distill.cosine_by_epoch(learning_rate, num_epochs, first_epoch, steps),
+      MOMENTUM, DECAY)
+  rng = np.random.default_rng(0)
+  params = {'scale': jnp.asarray(rng.normal(size=7), dtype),
+            'kernel': jnp.asarray(rng.normal(size=(5, 4)), dtype)}
+  opt_state = optimizer.init(params)
+  expected = numbers(params)
+  momentum = jax.tree.map(np.zeros_like, expected)
+  for i in range(4 * steps):
+    gradient = jax.tree.map(
+        lambda p: rng.normal(size=p.shape).astype(dtype), expected)
+    updates, opt_state = optimizer.update(
+        jax.tree.map(jnp.asarray, gradient), opt_state, params)
+    params = optax.apply_updates(params, updates)
+
+    phase = jnp.pi * jnp.asarray(first_epoch + i // steps) / num_epochs
+    rate = np.asarray(0.5 * learning_rate * (1 + jnp.cos(phase)), dtype)
+    direction = jax.tree.map(lambda g, p: g + dtype(DECAY) * p, gradient,
+                             expected)
+    momentum = jax.tree.map(lambda d, m: d + dtype(MOMENTUM) * m, direction,
+                            momentum)
+    expected = jax.tree.map(lambda p, m, r=rate: p - r * m, expected, momentum)
+    assert_equal(numbers(params), expected)
+  assert expected['scale'].dtype == params['scale'].dtype == dtype
+
+
+def test_sgd_against_torch():
   torch = pytest.importorskip('torch')
   rng = np.random.default_rng(0)
   params = {'scale': jnp.asarray(rng.normal(size=3)),
@@ -207,15 +276,15 @@ def test_sgd_against_torch(start):
             for name, value in params.items()}
   sgd = torch.optim.SGD(leaves.values(), lr=0.1, momentum=MOMENTUM,
                         weight_decay=DECAY)
-  opt_state = SETTINGS.optimizer.init(params)
+  schedule = distill.cosine_by_epoch(0.1, 3, 0, 1)
+  optimizer = distill.sgd(schedule, MOMENTUM, DECAY)
+  opt_state = optimizer.init(params)
   for epoch in range(3):
     gradient = {name: rng.normal(size=p.shape) for name, p in params.items()}
-    rate = distill.learning_rate(SETTINGS, epoch)
-    direction, opt_state = SETTINGS.optimizer.update(gradient, opt_state,
-                                                     params)
-    params = jax.tree.map(lambda p, d, r=rate: p - r * d, params, direction)
+    updates, opt_state = optimizer.update(gradient, opt_state, params)
+    params = optax.apply_updates(params, updates)
     for group in sgd.param_groups:
-      group['lr'] = float(rate)
+      group['lr'] = float(schedule(epoch))
     for name, leaf in leaves.items():
       leaf.grad = torch.tensor(gradient[name])
     sgd.step()
@@ -230,24 +299,37 @@ def test_prior_accumulates_the_teachers_clean_predictions(start, run, expected,
     np.add.at(sums, np.array(batch.labels),
               np.array(jax.nn.softmax(reference['teacher_logits'])))
   state = run[-1][0]
-  np.testing.assert_allclose(state.class_state.sums, sums)
-  assert_equal(state.class_state.prior, start.class_state.prior)
+  np.testing.assert_allclose(state.outer.sums, sums)
+  assert_equal(state.outer.prior, start.outer.prior)
 
 
-def test_everything_else_stays(start, run, batches):
-  state = run[-1][0]
-  assert_equal(state.class_weights, start.class_weights)
-  assert state.epoch == start.epoch
-  assert state.key == start.key
-  assert_equal(batches[0].teacher, random_variables(0))
-  assert_equal(start.student, random_variables(1))
+def test_everything_else_stays(start, run, frozen):
+  assert run[-1][0].variables.keys() == start.variables.keys()
+  assert_equal(frozen.teachers[frozens.ROBUST], random_variables(0))
+  assert_equal(start.variables, random_variables(1))
+  assert frozen.epoch == 20
 
 
-@pytest.mark.parametrize(('options', 'message'), [
-    ({'learning_rate': 0.}, 'learning_rate=0.0'),
-    ({'momentum': 1.5}, 'momentum=1.5'), ({'num_epochs': 0}, 'num_epochs=0'),
-    ({'weight_decay': -1.}, 'weight_decay=-1.0'), ({'pad': -1}, 'pad=-1'),
-    ({'batch_size': 0}, 'batch_size=0')])
-def test_invalid_settings(options, message):
+def test_state_at_the_start():
+  variables = random_variables(1)
+  state = distill.init(SETTINGS, variables, CLASSES)
+  assert state.variables is variables
+  assert_equal(state.outer, SETTINGS.outer.init(CLASSES))
+  assert not any(np.any(leaf) for leaf in jax.tree.leaves(state.opt_state))
+  # Of the parameters alone; statistics are none of the optimiser's.
+  shapes = [leaf.shape for leaf in jax.tree.leaves(state.opt_state)
+            if leaf.shape]
+  assert shapes == [leaf.shape for leaf in jax.tree.leaves(variables['params'])]
+
+
+@pytest.mark.parametrize(('make', 'message'), [
+    (lambda: distill.cosine_by_epoch(0., 220, 20, 2), 'learning_rate=0.0'),
+    (lambda: distill.cosine_by_epoch(0.1, 0, 20, 2), 'num_epochs=0'),
+    (lambda: distill.cosine_by_epoch(0.1, 220, 20, 0), 'steps_per_epoch=0'),
+    (lambda: distill.sgd(lambda step: 0.1, 1.5, DECAY), 'momentum=1.5'),
+    (lambda: distill.sgd(lambda step: 0.1, MOMENTUM, -1.), 'weight_decay=-1.0'),
+    (lambda: dataclasses.replace(SETTINGS, pad=-1), 'pad=-1'),
+    (lambda: dataclasses.replace(SETTINGS, batch_size=0), 'batch_size=0')])
+def test_invalid_settings(make, message):
   with pytest.raises(ValueError, match=message):
-    distill.Distillation(**vars(SETTINGS) | options)
+    make()

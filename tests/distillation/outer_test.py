@@ -1,4 +1,4 @@
-"""Tests of ferd_jax.outer_losses: FERD's student loss and its class prior."""
+"""Tests of ferd_jax.distillation.outer: FERD's loss and its class prior."""
 
 import functools
 
@@ -7,7 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ferd_jax.distillation import base
 from ferd_jax.distillation import outer
+from ferd_jax.models import frozen
 
 BATCH, CLASSES = 6, 4
 LABELS = np.array([0, 2, 2, 1, 0, 2])  # No image of class 3.
@@ -49,21 +51,31 @@ def wmse(logits, weights, norm):
   return total / ((weights.sum(-1) ** 2).sum() if norm == 'weights' else BATCH)
 
 
+def outputs(teacher=TEACHER, clean=CLEAN, adv=ADV, labels=LABELS):
+  return base.Outputs(
+      labels=jnp.asarray(labels), t_clean={frozen.ROBUST: jnp.asarray(teacher)},
+      t_adv={}, s_clean=jnp.asarray(clean), s_adv=jnp.asarray(adv), noticed={},
+      epoch=jnp.asarray(3))
+
+
 @functools.partial(jax.jit, static_argnums=0)
-def evaluate(loss, class_state, teacher, clean, adv, labels):
-  return loss(class_state, teacher, clean, adv, labels)
+def evaluate(loss, state, outputs):
+  return loss(state, outputs)
 
 
-def run(loss, class_state=None):
-  class_state = class_state or loss.init(CLASSES)
-  value, terms = evaluate(loss, class_state, TEACHER, CLEAN, ADV, LABELS)
+def run(loss, state=None):
+  value, _, terms = evaluate(loss, state or loss.init(CLASSES), outputs())
   return float(value), jax.tree.map(float, terms)
+
+
+def accumulate(loss, state, teacher=TEACHER, labels=LABELS):
+  return evaluate(loss, state, outputs(teacher, teacher, teacher, labels))[1]
 
 
 def some_state(seed=7):
   prior = softmax(draw(seed, CLASSES))
   return outer.ClassPrior(prior=jnp.asarray(prior),
-                                 sums=jnp.zeros((CLASSES, CLASSES)))
+                          sums=jnp.zeros((CLASSES, CLASSES)))
 
 
 def test_released_loss_is_rslads_with_swapped_weights():
@@ -78,8 +90,7 @@ def test_released_loss_is_rslads_with_swapped_weights():
 @pytest.mark.parametrize('power', [1., 2.])
 def test_class_mean_loss_by_hand(norm, power):
   state = some_state()
-  loss = outer.DecoupledKL(w_clean=0.7, w_adv=0.2, norm=norm,
-                                  power=power)
+  loss = outer.DecoupledKL(w_clean=0.7, w_adv=0.2, norm=norm, power=power)
   value, terms = run(loss, state)
   weights = np.array(state.prior)[LABELS] ** power
   clean, adv = (divergence(logits) + entropy() + wmse(logits, weights, norm)
@@ -114,7 +125,7 @@ def test_only_student_logits_get_a_gradient_from_the_weights():
   # differences alone: the same gradient as with the weights as constants.
   def of_teacher(teacher):
     loss = outer.DecoupledKL(w_clean=1., w_adv=0., prior='sample')
-    return loss(None, teacher, CLEAN, ADV, LABELS)[0]
+    return loss(loss.init(CLASSES), outputs(teacher))[0]
   weights = softmax(TEACHER / 100)
   d = TEACHER - CLEAN
   mu = (weights * d).sum(-1, keepdims=True)
@@ -126,10 +137,10 @@ def test_prior_is_the_mean_prediction_of_the_epoch_before():
   loss = outer.DecoupledKL()
   state = some_state()
   more, more_labels = draw(5), np.array([1, 1, 2, 0, 0, 1])
-  added = loss.accumulate(state, TEACHER, LABELS)
-  added = loss.accumulate(added, more, more_labels)
+  added = accumulate(loss, state)
+  added = accumulate(loss, added, more, more_labels)
   np.testing.assert_array_equal(added.prior, state.prior)  # Until the end.
-  ended = loss.end_epoch(added)
+  ended = loss.end_epoch(added, jnp.asarray(1))
   predictions = softmax(np.concatenate([TEACHER, more]))
   labels = np.concatenate([LABELS, more_labels])
   for label in range(3):
@@ -140,30 +151,63 @@ def test_prior_is_the_mean_prediction_of_the_epoch_before():
   np.testing.assert_allclose(ended.prior.sum(-1), 1)
   np.testing.assert_array_equal(ended.sums, np.zeros((4, 4)))
   # An epoch without steps changes nothing.
-  again = loss.end_epoch(ended)
+  again = loss.end_epoch(ended, jnp.asarray(2))
   np.testing.assert_array_equal(again.prior, ended.prior)
+
+
+@pytest.mark.parametrize('norm', outer.NORMS)
+@pytest.mark.parametrize('prior', outer.PRIORS)
+def test_means_of_the_terms_add_up_to_the_loss(prior, norm):
+  loss = outer.DecoupledKL(w_clean=0.7, w_adv=0.2, prior=prior, norm=norm,
+                           power=2.)
+  state = some_state()
+  value, metrics = run(loss, state)
+  terms = loss.terms(state, outputs())
+  assert all(term.shape == (BATCH,) for term in terms.values())
+  np.testing.assert_allclose(sum(term.mean() for term in terms.values()),
+                             value)
+  np.testing.assert_allclose(terms['clean_loss'].mean(),
+                             0.7 * metrics['clean_loss'])
+  np.testing.assert_allclose(terms['adv_loss'].mean(),
+                             0.2 * metrics['adv_loss'])
+  # An example's term has nothing of the others but the norm.
+  kept = [0, 3, 4]
+  few = loss.terms(state, outputs(*(
+      array[kept] for array in (TEACHER, CLEAN, ADV, LABELS))))
+  if norm == 'batch' or prior != 'class_mean':
+    for name, term in few.items():
+      np.testing.assert_allclose(term, terms[name][np.array(kept)])
 
 
 def test_shards_add_up():
   loss = outer.DecoupledKL(power=2.)
   state = some_state()
 
-  def shard(teacher, clean, adv, labels):
-    return (loss(state, teacher, clean, adv, labels, axis_name='i')[0],
-            loss.accumulate(state, teacher, labels, axis_name='i').sums)
-  shares, sums = jax.jit(jax.vmap(shard, axis_name='i'))(*(
-      jnp.reshape(array, (2, 3, *array.shape[1:]))
-      for array in (TEACHER, CLEAN, ADV, LABELS)))
-  np.testing.assert_allclose(shares.mean(), run(loss, state)[0])
-  whole = loss.accumulate(state, TEACHER, LABELS).sums
+  def shard(outputs):
+    value, after, metrics = loss(state, outputs, axis_name='i')
+    return (value, after.sums, metrics,
+            loss.terms(state, outputs, axis_name='i'))
+  given = outputs()
+  split = given.replace(epoch=jnp.broadcast_to(given.epoch, [2]), **{
+      name: jax.tree.map(lambda a: jnp.reshape(a, (2, 3, *a.shape[1:])),
+                         getattr(given, name))
+      for name in ('labels', 't_clean', 's_clean', 's_adv')})
+  shares, sums, metrics, terms = jax.jit(jax.vmap(shard, axis_name='i'))(split)
+  value, whole_metrics = run(loss, state)
+  np.testing.assert_allclose(shares.mean(), value)
+  whole = accumulate(loss, state).sums
   for got in sums:
     np.testing.assert_allclose(got, whole)
+  for name, term in loss.terms(state, given).items():
+    np.testing.assert_allclose(metrics[name].mean(), whole_metrics[name])
+    np.testing.assert_allclose(terms[name].reshape(BATCH), term)
 
 
 @pytest.mark.parametrize(('options', 'message'), [
     ({'prior': 'mean'}, "prior='mean'"), ({'norm': 'none'}, "norm='none'"),
     ({'w_clean': -1.}, 'w_clean=-1.0'), ({'w_adv': -1.}, 'w_adv=-1.0'),
-    ({'power': -1.}, 'power=-1.0')])
+    ({'power': -1.}, 'power=-1.0'),
+    ({'w_clean': 0., 'w_adv': 0.}, 'w_clean=0.0 or w_adv above 0')])
 def test_invalid_settings(options, message):
   with pytest.raises(ValueError, match=message):
     outer.DecoupledKL(**options)

@@ -1,4 +1,4 @@
-"""Tests of ferd_jax.features: the bottleneck and its mask."""
+"""Tests of ferd_jax.synthesis.bottleneck: noise levels and the mask."""
 
 import jax
 import jax.numpy as jnp
@@ -140,7 +140,7 @@ def test_shards_see_the_same_noise_and_mask():
 
   def shard(latents, labels, keys):
     sigma = bottleneck.noise_levels(tail, latents, labels, keys, settings(),
-                                  axis_name='i')
+                                    axis_name='i')
     mask = bottleneck.non_robust_mask(
         sigma, bottleneck.spatial_variance(latents), axis_name='i')
     return sigma, mask
@@ -190,7 +190,7 @@ def test_mask_is_strict():
 def test_global_mask_of_shards_uses_the_largest_variance_of_all():
   got = jax.vmap(
       lambda sigma, variance: bottleneck.non_robust_mask(sigma, variance,
-                                                       axis_name='i'),
+                                                         axis_name='i'),
       axis_name='i')(SIGMA[:, None], VARIANCE[:, None])
   np.testing.assert_array_equal(got.reshape(2, 3), [[1, 1, 0], [1, 1, 1]])
 
@@ -198,7 +198,7 @@ def test_global_mask_of_shards_uses_the_largest_variance_of_all():
 def uniformity_loss(latents, matrix):
   sigma = bottleneck.noise_levels(tail, latents, LABELS, keys(), settings())
   mask = bottleneck.non_robust_mask(sigma, bottleneck.spatial_variance(latents),
-                                  mask='per_sample')
+                                    mask='per_sample')
   logits = jnp.mean(latents * mask, axis=(1, 2)) @ matrix
   return jnp.mean(losses.uniformity(logits)), mask
 

@@ -1,4 +1,4 @@
-"""Tests of ferd_jax.synthesis: losses, generator steps, margins."""
+"""Tests of ferd_jax.synthesis.ferd: losses, generator steps, margins."""
 
 import dataclasses
 import functools
@@ -14,8 +14,12 @@ import pytest
 from ferd_jax import losses
 from ferd_jax import models
 from ferd_jax.core import augment
+from ferd_jax.core import parallel
 from ferd_jax.models import forward
+from ferd_jax.models import frozen as frozens
 from ferd_jax.models import layers
+from ferd_jax.run import method as methods
+from ferd_jax.synthesis import base
 from ferd_jax.synthesis import bottleneck
 from ferd_jax.synthesis import ferd
 from ferd_jax.synthesis import losses as generator_losses
@@ -43,13 +47,11 @@ class TwoLayers(models.StagedModel):
 
 
 MODEL = TwoLayers(CLASSES)
-GENERATOR = models.Generator(side=8, channels=1, width=4)
-SETTINGS = ferd.Synthesis(
-    generator=GENERATOR, teacher=MODEL, student=MODEL, tap=TAP,
-    batch_size=BATCH, nz=5, generator_lr=2e-3, latent_lr=0.015, w_bn=5.,
-    w_oh=1., w_adv=1., w_uni=5.,
-    bottleneck=bottleneck.Bottleneck(steps=2, unroll=True),
-    margin_batch='last_view', keep='best', pad=2, flip=True)
+SETTINGS = ferd.Ferd(
+    teacher=MODEL, student=MODEL, image_shape=SHAPE, pad=2, flip=True,
+    warmup_epochs=2, student_steps=6, steps=4, batch_size=BATCH, nz=5, width=4,
+    tap=TAP, bottleneck=bottleneck.Bottleneck(steps=2, unroll=True))
+GENERATOR = SETTINGS.generator_module
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -74,24 +76,32 @@ def networks():
   # Latents as strong as the noise, so that some channels are robust.
   for name in ('scale', 'bias'):
     teacher['params']['conv2_bn'][name] *= np.log(2) / np.sqrt(variance)
-  return ferd.SynthesisBatch(
-      teacher=teacher, student=random_variables(MODEL, 1),
-      adv_scale=jnp.asarray(1.))
+  return frozens.Frozen(
+      teachers={frozens.ROBUST: teacher}, student=random_variables(MODEL, 1),
+      epoch=jnp.asarray(0))
+
+
+def teacher_of(networks):
+  return networks.teachers[frozens.ROBUST]
+
+
+def with_teacher(networks, teacher):
+  return networks.replace(teachers={frozens.ROBUST: teacher})
 
 
 @pytest.fixture(scope='module')
 def start():
-  return begin(jax.random.key(0))
+  return new_phase(jax.random.key(0))
 
 
-def begin(key):
-  return init(SETTINGS, jnp.full(CLASSES, 1 / CLASSES),
-              np.arange(BATCH), key)
+def new_phase(key):
+  return begin(SETTINGS, None, jnp.full(CLASSES, 1 / CLASSES),
+               np.arange(BATCH), key)
 
 
-init = jit(ferd.init, static_argnums=0)
-step = jit(ferd.step, static_argnums=0)
-view_loss = jit(ferd.view_loss, static_argnums=0)
+begin = jit(ferd.Ferd.begin, static_argnums=0)
+step = jit(ferd.Ferd.step, static_argnums=0)
+view_loss = jit(ferd.Ferd.view_loss, static_argnums=0)
 
 
 @jit
@@ -144,7 +154,7 @@ def softmax(logits):
 @jit
 def forwards(networks):
   """Returns logits of both networks, masked logits and the mask."""
-  teacher = functools.partial(forward.logits, MODEL, networks.teacher)
+  teacher = functools.partial(forward.logits, MODEL, teacher_of(networks))
   latents = teacher(VIEW, stop=TAP)
   sigma = bottleneck.noise_levels(
       lambda latents: teacher(latents, start=TAP), latents, LABELS, keys(),
@@ -183,14 +193,14 @@ def test_mask_of_ones_and_of_zeros(networks):
   # Strong features: the noise exceeds no variance, and every channel is
   # non-robust. Features constant in space: every channel is robust.
   strong = terms(SETTINGS, networks, view=100 * VIEW)
-  logits = forward.logits(MODEL, networks.teacher, 100 * VIEW)
+  logits = forward.logits(MODEL, teacher_of(networks), 100 * VIEW)
   assert strong['non_robust'] == 1
   np.testing.assert_allclose(strong['uni'], losses.uniformity(logits).mean())
   flat = jax.tree.map(jnp.asarray, networks)
-  flat.teacher['params']['conv2']['kernel'] *= 0
+  teacher_of(flat)['params']['conv2']['kernel'] *= 0
   weak = terms(SETTINGS, flat)
   latents = jnp.zeros((1, 8, 8, 6))
-  logits = forward.logits(MODEL, flat.teacher, latents, start=TAP)
+  logits = forward.logits(MODEL, teacher_of(flat), latents, start=TAP)
   assert weak['non_robust'] == 0
   np.testing.assert_allclose(weak['uni'], losses.uniformity(logits)[0])
 
@@ -199,18 +209,18 @@ def test_bn_is_zero_if_running_statistics_are_the_batchs(networks):
   @jit
   def moments(teacher):
     return forward.logits_and_moments(MODEL, teacher, VIEW)[1]
-  teacher = networks.teacher
+  teacher = teacher_of(networks)
   for _ in range(3):  # Each pass settles one layer more.
     teacher = teacher | {'batch_stats': moments(teacher)}
   assert terms(SETTINGS, networks)['bn'] > 0.1
-  fitted = networks.replace(teacher=teacher)
+  fitted = with_teacher(networks, teacher)
   np.testing.assert_allclose(terms(SETTINGS, fitted)['bn'], 0, atol=1e-12)
   # The statistics are those of a pass in training mode.
   np.testing.assert_allclose(
       forward.logits(MODEL, teacher, VIEW),
-      forward.train_logits(MODEL, networks.teacher, VIEW)[0], atol=1e-12)
-  gradient = jit(jax.grad(lambda view: ferd.view_loss(
-      SETTINGS, view, LABELS, keys(), fitted)[0]))(VIEW)
+      forward.train_logits(MODEL, teacher_of(networks), VIEW)[0], atol=1e-12)
+  gradient = jit(jax.grad(lambda view: SETTINGS.view_loss(
+      view, LABELS, keys(), fitted)[0]))(VIEW)
   assert np.isfinite(gradient).all()
 
 
@@ -219,7 +229,7 @@ def test_bn_is_that_of_the_one_clean_pass(networks):
   def clean(teacher):
     moments = forward.logits_and_moments(MODEL, teacher, VIEW)[1]
     return generator_losses.moment_gap(moments, teacher['batch_stats'])
-  expected = clean(networks.teacher)
+  expected = clean(teacher_of(networks))
   # Neither the bottleneck's passes nor the masked one enter it.
   without = dataclasses.replace(SETTINGS, w_uni=0.)
   for settings, seed in ((SETTINGS, 0), (SETTINGS, 1), (without, 0)):
@@ -252,26 +262,32 @@ def test_terms_of_weight_zero_are_not_computed(name, networks):
   for weight in (0., 1.):
     settings = dataclasses.replace(SETTINGS, **{name: weight})
     found[weight] = set(jax.eval_shape(
-        functools.partial(ferd.view_loss, settings), VIEW, LABELS, keys(),
-        networks)[1])
+        settings.view_loss, VIEW, LABELS, keys(), networks)[1])
   term = name.removeprefix('w_')
   missing = {term, 'non_robust'} if term == 'uni' else {term}
   assert found[1.] - found[0.] == missing
 
 
-def test_scale_zero_is_weight_zero(networks):
-  off = terms(SETTINGS, networks.replace(adv_scale=jnp.asarray(0.)))
+@pytest.mark.parametrize(('epoch', 'warmup_adv', 'counts'), [
+    (0, False, False), (1, False, False), (2, False, True), (9, False, True),
+    (0, True, True), (1, True, True), (2, True, True)])
+def test_adversarial_term_counts_after_the_warm_up(epoch, warmup_adv, counts,
+                                                   networks):
+  settings = dataclasses.replace(SETTINGS, warmup_adv=warmup_adv)
   without = dataclasses.replace(SETTINGS, w_adv=0.)
-  np.testing.assert_allclose(off['loss'], terms(without, networks)['loss'],
-                             rtol=1e-12)
-  on = terms(SETTINGS, networks)
-  np.testing.assert_allclose(on['loss'], off['loss'] + on['adv'], rtol=1e-12)
+  got = terms(settings, networks.replace(epoch=jnp.asarray(epoch)))
+  assert abs(got['adv']) > 0.1
+  np.testing.assert_allclose(
+      got['loss'],
+      terms(without, networks)['loss'] + (got['adv'] if counts else 0),
+      rtol=1e-12)
 
 
 def test_networks_stay_as_they_are(networks, start):
   before = jax.tree.map(np.array, networks)
   state, _ = step(SETTINGS, start, networks, jax.random.key(0))
-  ferd.measure(SETTINGS, state.examples, VIEW, networks.teacher)
+  SETTINGS.images(state, networks, jax.random.key(0))
+  SETTINGS.measured_images(state, networks, jax.random.key(0))
   assert_equal(networks, before)
 
 
@@ -364,7 +380,7 @@ def test_optimisers_are_adam_with_beta_half(name, rate):
 
 
 def test_each_phase_starts_anew(start):
-  other = begin(jax.random.key(1))
+  other = new_phase(jax.random.key(1))
   for one, two in zip(jax.tree.leaves(start.generator.params),
                       jax.tree.leaves(other.generator.params), strict=True):
     # Biases start at 0, weights are drawn.
@@ -382,8 +398,8 @@ def test_each_phase_starts_anew(start):
 
 def test_labels_follow_the_probabilities_and_latents_are_normal(start):
   probs = np.array([0.7, 0., 0.3])
-  examples = init(SETTINGS, probs, np.arange(2000),
-                  jax.random.key(0)).examples
+  examples = begin(SETTINGS, None, probs, np.arange(2000),
+                   jax.random.key(0)).examples
   counts = np.bincount(examples.labels, minlength=3)
   assert examples.labels.dtype == jnp.int32 and counts[1] == 0
   np.testing.assert_allclose(counts / 2000, probs, atol=0.05)
@@ -392,7 +408,8 @@ def test_labels_follow_the_probabilities_and_latents_are_normal(start):
   np.testing.assert_allclose(np.std(examples.latents), 1, atol=0.05)
   # An example depends on its index, and not on who else is there.
   probs = np.full(CLASSES, 1 / CLASSES)
-  whole = init(SETTINGS, probs, np.arange(2000), jax.random.key(0)).examples
+  whole = begin(SETTINGS, None, probs, np.arange(2000),
+                jax.random.key(0)).examples
   assert_equal((whole.labels[:BATCH], whole.latents[:BATCH]),
                (start.examples.labels, start.examples.latents))
   # Neighbours share no label beyond chance: labels are not sorted.
@@ -400,38 +417,79 @@ def test_labels_follow_the_probabilities_and_latents_are_normal(start):
 
 
 def test_margins_per_class(run, networks):
-  examples = run[0][-1].examples.replace(labels=jnp.array([0, 2, 2, 0]))
-  attacked = np.random.default_rng(8).uniform(size=(BATCH, *SHAPE))
-  measured = ferd.measure(SETTINGS, examples, attacked, networks.teacher)
-  logits = np.array(forward.logits(MODEL, networks.teacher, attacked))
-  margins = [row[y] - np.delete(row, y).max()
-             for row, y in zip(logits, [0, 2, 2, 0], strict=True)]
-  np.testing.assert_allclose(
-      measured['margin_sums'],
-      [margins[0] + margins[3], 0, margins[1] + margins[2]])
-  np.testing.assert_array_equal(measured['counts'], [2, 0, 2])
-  # Of the teacher alone: there need not even be a student.
-  alone = ferd.measure(dataclasses.replace(SETTINGS, student=None),
-                            examples, attacked, networks.teacher)
-  np.testing.assert_array_equal(alone['margin_sums'], measured['margin_sums'])
-  kept = forward.logits(MODEL, networks.teacher, examples.best_images)
-  np.testing.assert_allclose(
-      measured['agreement'],
-      (np.argmax(kept, -1) == np.array([0, 2, 2, 0])).mean())
-
-
-def test_margin_images(run):
   examples = run[0][-1].examples
-  best = dataclasses.replace(SETTINGS, margin_batch='best')
-  assert ferd.margin_images(SETTINGS, examples) is examples.view
-  assert ferd.margin_images(best, examples) is examples.best_images
+  labels = np.array([0, 2, 2, 0])
+  attacked = np.random.default_rng(8).uniform(size=(BATCH, *SHAPE))
+  measured = methods._measure(base.Measurement(), MODEL, CLASSES, attacked,
+                              labels, teacher_of(networks))
+  logits = np.array(forward.logits(MODEL, teacher_of(networks), attacked))
+  margins = [row[y] - np.delete(row, y).max()
+             for row, y in zip(logits, labels, strict=True)]
+  np.testing.assert_allclose(
+      measured.values,
+      [margins[0] + margins[3], 0, margins[1] + margins[2]])
+  np.testing.assert_array_equal(measured.counts, [2, 0, 2])
+  # Of the teacher alone: there need not even be a student.
+  agreement = methods._agreement(MODEL, examples.best_images, labels,
+                                 networks.replace(student=None))
+  kept = forward.logits(MODEL, teacher_of(networks), examples.best_images)
+  np.testing.assert_allclose(agreement,
+                             (np.argmax(kept, -1) == labels).mean())
+
+
+def test_images_and_measured_images(run, networks):
+  state = run[0][-1]
+  examples, key = state.examples, jax.random.key(0)
+  best = dataclasses.replace(SETTINGS, measured='best')
+  for settings, expected in ((SETTINGS, examples.view),
+                             (best, examples.best_images)):
+    images, labels = settings.measured_images(state, networks, key)
+    assert images is expected and labels is examples.labels
+    images, labels = settings.images(state, networks, key)
+    assert images is examples.best_images and labels is examples.labels
+
+
+def test_an_epoch_keeps_its_generator(run):
+  state = run[0][-1]
+  first = SETTINGS.init(jax.random.key(0))
+  kept = SETTINGS.end(first, state)
+  assert_equal(kept, {'params': state.generator.params,
+                      'batch_stats': state.generator.batch_stats})
+  assert jax.tree.structure(first) == jax.tree.structure(kept)
+  module, network, variables = SETTINGS.generator(kept)
+  assert variables is kept
+  latents = state.examples.latents
+  exported = network.build()
+  assert exported == module == GENERATOR
+  assert_equal(exported.apply(variables, latents, mutable=['batch_stats'])[0],
+               generate(state.generator, latents))
+
+
+def test_an_epoch_is_one_round_with_a_pool():
+  assert SETTINGS.rounds == base.Rounds(4, 6, per_epoch=1, pooled=True)
+  assert SETTINGS.samples_labels
+
+
+def test_specs_say_what_belongs_to_examples(start):
+  kept, phase = SETTINGS.specs()
+  assert kept is parallel.REPLICATED
+  specs = jax.tree.leaves(jax.tree.broadcast(phase, start))
+  leaves = jax.tree_util.tree_leaves_with_path(start)
+  for spec, (path, leaf) in zip(specs, leaves, strict=True):
+    by_example = path[0].name == 'examples' and leaf.shape[:1] == (BATCH,)
+    assert (spec is parallel.SHARDED) == by_example, path
+  assert set(specs) == {parallel.SHARDED, parallel.REPLICATED}
 
 
 @pytest.mark.parametrize(('options', 'message'), [
     ({'tap': 'head'}, "tap='head'"), ({'keep': 'first'}, "keep='first'"),
-    ({'margin_batch': 'all'}, "margin_batch='all'"),
+    ({'measured': 'all'}, "measured='all'"), ({'width': 5}, 'width=5'),
     ({'w_uni': -1.}, 'w_uni=-1.0'), ({'pad': -1}, 'pad=-1'),
-    ({'latent_lr': 0.}, 'latent_lr=0.0'), ({'batch_size': 0}, 'batch_size=0')])
+    ({'latent_lr': 0.}, 'latent_lr=0.0'), ({'batch_size': 0}, 'batch_size=0'),
+    ({'steps': 0}, 'steps=0'), (dict.fromkeys(WEIGHTS, 0.), 'w_bn=0.0 or one'),
+    ({'image_shape': (1, 1, 1)}, "tap='conv2' to have more than one position"),
+    ({'teacher': nn.Dense(CLASSES)}, 'w_bn=5.0 to be 0'),
+    ({'teacher': nn.Dense(CLASSES), 'w_bn': 0.}, 'w_uni=5.0 to be 0')])
 def test_invalid_settings(options, message):
   with pytest.raises(ValueError, match=message):
     dataclasses.replace(SETTINGS, **options)

@@ -1,14 +1,21 @@
-"""Tests of ferd_jax.pool."""
+"""Tests of ferd_jax.synthesis.pool."""
 
 from etils import epath
 import hypothesis
 from hypothesis import strategies as st
+import jax
 import numpy as np
 import pytest
 
 from ferd_jax.synthesis import pool as pools
 
 SHAPE = (4, 4, 1)
+CAPACITY = 48
+
+
+def plan_of(seed, count, batch_size, num_batches, capacity=CAPACITY):
+  return pools.index_plan(jax.random.key(seed), count, capacity, batch_size,
+                          num_batches)
 
 
 def draw(size, seed):
@@ -77,8 +84,7 @@ def test_unknown_dtype():
                   num_batches=st.integers(1, 12))
 def test_plan_draws_every_image_floor_or_ceil_times(count, batch_size,
                                                     num_batches):
-  plan = pools.index_plan(np.random.default_rng(0), count, batch_size,
-                          num_batches)
+  plan = plan_of(0, count, batch_size, num_batches)
   assert plan.shape == (num_batches, batch_size)
   times = np.bincount(plan.ravel(), minlength=count)
   assert len(times) == count
@@ -88,20 +94,39 @@ def test_plan_draws_every_image_floor_or_ceil_times(count, batch_size,
     np.testing.assert_array_equal(np.sort(one_pass), np.arange(count))
 
 
-def test_plan_reshuffles_each_pass_and_depends_on_the_generator_only():
-  plan = pools.index_plan(np.random.default_rng(0), 20, 10, 4)
+def test_plan_reshuffles_each_pass_and_depends_on_the_key_only():
+  plan = plan_of(0, 20, 10, 4)
   first, second = plan.reshape(2, 20)
   assert not np.array_equal(first, second)
   assert not np.array_equal(first, np.arange(20))
-  again = pools.index_plan(np.random.default_rng(0), 20, 10, 4)
-  np.testing.assert_array_equal(again, plan)
-  other = pools.index_plan(np.random.default_rng(1), 20, 10, 4)
-  assert not np.array_equal(other, plan)
+  np.testing.assert_array_equal(plan_of(0, 20, 10, 4), plan)
+  # Neither how the passes are cut, nor how much place there is left.
+  np.testing.assert_array_equal(plan_of(0, 20, 5, 8), plan.reshape(8, 5))
+  np.testing.assert_array_equal(plan_of(0, 20, 10, 6)[:4], plan)
+  for capacity in (20, 21, 64):
+    np.testing.assert_array_equal(plan_of(0, 20, 10, 4, capacity), plan)
+  assert not np.array_equal(plan_of(1, 20, 10, 4), plan)
+
+
+def test_every_image_may_stand_everywhere():
+  # Not a rotation, nor any other few of the permutations.
+  found = {tuple(plan_of(seed, 3, 3, 1)[0]) for seed in range(60)}
+  assert len(found) == 6
+
+
+def test_plan_compiles_nothing_as_the_pool_fills(caplog):
+  plan_of(0, 1, 5, 3)
+  with jax.log_compiles():
+    for count in (2, 17, CAPACITY):
+      plan_of(1, count, 7, 4)
+    assert not caplog.messages
+    plan_of(0, 1, 5, 3, CAPACITY + 1)
+    assert caplog.messages  # What compiles is seen here.
 
 
 def test_batches_cover_the_filled_part():
   pool = filled(2, 3, capacity=30)
-  batches = list(pool.batches(np.random.default_rng(0), 4, 3))
+  batches = list(pool.batches(jax.random.key(0), 4, 3))
   assert [images.shape for images, _ in batches] == [(4, *SHAPE)] * 3
   images = np.concatenate([images for images, _ in batches])
   labels = np.concatenate([labels for _, labels in batches])

@@ -1,4 +1,4 @@
-"""Tests of ferd_jax.class_weights: rules, fragilities, absent classes."""
+"""Tests of ferd_jax.synthesis.samplers: rules, fragilities, absent classes."""
 
 import hypothesis
 from hypothesis import strategies as st
@@ -6,22 +6,25 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ferd_jax import attacks
 from ferd_jax import losses
-from ferd_jax.synthesis import class_weights
+from ferd_jax.models import frozen
+from ferd_jax.synthesis import base
+from ferd_jax.synthesis import samplers
 
-SOFTMAX = class_weights.Rule()
-MINMAX = class_weights.Rule(rule='minmax', absent='zero')
+EPS, STEP = 8 / 255, 2 / 255
+SOFTMAX = samplers.MarginSoftmax(EPS, STEP)
+MINMAX = samplers.MarginMinMax(EPS, STEP, absent='zero')
+BY_MARGINS = (samplers.MarginSoftmax, samplers.MarginMinMax)
 
 
-def probabilities(fragility, rule):
-  return np.asarray(class_weights.probabilities(
-      jnp.asarray(fragility, jnp.float32), rule))
+def probabilities(fragility, sampler):
+  return np.asarray(sampler.probabilities(jnp.asarray(fragility, jnp.float32)))
 
 
-def update(weights, margin_sums, counts, rule):
-  return class_weights.update(
-      weights, jnp.asarray(margin_sums, jnp.float32),
-      jnp.asarray(counts, jnp.float32), rule)
+def update(state, margin_sums, counts, sampler):
+  return sampler.update(state, base.Sums(
+      jnp.asarray(margin_sums, jnp.float32), jnp.asarray(counts, jnp.float32)))
 
 
 fragilities = st.lists(st.floats(-20, 20, width=32), min_size=5, max_size=5)
@@ -42,12 +45,13 @@ def test_minmax_is_bounded(fragility):
 @properties
 @hypothesis.given(fragilities, st.floats(-10, 10), st.floats(0.2, 5))
 def test_softmax_ignores_constants(fragility, shift, tau):
-  rule = class_weights.Rule(tau=tau)
-  got = probabilities(fragility, rule)
+  sampler = samplers.MarginSoftmax(EPS, STEP, tau=tau)
+  got = probabilities(fragility, sampler)
   np.testing.assert_allclose(got.sum(), 1, rtol=1e-5)
   assert got[np.argmax(fragility)] == got.max()
   np.testing.assert_allclose(
-      probabilities(np.add(fragility, shift), rule), got, rtol=1e-3, atol=1e-6)
+      probabilities(np.add(fragility, shift), sampler), got, rtol=1e-3,
+      atol=1e-6)
 
 
 def test_softmax():
@@ -55,7 +59,7 @@ def test_softmax():
   for tau in (1., 0.5):
     expected = np.exp(fragility / tau)
     np.testing.assert_allclose(
-        probabilities(fragility, class_weights.Rule(tau=tau)),
+        probabilities(fragility, samplers.MarginSoftmax(EPS, STEP, tau=tau)),
         expected / expected.sum(), rtol=1e-5)
 
 
@@ -64,7 +68,7 @@ def test_minmax():
   weights = np.array([0.05, 0.0875, 0.125, 0.2])
   np.testing.assert_allclose(probabilities([-4., -2., 0., 4.], MINMAX),
                              weights / weights.sum(), rtol=1e-5)
-  other = class_weights.Rule(rule='minmax', range=(1., 3.))
+  other = samplers.MarginMinMax(EPS, STEP, range=(1., 3.))
   np.testing.assert_allclose(probabilities([0., 1.], other), [0.25, 0.75],
                              rtol=1e-5)
 
@@ -79,23 +83,44 @@ def test_largest_minmax_probability(num_classes, largest):
   np.testing.assert_allclose(got[3], largest, atol=5e-5)
 
 
-@pytest.mark.parametrize('rule', class_weights.RULES)
-def test_equal_fragilities_give_equal_probabilities(rule):
+@pytest.mark.parametrize('kind', BY_MARGINS)
+def test_equal_fragilities_give_equal_probabilities(kind):
   np.testing.assert_allclose(
-      probabilities(np.full(7, -3.), class_weights.Rule(rule=rule)), 1 / 7,
-      rtol=1e-5)
+      probabilities(np.full(7, -3.), kind(EPS, STEP)), 1 / 7, rtol=1e-5)
 
 
-def test_uniform_rule_ignores_fragilities():
-  np.testing.assert_allclose(
-      probabilities([1., 2., 9.], class_weights.Rule(rule='uniform')), 1 / 3,
-      rtol=1e-6)
+def test_uniform_measures_and_changes_nothing():
+  sampler = samplers.Uniform()
+  assert sampler.measurement is None
+  state = sampler.init(3)
+  np.testing.assert_allclose(state.probs, 1 / 3, rtol=1e-6)
+  assert sampler.update(state, None) is state
 
 
-def test_init_is_uniform():
-  got = class_weights.init(4)
+@pytest.mark.parametrize('kind', BY_MARGINS)
+def test_margins_are_the_attacked_teachers(kind):
+  measurement = kind(EPS, STEP, attack_steps=7).measurement
+  assert measurement.attack == attacks.PGD(EPS, STEP, 7)
+  assert measurement.network == frozen.ROBUST
+  assert measurement.statistic is losses.margin
+  assert kind(EPS, STEP).measurement.attack.num_steps == 20
+
+
+@pytest.mark.parametrize('kind', BY_MARGINS)
+def test_init_is_uniform(kind):
+  got = kind(EPS, STEP).init(4)
   np.testing.assert_array_equal(got.probs, np.full(4, 0.25))
+  np.testing.assert_array_equal(got.fragility, np.zeros(4))
   assert not got.measured.any()
+
+
+@pytest.mark.parametrize('kind', BY_MARGINS)
+def test_update_gives_the_probabilities_of_its_rule(kind):
+  sampler = kind(EPS, STEP)
+  got = update(sampler.init(3), [4., -2., 3.], [2, 1, 1], sampler)
+  np.testing.assert_array_equal(got.fragility, [-2, 2, -3])
+  np.testing.assert_allclose(got.probs, probabilities([-2., 2., -3.], sampler),
+                             rtol=1e-6)
 
 
 def test_fragility_is_the_mean_negative_margin():
@@ -104,7 +129,7 @@ def test_fragility_is_the_mean_negative_margin():
   labels = np.array([0, 0, 1, 1, 2])
   margins = np.asarray(losses.margin(logits, labels))
   sums = np.bincount(labels, margins)
-  got = update(class_weights.init(3), sums, np.bincount(labels), SOFTMAX)
+  got = update(SOFTMAX.init(3), sums, np.bincount(labels), SOFTMAX)
   # Margins: 2 and -5; 1 and 1; 6.
   np.testing.assert_allclose(got.fragility, [1.5, -1, -6], rtol=1e-6)
   expected = np.exp([1.5, -1, -6])
@@ -113,11 +138,11 @@ def test_fragility_is_the_mean_negative_margin():
 
 
 def rule(absent):
-  return class_weights.Rule(absent=absent)
+  return samplers.MarginSoftmax(EPS, STEP, absent=absent)
 
 
 def test_carry_keeps_the_last_measured_fragility():
-  first = update(class_weights.init(3), [4., -2., 3.], [2, 1, 1],
+  first = update(SOFTMAX.init(3), [4., -2., 3.], [2, 1, 1],
                  rule('carry'))
   second = update(first, [0., 10., 0.], [0, 2, 0], rule('carry'))
   np.testing.assert_allclose(second.fragility, [-2, -5, -3])
@@ -126,7 +151,7 @@ def test_carry_keeps_the_last_measured_fragility():
 
 
 def test_carry_gives_the_mean_to_classes_never_measured():
-  first = update(class_weights.init(4), [4., 0., -6., 0.], [1, 0, 1, 0],
+  first = update(SOFTMAX.init(4), [4., 0., -6., 0.], [1, 0, 1, 0],
                  rule('carry'))
   np.testing.assert_allclose(first.fragility, [-4, 1, 6, 1])
   np.testing.assert_array_equal(first.measured, [True, False, True, False])
@@ -136,23 +161,29 @@ def test_carry_gives_the_mean_to_classes_never_measured():
 
 
 def test_absent_mean_is_of_the_classes_present():
-  first = update(class_weights.init(3), [4., -2., 3.], [2, 1, 1], rule('mean'))
+  first = update(SOFTMAX.init(3), [4., -2., 3.], [2, 1, 1], rule('mean'))
   second = update(first, [0., 10., 4.], [0, 2, 1], rule('mean'))
   np.testing.assert_allclose(second.fragility, [-4.5, -5, -4])
 
 
 def test_absent_zero():
-  first = update(class_weights.init(3), [4., 2., 3.], [2, 1, 1], rule('zero'))
+  first = update(SOFTMAX.init(3), [4., 2., 3.], [2, 1, 1], rule('zero'))
   second = update(first, [0., 10., 4.], [0, 2, 1], rule('zero'))
   np.testing.assert_allclose(second.fragility, [0, -5, -4])
   # Where the teacher is robust, an absent class is drawn most.
   assert np.argmax(second.probs) == 0
 
 
-@pytest.mark.parametrize(('options', 'message'), [
-    ({'rule': 'max'}, "rule='max'"), ({'absent': 'skip'}, "absent='skip'"),
-    ({'tau': 0.}, 'tau=0.0'), ({'range': (0.2, 0.05)}, r'range=\(0.2, 0.05\)'),
-    ({'range': (0., 1.)}, 'range=0.0')])
-def test_invalid_rules(options, message):
+@pytest.mark.parametrize(('kind', 'options', 'message'), [
+    *((kind, options, message) for kind in BY_MARGINS
+      for options, message in (
+          ({'absent': 'skip'}, "absent='skip'"),
+          ({'attack_steps': 0}, 'attack_steps=0'))),
+    (samplers.MarginSoftmax, {'tau': 0.}, 'tau=0.0'),
+    (samplers.MarginMinMax, {'range': (0.2, 0.05)}, r'range=\(0.2, 0.05\)'),
+    (samplers.MarginMinMax, {'range': (0., 1.)}, 'range=0.0'),
+    (samplers.MarginMinMax, {'range': (1.,)}, r'range=\(1.0,\) to be'),
+    (samplers.MarginMinMax, {'range': 0.2}, 'range=0.2 to be')])
+def test_invalid_settings(kind, options, message):
   with pytest.raises(ValueError, match=message):
-    class_weights.Rule(**options)
+    kind(EPS, STEP, **options)
