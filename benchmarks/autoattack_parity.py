@@ -49,8 +49,8 @@ image by image.
 What is the same to rounding, in the test suite: losses and their gradients, the
 schedules, the step-size controller on recorded losses, all iterates of APGD and
 of FAB-T in float64, the projections, and Square under the same draws, bit by
-bit in L-infinity (`tests/apgd_test.py`, `tests/fab_test.py`,
-`tests/box_projection_test.py`, `tests/square_test.py`).
+bit in L-infinity (`apgd_test.py`, `fab_test.py`, `box_projection_test.py` and
+`square_test.py` of `tests/attacks`).
 
 What differs on purpose:
 
@@ -75,11 +75,11 @@ of in every step (`ferd_jax/attacks/hoisting.py`): a gradient of ResNet-18 takes
 For a ResNet-20 the forward pass, most of Square's time, takes 0.57 ms an image
 here and 0.51 in PyTorch on one core (XLA's convolutions of 16 to 64 channels),
 a gradient 1.21 and 1.20: the more images withstand, the more of the time is
-Square's. Other work shared the machine, also between the sides of a radius.
+Square's. CPU seconds are compared, as seconds depend on what else runs.
 BatchNorm is not folded into the convolutions, since XLA fuses its scale and
 shift with the ReLU: left out altogether, a gradient of ResNet-20 takes 1.45
-instead of 1.48 ms per image (batches of 32, two cores of a shared AMD EPYC; at
-64 images there is no difference).
+instead of 1.48 ms per image (batches of 32, two cores of an AMD EPYC; at 64
+images there is no difference).
 """
 
 _OVERVIEW = """## Overview

@@ -15,6 +15,7 @@ os.environ['XLA_FLAGS'] = ' '.join([
 if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
   os.environ['JAX_COMPILATION_CACHE_DIR'] = tempfile.mkdtemp(prefix='ferd_jax')
 os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.1'
+os.environ['JAX_DISABLE_MOST_OPTIMIZATIONS'] = '1'
 
 import jax
 import pytest

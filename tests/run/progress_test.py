@@ -7,23 +7,25 @@ import time
 
 import pytest
 
+from ferd_jax.core import reporting
 from ferd_jax.run import progress
 
 
 def test_epoch_line_and_metrics(tmp_path, capsys):
-  with progress.Progress(tmp_path, total_steps=4) as shown:
+  with progress.Progress(tmp_path, total_steps=4,
+                         reporter=reporting.TERMINAL) as shown:
     assert shown.last_epoch_seconds == 0
     for _ in range(2):
-      shown.step('generator', {'loss': 1.5})
-    shown.epoch(1, 2, {'generator/loss': 1.5, 'generator/bn': 2.5,
+      shown.step('synthesis', {'loss': 1.5})
+    shown.epoch(1, 2, {'synthesis/loss': 1.5, 'synthesis/bn': 2.5,
                        'kept_agreement': 0.75, 'probs': [0.5, 0.5],
                        'seconds': 7.5})
     assert shown.last_epoch_seconds == 7.5
   line = capsys.readouterr().err
-  assert line.startswith('epoch 1/2: generator/loss 1.5, kept_agreement 0.75')
+  assert line.startswith('epoch 1/2: synthesis/loss 1.5, kept_agreement 0.75')
   assert 'left' in line and 'bn' not in line and 'probs' not in line
   metrics = json.loads((tmp_path / 'metrics.jsonl').read_text())
-  assert metrics == {'epoch': 1, 'generator/loss': 1.5, 'generator/bn': 2.5,
+  assert metrics == {'epoch': 1, 'synthesis/loss': 1.5, 'synthesis/bn': 2.5,
                      'kept_agreement': 0.75, 'probs': [0.5, 0.5],
                      'seconds': 7.5}
 
@@ -39,13 +41,14 @@ def test_bar_on_a_terminal(tmp_path, monkeypatch):
   monkeypatch.setattr(sys, 'stderr', terminal)
   monkeypatch.setenv('COLUMNS', '110')
   with pytest.raises(KeyboardInterrupt):
-    with progress.Progress(tmp_path, total_steps=4) as shown:
+    with progress.Progress(tmp_path, total_steps=4,
+                           reporter=reporting.TERMINAL) as shown:
       for _ in range(3):
         time.sleep(0.15)  # longer than tqdm waits between two displays
-        shown.step('generator', {'bn': 2.5, 'loss': 1.5})
+        shown.step('synthesis', {'bn': 2.5, 'loss': 1.5})
       raise KeyboardInterrupt
   *_, last, cleared, end = terminal.getvalue().split('\r')
-  assert last.startswith('generator:  75%')
+  assert last.startswith('synthesis:  75%')
   # The time to go, and the loss before its terms.
   assert '3/4' in last and '<' in last and 'loss=1.5, bn=2.5' in last
   assert not cleared.strip() and not end  # what follows starts a clean line
