@@ -93,7 +93,7 @@ that). 'As the seeds' are those where it is not so, but flags here differ from
 each seed's for no more images than the flags of two official seeds do. The last
 column is the CPU time of the official code (the median of the seeds for which
 it was taken) over that here, compilation included. Below, seconds of a run that
-was suspended or shared its core are longer than its CPU seconds.
+did not have its core for itself are longer than its CPU seconds.
 
 | network | eps | images | here | official, seed by seed | images with the \
 same flag | of two official seeds | largest difference after any attack | \

@@ -13,6 +13,12 @@ that `models.register` knows is named by --arch, by a program that registers it
 and calls `main`.
 """
 
+# ruff: noqa: E402
+# The check comes before what it checks.
+from ferd_jax.core import extras
+
+extras.need_training(__name__)
+
 import argparse
 from collections.abc import Sequence
 import os

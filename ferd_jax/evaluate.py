@@ -6,6 +6,12 @@
     --attacks=clean,autoattack --eps=8/255 --n-examples=1000 --targets
 """
 
+# ruff: noqa: E402
+# The check comes before what it checks.
+from ferd_jax.core import extras
+
+extras.need_training(__name__)
+
 import argparse
 from collections.abc import Sequence
 import dataclasses
@@ -64,8 +70,9 @@ def from_run(workdir: pathlib.Path,
   config.parallel = 'jit'
   try:
     experiment = experiments.build(config)
-  except validate.SettingError as error:
-    raise ValueError(_as_flag(error)) from error
+  except (OSError, ValueError) as error:
+    kind = type(error) if isinstance(error, OSError) else ValueError
+    raise kind(_in_own_words(error)) from error
   work_directory.claim(workdir, experiment.identity, start=False)
   state, epoch, _ = train.saved_state(experiment, workdir)
   return train.run_subject(experiment, state, epoch)
@@ -76,11 +83,13 @@ _FLAGS = {'data.name': '--data', 'data.dir': '--data-dir',
           'data.split': '--split', 'teacher.path': '--teacher-path'}
 
 
-def _as_flag(error):
-  """Returns an error of a setting in the words of this command line."""
-  flag = _FLAGS.get(error.name)
-  return str(error) if flag is None else (
-      f'Expected {flag}={error.value!r} {error.expectation}')
+def _in_own_words(error):
+  """Returns the text of an error of the config with this command's flags."""
+  text = str(error)
+  for setting, flag in _FLAGS.items():
+    text = re.sub(rf'(^|Expected |set ){re.escape(setting)}(?=[:= ])',
+                  rf'\g<1>{flag}', text)
+  return text
 
 
 def from_file(path: pathlib.Path | None,

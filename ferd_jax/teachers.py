@@ -4,6 +4,12 @@
   python -m ferd_jax.teachers fetch cifar10 Chen2021LTD_WRN34_10
 """
 
+# ruff: noqa: E402
+# The check comes before what it checks.
+from ferd_jax.core import extras
+
+extras.need_training(__name__)
+
 import argparse
 from collections.abc import Sequence
 import sys

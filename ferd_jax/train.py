@@ -6,6 +6,12 @@ to know of the epoch's images, FERD's the margins of the attacked teacher, ->
 class probabilities of the next epoch.
 """
 
+# ruff: noqa: E402
+# The check comes before what it checks.
+from ferd_jax.core import extras
+
+extras.need_training(__name__)
+
 from collections.abc import Iterator
 import contextlib
 import json

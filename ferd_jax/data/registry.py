@@ -43,9 +43,9 @@ def info(name: str) -> DatasetInfo:
   if name.endswith('.npz'):
     return arrays.npz_info(name)
   if name not in _INFOS:
-    raise ValueError(
-        f'Unknown dataset {name!r}; choose from {", ".join(NAMES)} or give the '
-        'path of an .npz file.')
+    raise validate.SettingError(
+        'name', name, f'to be one of {", ".join(NAMES)}, or the path of an '
+        f'.npz file.{validate.nearest(name, NAMES)}')
   return _INFOS[name]
 
 

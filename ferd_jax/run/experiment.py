@@ -148,7 +148,7 @@ def build(config: config_dict.ConfigDict,
   config = _with_unset(config)
   parallel = parallels.create(config.parallel, devices)
   _check(config)
-  with validate.named('data.name'):
+  with validate.named('data'):
     info = data.info(config.data.name)
   _check_data(config, info)
   student_network = None if student is not None else _network(

@@ -11,6 +11,8 @@ from ferd_jax.core import atomic
 from ferd_jax.core import reporting
 
 METRICS = 'metrics.jsonl'
+# Of the metrics of a group of the config; all others are shown.
+_SHOWN = ('/loss', '/kept_agreement', '/max_prob')
 
 
 class Progress:
@@ -71,8 +73,7 @@ class Progress:
     Args:
       epoch: epochs completed.
       num_epochs: of the run.
-      values: JSON values; of the scalar ones, those of a phase ('phase/name')
-        are shown only if they are losses.
+      values: JSON values, of which some scalars are shown.
     """
     if self._writes:
       self._lines.append(json.dumps({'epoch': epoch} | dict(values)))
@@ -82,7 +83,7 @@ class Progress:
     shown = ', '.join(
         f'{name} {value:.3g}' for name, value in values.items()
         if isinstance(value, float)
-        and ('/' not in name or name.endswith('/loss')))
+        and ('/' not in name or name.endswith(_SHOWN)))
     self._reporter.line(f'epoch {epoch}/{num_epochs}: {shown}, '
                         f'{_duration(self._remaining())} left')
 

@@ -18,15 +18,15 @@ def test_epoch_line_and_metrics(tmp_path, capsys):
     for _ in range(2):
       shown.step('synthesis', {'loss': 1.5})
     shown.epoch(1, 2, {'synthesis/loss': 1.5, 'synthesis/bn': 2.5,
-                       'kept_agreement': 0.75, 'probs': [0.5, 0.5],
+                       'synthesis/kept_agreement': 0.75, 'probs': [0.5, 0.5],
                        'seconds': 7.5})
     assert shown.last_epoch_seconds == 7.5
   line = capsys.readouterr().err
-  assert line.startswith('epoch 1/2: synthesis/loss 1.5, kept_agreement 0.75')
+  assert line.startswith('epoch 1/2: synthesis/loss 1.5, synthesis/kept')
   assert 'left' in line and 'bn' not in line and 'probs' not in line
   metrics = json.loads((tmp_path / 'metrics.jsonl').read_text())
   assert metrics == {'epoch': 1, 'synthesis/loss': 1.5, 'synthesis/bn': 2.5,
-                     'kept_agreement': 0.75, 'probs': [0.5, 0.5],
+                     'synthesis/kept_agreement': 0.75, 'probs': [0.5, 0.5],
                      'seconds': 7.5}
 
 

@@ -1,0 +1,27 @@
+"""What `pip install .` leaves out, said by whoever needs it."""
+
+import importlib.util
+import sys
+
+# Of requirements.txt, what the attacks do without.
+_TRAINING = ('flax', 'optax', 'orbax', 'ml_collections', 'safetensors')
+
+
+def need_training(name: str) -> None:
+  """Makes sure that the packages for training are there.
+
+  Args:
+    name: `__name__` of the module that needs them.
+
+  Raises:
+    ImportError: if one is missing; a command ends with one line instead.
+  """
+  missing = [package for package in _TRAINING
+             if importlib.util.find_spec(package) is None]
+  if not missing:
+    return
+  text = (f'{", ".join(missing)} missing: this needs the extra of ferd_jax for '
+          'training; pip install ".[train]" in its directory.')
+  if name == '__main__':
+    sys.exit(f'error: {text}')
+  raise ImportError(text)

@@ -1,0 +1,147 @@
+"""Work directories of this version, of older ones, and damaged ones."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+import tiny
+
+from ferd_jax import train
+from ferd_jax.run import experiment as experiments
+from ferd_jax.run import settings
+from ferd_jax.run import state as states
+from ferd_jax.run import work_directory
+
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory):
+  workdir = tmp_path_factory.mktemp('whole')
+  experiment = tiny.claim(tiny.config(num_epochs=2), workdir)
+  train.train(experiment, workdir)
+  return experiment, workdir
+
+
+@pytest.fixture
+def copy(whole, tmp_path):
+  workdir = tmp_path / 'copy'
+  shutil.copytree(whole[1], workdir)
+  return workdir
+
+
+def _change(workdir, **changes):
+  """Changes the saved identity; None removes a setting."""
+  path = workdir / 'config.json'
+  identity = json.loads(path.read_text())
+  for name, value in changes.items():
+    *groups, leaf = name.split('.')
+    group = identity
+    for each in groups:
+      group = group[each]
+    if value is None:
+      del group[leaf]
+    else:
+      group[leaf] = value
+  path.write_text(json.dumps(identity))
+
+
+def test_setting_that_an_older_run_did_not_have_had_its_default(whole, copy):
+  experiment, _ = whole
+  _change(copy, **{'inner.source': None, 'eval.nsd_ddof': None,
+                   'max_minutes': None, 'teachers': None})
+  work_directory.claim(copy, experiment.identity)
+  other = tiny.build(tiny.config(num_epochs=2, **{'inner.source': 'teacher'}))
+  with pytest.raises(ValueError, match="inner.source is 'teacher', was 'stud"):
+    work_directory.claim(copy, other.identity)
+  config = experiments.saved_config(_as_named(copy))
+  assert config.inner.source == 'student' and not config.teachers
+
+
+def _as_named(workdir):
+  """Makes a run of named networks out of one of Python's."""
+  _change(workdir, student=settings.defaults().student.to_dict())
+  return workdir
+
+
+def test_setting_that_this_version_does_not_have_is_named(whole, copy):
+  experiment, _ = whole
+  _change(copy, **{'inner.later': 3})
+  with pytest.raises(ValueError, match='inner.later is None, was 3'):
+    work_directory.claim(copy, experiment.identity)
+  with pytest.raises(ValueError, match='does not have: inner.later'):
+    experiments.saved_config(_as_named(copy))
+
+
+def test_student_from_python_is_evaluated_there(whole):
+  _, workdir = whole
+  with pytest.raises(ValueError, match='student that was passed from Python'):
+    experiments.saved_config(workdir)
+
+
+@pytest.mark.parametrize('start', [True, False])
+def test_work_directory_of_another_format(whole, copy, start):
+  experiment, _ = whole
+  _change(copy, format=None, ferd_jax=None)
+  with pytest.raises(ValueError) as error:
+    work_directory.claim(copy, experiment.identity, start=start)
+  message = str(error.value)
+  for words in ('format 1', f'format {work_directory.FORMAT}',
+                'ferd_jax 0.1.0', 'Nothing in it is damaged'):
+    assert words in message
+  assert 'without' not in message.lower()  # no advice to delete anything
+  (copy / 'export').mkdir(exist_ok=True)
+  (copy / 'export' / 'student.npz').touch()
+  with pytest.raises(ValueError, match=r'export.student\.npz'):
+    work_directory.claim(copy, experiment.identity, start=start)
+
+
+def _restore(workdir, experiment, like):
+  with work_directory.Checkpoints(workdir, experiment.method) as checkpoints:
+    return checkpoints.restore(like, 2)
+
+
+def test_state_of_another_version_is_compared_before_it_is_read(whole):
+  experiment, workdir = whole
+  like = states.init(experiment.method, 0)
+  _restore(workdir, experiment, like)
+  more = like.replace(sampler={'probs': like.sampler.probs,
+                               'later': np.zeros(3)})
+  other = like.replace(sampler=like.sampler.replace(probs=np.zeros(7)))
+  for state, words in (
+      (more, ['it lacks sampler.later', 'besides sampler.fragility']),
+      (other, ['of other shapes are sampler.probs'])):
+    with pytest.raises(ValueError) as error:
+      _restore(workdir, experiment, state)
+    for word in (*words, 'checkpoints/2', 'nothing is damaged'):
+      assert word in str(error.value)
+    assert 'Without this directory' not in str(error.value)
+
+
+def test_state_is_restored_as_it_was_saved(whole):
+  experiment, workdir = whole
+  state = _restore(workdir, experiment, states.init(experiment.method, 0))
+  again = _restore(workdir, experiment, states.init(experiment.method, 5))
+  for one, other in zip(*map(jax.tree.leaves, (
+      state.replace(key=()), again.replace(key=()))), strict=True):
+    np.testing.assert_array_equal(one, other)
+  assert state.epoch == 2
+
+
+@pytest.mark.parametrize('text', ['[]', '3', '{', ''])
+def test_identity_that_is_none(whole, copy, text):
+  (copy / 'config.json').write_text(text)
+  with pytest.raises(ValueError, match=r'Cannot read .*config\.json'):
+    work_directory.claim(copy, whole[0].identity)
+
+
+def test_teacher_may_move_but_not_change(whole, copy):
+  experiment, _ = whole
+  config = tiny.config(num_epochs=2)
+  config.teacher.path = 'elsewhere.pt'
+  work_directory.claim(copy, tiny.build(config).identity)
+  teacher = experiment.teacher
+  variables = jax.tree.map(lambda leaf: leaf + 1, teacher.variables)
+  other = tiny.build(config, teacher=(teacher.model, variables))
+  with pytest.raises(ValueError, match='teacher_digests.robust'):
+    work_directory.claim(copy, other.identity)
