@@ -71,13 +71,13 @@ def test_a_sweep_that_is_interrupted_is_gone_on_with(capsys, tmp_path,
   flags = [*_FILE, '--n-examples=4', '--attacks=autoattack_fast',
            '--eps=0.3,0.4', f'--state-dir={tmp_path / "state"}']
   expected = _run(capsys, *flags[:-1])
-  attack, calls = ensemble.Run._attack, []
+  attack, calls = ensemble.Session._attack, []
   def interrupted(run, position, name, *args):
     calls.append((run._eps, name))
     if len(calls) == 3:
       raise KeyboardInterrupt
     attack(run, position, name, *args)
-  monkeypatch.setattr(ensemble.Run, '_attack', interrupted)
+  monkeypatch.setattr(ensemble.Session, '_attack', interrupted)
   with pytest.raises(SystemExit, match='run again: AutoAttack goes on, the r'):
     _run(capsys, *flags)
   assert 'eps 0.30000' in capsys.readouterr().out  # what is done is shown

@@ -115,7 +115,7 @@ class Attack:
     raise NotImplementedError
 
   @property
-  def num_runs(self) -> int:
+  def num_attempts(self) -> int:
     """How often the steps are gone through: restarts times targets."""
     return self.num_restarts * max(self.num_targets, 1)
 
@@ -235,10 +235,10 @@ class Attack:
   def _attack(self, logits_fn, key, x, y, targets, eps, x_init):
     """Returns the problem, the adversarial images and which are valid."""
     problem, valid = self.check(logits_fn, key, x, y, targets, eps, x_init)
-    if self.num_runs == 1 and not self.num_targets:
+    if self.num_attempts == 1 and not self.num_targets:
       images = self._solve(logits_fn, problem)
     else:
-      images = self._solve_runs(logits_fn, problem)
+      images = self._solve_attempts(logits_fn, problem)
     return problem, lax.stop_gradient(or_nan(valid, images)), valid
 
   def _solve(self, logits_fn, problem):
@@ -249,16 +249,16 @@ class Attack:
                          unroll=self.unroll)
     return self.images(problem, state)
 
-  def _solve_runs(self, logits_fn, problem):
-    """Returns the images of the first run that fools, else of the last."""
+  def _solve_attempts(self, logits_fn, problem):
+    """Returns the images of the first attempt that fools, else of the last."""
     labels, key = inputs.labels_of(problem.y), self.step_key(problem.keys)
     clean = evaluate(logits_fn, problem.x, key)
-    def run(number, carry):
+    def attempt(number, carry):
       images, fooled = carry
-      found = self._solve(logits_fn, self.nth_run(problem, clean, number))
+      found = self._solve(logits_fn, self.nth_attempt(problem, clean, number))
       now = is_fooled(evaluate(logits_fn, found, key), labels)
       return geometry.where(fooled, images, found), fooled | now
-    images, _ = loops.repeat(self.num_runs, run,
+    images, _ = loops.repeat(self.num_attempts, attempt,
                              (problem.x, is_fooled(clean, labels)),
                              unroll=False)
     return images
@@ -268,14 +268,14 @@ class Attack:
     """Returns the key that a stochastic model takes, None for others."""
     return jax.random.fold_in(keys[0], step) if self.stochastic else None
 
-  def nth_run(self, problem: Problem, clean_logits: jax.Array,
+  def nth_attempt(self, problem: Problem, clean_logits: jax.Array,
               number: jax.Array | int) -> Problem:
-    """Returns the problem of one run: its noise, restart and target classes.
+    """Returns the problem of one attempt: its noise, restart and targets.
 
     Args:
-      problem: of all runs.
+      problem: of all attempts.
       clean_logits: `[B, K]` on the clean images.
-      number: 0..num_runs-1, a scalar or one per example.
+      number: 0..num_attempts-1, a scalar or one per example.
     """
     number = jnp.broadcast_to(number, problem.x.shape[:1])
     problem = problem._replace(

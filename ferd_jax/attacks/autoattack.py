@@ -197,13 +197,13 @@ class AutoAttack:
     if not inputs.is_concrete(logits_fn, key, x, y):
       raise ValueError('AutoAttack is a loop of Python\'s over compiled parts: '
                        'call it outside of jit.')
-    run = ensemble.Run(
+    session = ensemble.Session(
         self.members, logits_fn, key, x, y, batch_size=batch_size,
         individual=individual, parallel=parallel or parallels.create(),
         progress=progress, stochastic=self._stochastic, settings={
             'version': self.version, 'norm': self.norm, 'eps': self.eps,
             'bounds': self.bounds})
-    return run.finish(state_file, save_every)
+    return session.finish(state_file, save_every)
 
   @property
   def _stochastic(self):

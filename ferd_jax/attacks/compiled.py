@@ -33,12 +33,12 @@ class _Given(NamedTuple):
   eps: jax.Array
   x_init: jax.Array | None
   indices: jax.Array
-  run: jax.Array | None = None  # of several, with
+  attempt: jax.Array | None = None  # of several, with
   clean_logits: jax.Array | None = None
 
 
 _GIVEN = _Given(key=_R, x=_S, y=_S, targets=_S, eps=_R, x_init=_S, indices=_S,
-                run=_R, clean_logits=_S)
+                attempt=_R, clean_logits=_S)
 
 
 def jit(attack: attacks.Attack, apply_fn: Callable[..., jax.Array],
@@ -174,26 +174,26 @@ class CompiledAttack:
     if not loops.unrolled_here():
       return self._whole(variables, given)
     images = (self._solve(variables, given)
-              if self._attack.num_runs == 1 and not self._attack.num_targets
-              else self._solve_runs(variables, given))
+              if self._attack.num_attempts == 1 and not self._attack.num_targets
+              else self._solve_attempts(variables, given))
     if self._parallel.mode == 'jit':  # All were looked at.
       return images
     return self._masked(variables, given, images)
 
   def _solve(self, variables, given):
-    """Returns the images of one run, one compiled step after the other."""
+    """Returns the images of one attempt, one compiled step after the other."""
     state = self._init(given)
     for i in range(self._attack.num_steps):
       state = self._step(variables, state, np.int32(i), given)
     return self._images(state, given)
 
-  def _solve_runs(self, variables, given):
-    """Returns the images of the first run that fools, else of the last."""
+  def _solve_attempts(self, variables, given):
+    """Returns the images of the first attempt that fools, else of the last."""
     clean = self._logits(variables, given, given.x)
     images, fooled = given.x, self._is_fooled(clean, given.y)
-    for run in range(self._attack.num_runs):
+    for attempt in range(self._attack.num_attempts):
       found = self._solve(variables, given._replace(
-          run=np.int32(run), clean_logits=clean))
+          attempt=np.int32(attempt), clean_logits=clean))
       logits = self._logits(variables, given, found)
       images, fooled = self._merge(images, found, fooled, logits, given.y)
     return images
@@ -203,9 +203,9 @@ class CompiledAttack:
         given.x, given.y, given.targets,
         jnp.broadcast_to(given.eps, given.x.shape[:1]),
         collectives.example_keys(given.key, given.indices), given.x_init)
-    if given.run is None:
+    if given.attempt is None:
       return problem
-    return self._attack.nth_run(problem, given.clean_logits, given.run)
+    return self._attack.nth_attempt(problem, given.clean_logits, given.attempt)
 
   def _evaluation_key(self, key, indices):
     """Returns the key that `Attack` evaluates images with, or None."""

@@ -134,7 +134,7 @@ class Result:
     return '\n'.join(lines + [f'Warning: {text}' for text in self.warnings])
 
 
-class Run:
+class Session:
   """One call of AutoAttack."""
 
   def __init__(self, members: Callable[[int], dict[str, attacks.Attack]],
@@ -199,7 +199,7 @@ class Run:
         {name: np.zeros(len(y), bool) for name in self._members}
         for _ in range(2))
     self._broken_by = np.full(len(y), _ROBUST, np.int32)
-    self._runs_done = {name: np.zeros(len(y), np.int32)
+    self._attempts_done = {name: np.zeros(len(y), np.int32)
                        for name in self._members}
     self._seconds = dict.fromkeys(self._members, 0.)
 
@@ -261,13 +261,13 @@ class Run:
     engine = self._compiled.slots(dataclasses.replace(attack, eps=0.),
                                   self._parallel, self._batch_size)
     key = jax.random.fold_in(self._key, zlib.crc32(name.encode()))
-    runs_done = self._runs_done[name]
+    attempts_done = self._attempts_done[name]
     left = self._correct & ~self._fooled[name]
     if not self._individual:
       left &= self._broken_by == _ROBUST
     tasks = collections.deque(
-        (index, int(runs_done[index])) for index in np.flatnonzero(left)
-        if runs_done[index] < attack.num_runs)
+        (index, int(attempts_done[index])) for index in np.flatnonzero(left)
+        if attempts_done[index] < attack.num_attempts)
     started, before = time.monotonic(), self._seconds[name]
     unclear = set()  # images whose logits are not finite
     def tick(image_steps):
@@ -275,23 +275,23 @@ class Run:
       self._display.tick(name, image_steps * attack.step_cost,
                          self._remaining_work(position),
                          int((self._broken_by == _ROBUST).sum()))
-    def unfooled(index, run):
-      runs_done[index] = run + 1
-      if run + 1 < attack.num_runs:
-        tasks.append((index, run + 1))
+    def unfooled(index, attempt):
+      attempts_done[index] = attempt + 1
+      if attempt + 1 < attack.num_attempts:
+        tasks.append((index, attempt + 1))
     while tasks:
       found = []
       for outcome in engine.run(self._model, key, self._eps, self._x, self._y,
                                 clean_logits, tasks, tick):
         self._zero_gradient[name][outcome.index] |= outcome.zero_gradient
         if not outcome.finite:
-          # No run is counted as done: one that goes on from the saved state
+          # No attempt is counted as done: one that goes on from the saved state
           # must come here again.
           unclear.add(outcome.index)
         elif outcome.fooled:
           found.append(outcome)
         else:
-          unfooled(outcome.index, outcome.run)
+          unfooled(outcome.index, outcome.attempt)
         if len(found) >= self._batch_size:
           self._verify(position, name, found, unfooled)
           found = []
@@ -312,7 +312,7 @@ class Run:
                                           strict=True):
       index = outcome.index
       if prediction == self._y[index]:  # By rounding, or by a tie.
-        unfooled(index, outcome.run)
+        unfooled(index, outcome.attempt)
         continue
       self._found[name][index] = image, prediction
       self._note(position, name, index)
@@ -333,8 +333,9 @@ class Run:
       left = left & (self._broken_by == _ROBUST)
     work = 0
     for name, attack in list(self._members.items())[position:]:
-      runs = attack.num_runs - self._runs_done[name][left & ~self._fooled[name]]
-      work += int(runs.sum()) * attack.num_steps * attack.step_cost
+      done = self._attempts_done[name][left & ~self._fooled[name]]
+      work += (int((attack.num_attempts - done).sum()) * attack.num_steps
+               * attack.step_cost)
     return work
 
   def _check_model(self):
@@ -400,7 +401,7 @@ class Run:
   def _code(self, attack):
     """Returns a digest of what an attack computes, loss and gradient too."""
     def step(model, x, y, eps, keys):
-      problem = attack.nth_run(
+      problem = attack.nth_attempt(
           attacks.Problem(x, y, None, eps, keys),
           jnp.zeros((1, self._num_classes), x.dtype), 0)
       return attack.step(model, problem, attack.init(problem),
@@ -422,7 +423,7 @@ class Run:
                  f'images/{name}': np.array(images, self._x.dtype),
                  f'predictions/{name}': np.array(predictions, np.int32),
                  f'zero_gradient/{name}': self._zero_gradient[name],
-                 f'runs_done/{name}': self._runs_done[name],
+                 f'runs_done/{name}': self._attempts_done[name],
                  f'seconds/{name}': np.array(self._seconds[name])}
     return arrays
 
@@ -439,7 +440,7 @@ class Run:
         self._found[name][int(index)] = tuple(found)
         self._note(position, name, index)
       self._zero_gradient[name] = arrays[f'zero_gradient/{name}']
-      self._runs_done[name] = arrays[f'runs_done/{name}']
+      self._attempts_done[name] = arrays[f'runs_done/{name}']
       self._seconds[name] = float(arrays[f'seconds/{name}'])
 
   def _flags(self):

@@ -47,7 +47,7 @@ class FAB(attack.Attack):
   beyond, and back towards the image where it has crossed the boundary. Only
   what is accepted in the end depends on eps, and the starts of restarts.
 
-  The first run starts at the image itself and draws no noise, so that its
+  The first attempt starts at the image itself and draws no noise, so that its
   result does not depend on the key. An image that is misclassified as it is
   stays as it is.
 

@@ -30,18 +30,18 @@ _SHRINK = 2  # A compile pays off when the batch shrinks to half.
 
 
 class Outcome(NamedTuple):
-  """One run of the attack on one image.
+  """One attempt of the attack on one image.
 
   Attributes:
     index: of the image.
-    run: of the attack's runs.
+    attempt: of the attack's attempts.
     fooled: whether the attack says so; the image decides.
     image: the adversarial one if fooled, else None.
     finite: whether all logits were.
     zero_gradient: whether the gradient at the start was 0 everywhere.
   """
   index: int
-  run: int
+  attempt: int
   fooled: bool
   image: np.ndarray | None
   finite: bool
@@ -53,7 +53,7 @@ class _Rows(NamedTuple):
   x: Any
   y: Any
   index: Any
-  run: Any
+  attempt: Any
   clean_logits: Any
 
 
@@ -84,7 +84,7 @@ class Slots:
       problem = attacks.Problem(
           rows.x, rows.y, None, jnp.broadcast_to(eps, rows.y.shape),
           collectives.example_keys(key, rows.index))
-      return attack.nth_run(problem, rows.clean_logits, rows.run)
+      return attack.nth_attempt(problem, rows.clean_logits, rows.attempt)
 
     def start(rows, key, eps, *, axis_name=None):
       del axis_name  # Examples do not interact, here and below.
@@ -143,7 +143,7 @@ class Slots:
           y: np.ndarray, clean_logits: np.ndarray,
           tasks: collections.deque[tuple[int, int]],
           tick: Callable[[int], None]) -> Iterator[Outcome]:
-    """Yields the outcomes of (index, run) tasks until there are no more.
+    """Yields the outcomes of (index, attempt) tasks until there are no more.
 
     Args:
       variables: of the model, on every device.
@@ -169,8 +169,8 @@ class Slots:
       for slot in np.flatnonzero(~used):
         if not tasks:
           break
-        index, run = tasks.popleft()
-        for filled, new in zip(rows, (x[index], y[index], index, run,
+        index, attempt = tasks.popleft()
+        for filled, new in zip(rows, (x[index], y[index], index, attempt,
                                       clean_logits[index]), strict=True):
           filled[slot] = new
         used[slot] = fresh[slot] = True
@@ -206,7 +206,7 @@ class Slots:
       used &= ~leaving
       for slot in np.flatnonzero(leaving):
         yield Outcome(
-            index=int(rows.index[slot]), run=int(rows.run[slot]),
+            index=int(rows.index[slot]), attempt=int(rows.attempt[slot]),
             fooled=bool(fooled[slot]),
             image=images[slot].copy() if fooled[slot] else None,
             finite=bool(finite[slot]), zero_gradient=bool(zero[slot]))

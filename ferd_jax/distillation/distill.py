@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import dataclasses
 from typing import Any
 
+import chex
 from flax import linen as nn
 import flax.struct
 import jax
@@ -184,6 +185,7 @@ def step(settings: Settings, state: StudentState, batch: StudentBatch,
         labels, t_clean, teachers, attack_keys, frozen.epoch, axis_name)
     loss, outer, metrics = settings.outer(state.outer, outputs,
                                           axis_name=axis_name)
+    chex.assert_rank([loss, *metrics.values()], 0)
     metrics = metrics | _agreements(outputs) | {
         f'noticed_{name}': jnp.mean(value.astype(loss.dtype))
         for name, value in outputs.noticed.items()}
@@ -225,6 +227,9 @@ def _outputs(settings, variables, class_state, images, labels, t_clean,
   if needs.s_clean and not needs.adversarial_first:
     s_clean, variables = train(variables, images)
   attacked = attack(variables)
+  # What a part of somebody else's gets wrong would broadcast.
+  chex.assert_equal_shape([images, attacked.images])
+  chex.assert_shape(list(attacked.noticed.values()), labels.shape)
   if needs.s_adv:
     s_adv, variables = train(variables, attacked.images)
   if needs.s_clean and needs.adversarial_first:

@@ -1,10 +1,11 @@
 """A method: synthesis x sampler x inner attack x outer loss, on devices."""
 
+from collections.abc import Callable
 import dataclasses
 import functools
-from typing import Any
 from typing import NamedTuple
 
+import chex
 import jax.numpy as jnp
 
 from ferd_jax import attacks
@@ -48,16 +49,16 @@ class Steps(NamedTuple):
 
   `phase` stands for the synthesis' state in a generator phase.
   """
-  begin: Any  # kept, probs, indices, key -> phase
-  generate: Any  # phase, Frozen, key -> phase, Scalars
-  images: Any  # phase, Frozen, key -> images, labels
-  agreement: Any  # images, labels, Frozen -> scalar
-  end: Any  # kept, phase -> kept
-  student: Any  # StudentState, StudentBatch, Frozen, key -> state, Scalars
-  measured_images: Any  # phase, Frozen, key -> images, labels
-  attack: Any  # variables, key, images, labels, indices=... -> images; or None
-  measure: Any  # images, labels, variables -> Sums; or None
-  end_epoch: Any  # TrainState, kept, Sums | None -> TrainState
+  begin: Callable  # kept, probs, indices, key -> phase
+  generate: Callable  # phase, Frozen, key -> phase, Scalars
+  images: Callable  # phase, Frozen, key -> images, labels
+  agreement: Callable  # images, labels, Frozen -> scalar
+  end: Callable  # kept, phase -> kept
+  student: Callable  # StudentState, StudentBatch, Frozen, key -> its, Scalars
+  measured_images: Callable  # phase, Frozen, key -> images, labels
+  attack: Callable | None  # variables, key, images, labels, indices=: images
+  measure: Callable | None  # images, labels, variables -> Sums
+  end_epoch: Callable  # states of sampler and outer, epoch, Sums | None -> same
 
 
 def compile_steps(method: Method) -> Steps:
@@ -77,6 +78,7 @@ def compile_steps(method: Method) -> Steps:
 
   def pool_images(*args, axis_name=None):
     images, labels = synthesis.images(*args, axis_name=axis_name)
+    chex.assert_shape(images, (None, *method.image_shape))
     if labels is None and synthesis.rounds.pooled:
       labels = _predictions(teacher, args[1].teachers[frozens.ROBUST], images)
     return images, labels

@@ -413,8 +413,8 @@ def test_target_classes_against_official(official):
   robust = np.arange(BATCH) >= 2
   problem = problem_of(IMAGES, LABELS, 0.1)
   attack = apgd.APGD(0.1, loss=losses.targeted_dlr, num_targets=9)
-  assert len(seen) == attack.num_runs == 9
-  targets = jax.jit(lambda number: attack.nth_run(problem, LOGITS,
+  assert len(seen) == attack.num_attempts == 9
+  targets = jax.jit(lambda number: attack.nth_attempt(problem, LOGITS,
                                                   number).targets)
   for number in range(9):
     np.testing.assert_array_equal(targets(number)[robust], seen[number])
@@ -641,7 +641,7 @@ def test_restarts():
   problem, _ = attack.check(NET, jax.random.key(3), IMAGES, LABELS)
   images = []
   for number in range(3):
-    nth = attack.nth_run(problem, LOGITS, number)._replace(restart=None)
+    nth = attack.nth_attempt(problem, LOGITS, number)._replace(restart=None)
     images.append(attack.images(nth, last(trace(attack, NET, nth))))
   expected, fooled, chosen = first_that_fools(images)
   assert len(np.unique(chosen[fooled])) > 2 and not fooled.all()

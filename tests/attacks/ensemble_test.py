@@ -162,7 +162,7 @@ def test_interrupted_while_images_are_noted(monkeypatch, tmp_path, individual,
       super().__setitem__(index, value)
   count = 0
   options = dict(state_file=tmp_path / 'state.npz', individual=individual)
-  verify = ensemble.Run._verify
+  verify = ensemble.Session._verify
   def interrupting(self, *args):
     # From here on there are two writes an image.
     self._broken_by = self._broken_by.view(Interrupting)
@@ -170,7 +170,7 @@ def test_interrupted_while_images_are_noted(monkeypatch, tmp_path, individual,
                     for name, flags in self._fooled.items()}
     verify(self, *args)
   with monkeypatch.context() as context:
-    context.setattr(ensemble.Run, '_verify', interrupting)
+    context.setattr(ensemble.Session, '_verify', interrupting)
     with pytest.raises(KeyboardInterrupt):
       run(**options)
   assert count == 7 + number
@@ -183,7 +183,7 @@ def test_an_error_keeps_the_state(monkeypatch, tmp_path):
     interrupted_after(context, 25, error=MemoryError)
     with pytest.raises(MemoryError):
       run(**options)
-  done = np.load(tmp_path / 'state.npz')['runs_done/square']
+  done = np.load(tmp_path / 'state.npz')['attempts_done/square']
   assert done.sum() > 10
   assert_same(run(**options), whole())
 
@@ -222,7 +222,7 @@ def test_warnings_of_all_sessions(monkeypatch, tmp_path):
     with pytest.raises(KeyboardInterrupt):
       run(**options)
   texts = ' '.join(run(**options).warnings)
-  robust = int(np.load(tmp_path / 'state.npz')['runs_done/ce'].sum())
+  robust = int(np.load(tmp_path / 'state.npz')['attempts_done/ce'].sum())
   assert f'ce: the gradient is 0 at the start for {robust} images' in texts
   assert f'targeted: the gradient is 0 at the start for {robust} ' in texts
 
@@ -231,14 +231,14 @@ def test_other_hardware_may_decide_a_clean_tie_otherwise(tmp_path):
   """What was said of clean images stays."""
   state_file = tmp_path / 'state.npz'
   first = run(state_file=state_file)
-  logits = ensemble.Run._logits
+  logits = ensemble.Session._logits
   def otherwise(self, images):
     found = logits(self, images)
     found[:2] = -found[:2]
     return found
   with pytest.MonkeyPatch.context() as context:
-    context.setattr(ensemble.Run, '_logits', otherwise)
-    context.setattr(ensemble.Run, '_check_model', lambda self: [])
+    context.setattr(ensemble.Session, '_logits', otherwise)
+    context.setattr(ensemble.Session, '_check_model', lambda self: [])
     assert_same(run(state_file=state_file), first)
 
 
@@ -530,7 +530,7 @@ def test_ties_fool_nobody(monkeypatch, individual):
   said, slots_run = [], slots.Slots.run
   def noting(self, *args):
     for outcome in slots_run(self, *args):
-      said.append((outcome.index, outcome.run, outcome.fooled))
+      said.append((outcome.index, outcome.attempt, outcome.fooled))
       yield outcome
   monkeypatch.setattr(slots.Slots, 'run', noting)
   result = run(model, x=x, y=np.zeros(8, int), settings=settings,

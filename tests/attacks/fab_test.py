@@ -368,7 +368,7 @@ def test_starts_of_restarts(norm):
   settings = FAB(0.2, norm, num_restarts=2, num_targets=3)
   problem, _ = settings.check(conv_net, key(), x, y)
   logits = conv_net(jnp.asarray(x))
-  runs = [settings.nth_run(problem, logits, number) for number in range(6)]
+  runs = [settings.nth_attempt(problem, logits, number) for number in range(6)]
   for number, nth in enumerate(runs):
     assert nth.restart.dtype == jnp.int32
     np.testing.assert_array_equal(nth.restart, np.full(BATCH, number // 3))
@@ -397,7 +397,7 @@ def test_state_keeps_its_types(dtype, targeted, norm):
   settings = FAB(np.float64(0.1), norm, alpha_max=np.float64(0.1))
   problem, _ = settings.check(conv_net, key(), x, y,
                               y + 1 if targeted else None)
-  problem = settings.nth_run(problem, conv_net(x), 0)
+  problem = settings.nth_attempt(problem, conv_net(x), 0)
   before = jax.eval_shape(settings.init, problem)
   after = jax.eval_shape(functools.partial(settings.step, conv_net), problem,
                          before)

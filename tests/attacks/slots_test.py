@@ -105,11 +105,11 @@ def outcomes(engine, tasks, x=X, y=Y, repeat=False, ticks=None):
       engine._parallel.replicate(VARIABLES), jax.random.key(3), EPS, x, y,
       CLEAN, tasks, ([] if ticks is None else ticks).append)
   for outcome in run:
-    assert (outcome.index, outcome.run) not in found
+    assert (outcome.index, outcome.attempt) not in found
     assert type(outcome.index) is int and type(outcome.fooled) is bool
-    found[outcome.index, outcome.run] = outcome
-    if repeat and not outcome.fooled and outcome.run + 1 < NUM_RUNS:
-      tasks.append((outcome.index, outcome.run + 1))
+    found[outcome.index, outcome.attempt] = outcome
+    if repeat and not outcome.fooled and outcome.attempt + 1 < NUM_RUNS:
+      tasks.append((outcome.index, outcome.attempt + 1))
   assert not tasks
   return found
 
@@ -183,7 +183,7 @@ def test_tasks_may_be_appended_meanwhile():
 
 def test_runs_go_through_targets_then_restarts():
   toy = Toy(num_targets=2)
-  tasks = [(i, run) for i in range(5) for run in range(toy.num_runs)]
+  tasks = [(i, run) for i in range(5) for run in range(toy.num_attempts)]
   engine = slots.Slots(toy, apply_fn, mapping(), 4)
   assert_right(outcomes(engine, tasks), tasks, num_targets=2)
 
