@@ -5,19 +5,18 @@ import json
 import numpy as np
 import pytest
 from safetensors import numpy
+import tiny
 
-from configs import digits
 import ferd_jax
 from ferd_jax import assets
 from ferd_jax import evaluate
 from ferd_jax import train
 from ferd_jax.attacks import ensemble
 from ferd_jax.attacks import slots
+from ferd_jax.evaluation import results as evaluations
 from ferd_jax.evaluation import robustness
 from ferd_jax.models import preact_resnet
 from ferd_jax.models import resnet
-from ferd_jax.run import experiment
-from ferd_jax.run import work_directory
 
 _FILE = [assets.path('digits_resnet8_adv.safetensors'), '--arch=cifar_resnet8',
          '--shortcut=pad_both', '--data=digits', '--n-examples=12',
@@ -31,14 +30,9 @@ def _run(capsys, *argv):
 
 @pytest.fixture(scope='module')
 def run_dir(tmp_path_factory):
-  config = digits.get_config('smoke')
-  config.num_epochs, config.warmup_epochs = 1, 0
-  config.eval.attacks = ('clean',)
-  config.eval.every = config.log.samples_every = 0
   workdir = tmp_path_factory.mktemp('run')
-  run = experiment.build(config)
-  work_directory.claim(workdir, run.identity)
-  train.train(run, workdir)
+  config = tiny.config(num_epochs=1, warmup_epochs=0)
+  train.train(tiny.claim(config, workdir), workdir)
   return workdir
 
 
@@ -220,7 +214,7 @@ def test_what_cannot_be_written_is_known_before(option, message, tmp_path,
                                                 monkeypatch):
   (tmp_path / 'file').write_text('')
   evaluated = []
-  monkeypatch.setattr(evaluate, 'evaluate', lambda *args, **options:
+  monkeypatch.setattr(evaluations, 'evaluate', lambda *args, **options:
                       evaluated.append(args) or {})
   with pytest.raises(SystemExit) as exit_:
     evaluate.main([*map(str, _FILE), option.format(tmp=tmp_path)])
@@ -240,7 +234,7 @@ def test_files_that_are_no_weights(name, tmp_path):
 def test_run_on_data_for_another_teacher(run_dir, tmp_path):
   path = tmp_path / 'own.npz'
   np.savez(path, x=np.zeros((6, 8, 8, 3), np.uint8), y=np.arange(6) + 4)
-  with pytest.raises(SystemExit, match='teacher_digest is') as exit_:
+  with pytest.raises(SystemExit, match='teacher_digests.robust is') as exit_:
     evaluate.main([str(run_dir), f'--data={path}'])
   assert 'only data of the same shape and classes' in str(exit_.value)
   assert '--workdir' not in str(exit_.value)
@@ -248,9 +242,13 @@ def test_run_on_data_for_another_teacher(run_dir, tmp_path):
 
 def test_run_of_another_version(run_dir, tmp_path):
   saved = json.loads((run_dir / 'config.json').read_text())
-  del saved['eval']['target_examples']
+  saved['inner']['later'] = 1
   (tmp_path / 'config.json').write_text(json.dumps(saved))
-  with pytest.raises(SystemExit, match='this version: .*target_examples'):
+  with pytest.raises(SystemExit, match='does not have: inner.later'):
+    evaluate.main([str(tmp_path)])
+  del saved['format']
+  (tmp_path / 'config.json').write_text(json.dumps(saved))
+  with pytest.raises(SystemExit, match='of format 1, this version has'):
     evaluate.main([str(tmp_path)])
 
 

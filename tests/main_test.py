@@ -1,5 +1,6 @@
 """The command line: what it prints, and how it fails."""
 
+import json
 import os
 import pathlib
 import re
@@ -12,16 +13,30 @@ import pytest
 _ROOT = pathlib.Path(__file__).parents[1]
 
 
-def _main(*flags, cwd=None):
-  """Runs main.py as a user would, on one device."""
-  env = os.environ | {
+@pytest.fixture(scope='module')
+def main(tmp_path_factory):
+  """Returns a function that runs main.py as a user would, on one device."""
+  folder = tmp_path_factory.mktemp('streams')
+  env = {
       'JAX_PLATFORMS': 'cpu',
       'XLA_FLAGS': '--xla_backend_optimization_level=0',
       # Nothing here may download.
       'http_proxy': 'http://127.0.0.1:9', 'https_proxy': 'http://127.0.0.1:9'}
-  return subprocess.run(
-      [sys.executable, _ROOT / 'main.py', *flags], cwd=cwd or _ROOT, env=env,
-      capture_output=True, text=True, check=False)
+  with subprocess.Popen(
+      [sys.executable, _ROOT / 'tests' / 'warm.py', _ROOT / 'main.py'],
+      stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+      env=os.environ | env) as warm:
+
+    def run(*flags, cwd=_ROOT, **more):
+      out, err = folder / 'out', folder / 'err'
+      print(json.dumps({'argv': list(map(str, flags)), 'cwd': str(cwd),
+                        'env': more, 'out': str(out), 'err': str(err)}),
+            file=warm.stdin, flush=True)
+      status = int(warm.stdout.readline())
+      return subprocess.CompletedProcess(flags, status, out.read_text(),
+                                         err.read_text())
+    yield run
+    warm.stdin.close()
 
 
 def _config(name):
@@ -34,8 +49,8 @@ def _config(name):
             'cifar10.py:mobilenet_v2,smoke', 'cifar10_resnet20.py:smoke',
             'cifar100.py:released,smoke', 'fashion_mnist.py:smoke,released',
             'tiny_imagenet.py:smoke'))])
-def test_smoke(config, tmp_path):
-  done = _main(_config(config), f'--workdir={tmp_path}')
+def test_smoke(main, config, tmp_path):
+  done = main(_config(config), f'--workdir={tmp_path}')
   assert done.returncode == 0, done.stderr
   table = [line for line in done.stdout.splitlines() if line.startswith('|')]
   assert [line.split('|')[1].strip() for line in table[2:]] == ['clean',
@@ -46,20 +61,20 @@ def test_smoke(config, tmp_path):
   assert list((tmp_path / 'samples').glob('*.png'))
 
 
-def test_default_workdir_is_named_after_the_config(tmp_path):
-  done = _main(_config('digits.py:smoke'), cwd=tmp_path)
+def test_default_workdir_is_named_after_the_config(main, tmp_path):
+  done = main(_config('digits.py:smoke'), cwd=tmp_path)
   assert done.returncode == 0, done.stderr
   assert (tmp_path / 'runs' / 'digits_smoke' / 'results.json').exists()
-  again = _main(_config('digits.py:smoke'), cwd=tmp_path)
+  again = main(_config('digits.py:smoke'), cwd=tmp_path)
   assert again.returncode == 0
   assert 'is finished' in again.stdout
   assert again.stdout.splitlines()[1:] == done.stdout.splitlines()
-  evaluated = _main(_config('digits.py:smoke'), '--mode=evaluate',
+  evaluated = main(_config('digits.py:smoke'), '--mode=evaluate',
                     "--config.eval.attacks=('clean',)",
                     '--config.eval.autoattack_examples=8', cwd=tmp_path)
   assert evaluated.returncode == 0, evaluated.stderr
   assert 'clean' in evaluated.stdout and 'fgsm' not in evaluated.stdout
-  again = _main(_config('digits.py:smoke'), cwd=tmp_path)
+  again = main(_config('digits.py:smoke'), cwd=tmp_path)
   assert again.stdout.splitlines()[1:] == done.stdout.splitlines()
 
 
@@ -85,7 +100,10 @@ def files(tmp_path_factory):
     (['--config.teacher.path={files}/nan.safetensors'],
      ['linear.bias', 'finite']),
     (['--config.teacher.path='], ['teacher.path']),
-    (['--config.teacher.arch=cifar_resnet14'], ['CifarResNet', 'missing']),
+    (['--config.teacher.arch=cifar_resnet14', '--config.teacher.path={asset}'],
+     ['CifarResNet', 'missing']),
+    (['--config.teacher.arch=cifar_resnet14'],
+     ['teacher.path', 'cifar_resnet14']),
     (['--config.teacher.arch=resnet19'], ["teacher.arch='resnet19'"]),
     (['--config.data.name={files}/seven.npz'],
      ['10 classes', 'num_classes=7']),
@@ -94,16 +112,16 @@ def files(tmp_path_factory):
     (['--config.eps=8.0'], ['eps=8.0', '[0, 1]']),
     (['--config.eps=0.0'], ['eps=0.0']),
     (['--config.data.split=tset'], ['data', "'tset'"]),
-    (['--config.data.name=absent.npz'], ['data.name', 'absent.npz']),
+    (['--config.data.name=absent.npz'], ['data: ', 'absent.npz']),
     (['--config.data.name=cifar10', '--config.data.dir=gs://bucket/tfds',
       '--config.teacher.path=random'], ['data.dir', 'gs://bucket/tfds']),
     (['--config.student.arch=resnet18', '--config.distill.batch_size=1'],
      ['distill.batch_size=1', 'one value per channel']),
     (['--distributed'], ['--distributed', 'SLURM']),
     (['--config.eps=-0.1'], ['eps=-0.1']),
-    (['--config.distill.utae_gamma=-1.0'], ['distill.utae_gamma=-1.0']),
-    (['--config.class_weights.rule=soft'],
-     ["class_weights.rule='soft'", 'minmax']),
+    (['--config.inner.gamma=-1.0'], ['inner.gamma=-1.0']),
+    (['--config.sampler.name=soft'], ["sampler.name='soft'", 'minmax']),
+    (['--config.step_size=1/0'], ['step_size=1/0']),
     (['--config.warmup_epochs=99'], ['warmup_epochs=99']),
     (['--config.data.name=cifar1'], ['cifar1', 'cifar10']),
     (['--config.data.name=cifar10', '--config.data.dir={files}',
@@ -114,12 +132,14 @@ def files(tmp_path_factory):
     (['stray'], ['stray']),
     (['--workdir={files}/broken.pth/run'], ['workdir', 'broken.pth']),
 ])
-def test_bad_input_is_one_clear_line(flags, words, files, tmp_path):
-  flags = [flag.replace('{files}', str(files)) for flag in flags]
+def test_bad_input_is_one_clear_line(main, flags, words, files, tmp_path):
+  asset = _ROOT / 'ferd_jax' / 'assets' / 'digits_resnet8_adv.safetensors'
+  flags = [flag.replace('{files}', str(files)).replace('{asset}', str(asset))
+           for flag in flags]
   if '--config.data.name=cifar10' in flags:
     pytest.importorskip('tensorflow_datasets')
   words = [word.replace('{files}', str(files)) for word in words]
-  done = _main(_config('digits.py'), f'--workdir={tmp_path}', *flags)
+  done = main(_config('digits.py'), f'--workdir={tmp_path}', *flags)
   assert done.returncode != 0
   assert 'Traceback' not in done.stderr
   lines = [line for line in done.stderr.splitlines()
@@ -135,20 +155,17 @@ def test_bad_input_is_one_clear_line(flags, words, files, tmp_path):
     ([], '--config'), (['--config=absent.py'], 'absent.py'),
     ([f'--config={_ROOT / "README.md"}'], 'README.md, line'),
     ([_config('digits.py:smok')], "'smok'")])
-def test_bad_config_is_one_clear_line(flags, word, tmp_path):
-  done = _main(*flags, f'--workdir={tmp_path}')
+def test_bad_config_is_one_clear_line(main, flags, word, tmp_path):
+  done = main(*flags, f'--workdir={tmp_path}')
   assert done.returncode != 0
   assert 'Traceback' not in done.stderr
   assert len(done.stderr.splitlines()) == 1
   assert word in done.stderr
 
 
-def test_batch_not_divisible_by_devices(tmp_path):
-  env = {'XLA_FLAGS': '--xla_force_host_platform_device_count=3'}
-  done = subprocess.run(
-      [sys.executable, _ROOT / 'main.py', _config('digits.py'),
-       f'--workdir={tmp_path}'], env=os.environ | env, capture_output=True,
-      text=True, check=False)
+def test_batch_not_divisible_by_devices(main, tmp_path):
+  done = main(_config('digits.py'), f'--workdir={tmp_path}',
+              XLA_FLAGS='--xla_force_host_platform_device_count=3')
   assert done.returncode != 0
   assert done.stderr.splitlines() == [
       'error: Expected synthesis.batch_size=256 divisible by 3 devices; '

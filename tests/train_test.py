@@ -7,29 +7,21 @@ import chex
 import jax
 import numpy as np
 import pytest
+import tiny
 
-from configs import digits
 from ferd_jax import torch_io
 from ferd_jax import train
 from ferd_jax.evaluation import tables
-from ferd_jax.run import experiment
 from ferd_jax.run import state as states
 from ferd_jax.run import work_directory
 
 
 def _config(**changes):
-  config = digits.get_config('smoke')
-  config.num_epochs = 4
-  config.eval.attacks = ('clean',)
-  config.eval.every = 0
-  config.log.samples_every = 0
-  config.update_from_flattened_dict(changes)
-  return config
+  return tiny.config(**{'num_epochs': 4} | changes)
 
 
 def _run(config, workdir, **kwargs):
-  run = experiment.build(config)
-  work_directory.claim(workdir, run.identity)
+  run = tiny.claim(config, workdir)
   return run, train.train(run, workdir, **kwargs)
 
 
@@ -137,7 +129,6 @@ def test_student_is_exported_for_pytorch(whole):
   assert card['student']['arch'] == run.config.student.arch
   # Also what no key tells.
   assert card['student']['activation'] == 'relu'
-  assert card['student']['shortcut'] == run.student.shortcut
   text = (workdir / 'export' / 'model_card.md').read_text()
   assert tables.text(results) in text and '0.1; seed 0, epoch 4 of 4' in text
 
@@ -147,8 +138,7 @@ def test_second_epoch_compiles_nothing(mode, tmp_path, monkeypatch):
   # With a point of the learning curve and a sample grid in every epoch.
   config = _config(num_epochs=4, warmup_epochs=0, parallel=mode,
                    **{'eval.every': 1, 'log.samples_every': 1})
-  run = experiment.build(config)
-  work_directory.claim(tmp_path, run.identity)
+  run = tiny.claim(config, tmp_path, 4)
   compiled = [[]]
   save = work_directory.Checkpoints.save
 
@@ -174,7 +164,7 @@ def test_non_finite_loss_stops_and_keeps_the_last_good_epoch(
     tmp_path, monkeypatch):
   config = _config()
   _run(config, tmp_path, stop_after=2)
-  run = experiment.build(config)
+  run = tiny.build(config)
   restore = work_directory.Checkpoints.restore
 
   def poisoned(self, like, epoch):
@@ -259,7 +249,7 @@ def test_damaged_checkpoint_is_named(whole, tmp_path):
 
 
 def test_evaluation_without_a_checkpoint(tmp_path):
-  run = experiment.build(_config())
+  run = tiny.build(_config())
   with pytest.raises(ValueError, match='train first'):
     work_directory.claim(tmp_path, run.identity, start=False)
   assert not list(tmp_path.iterdir())
@@ -277,8 +267,7 @@ def test_evaluation_of_an_unfinished_run_does_not_finish_it(whole, tmp_path):
 def test_workdir_without_a_checkpoint_takes_another_config(tmp_path):
   # A corrected setting must not be refused for what never ran.
   for seed in (1, 2):
-    run = experiment.build(_config(seed=seed))
-    work_directory.claim(tmp_path, run.identity)
+    tiny.claim(_config(seed=seed), tmp_path)
   assert json.loads((tmp_path / 'config.json').read_text())['seed'] == 2
 
 
@@ -292,7 +281,7 @@ def test_damaged_config_of_a_workdir_is_named(whole, tmp_path):
 
 def test_workdir_of_another_config(whole):
   run, workdir, _ = whole
-  other = experiment.build(_config(seed=3, **{'inner.gamma': 0.1}))
+  other = tiny.build(_config(seed=3, **{'inner.gamma': 0.1}))
   with pytest.raises(ValueError) as error:
     work_directory.claim(workdir, other.identity)
   message = str(error.value)
@@ -303,7 +292,7 @@ def test_workdir_of_another_config(whole):
 
 def test_workdir_takes_other_evaluation_settings(whole):
   run, workdir, _ = whole
-  other = experiment.build(_config(**{'eval.batch_size': 8,
+  other = tiny.build(_config(**{'eval.batch_size': 8,
                                       'max_minutes': 3.}))
   work_directory.claim(workdir, other.identity)
 
@@ -314,12 +303,12 @@ def test_saved_student_is_evaluated_otherwise(whole, tmp_path):
   shutil.copytree(workdir, copy)
   path = tmp_path / 'own.npz'
   np.savez(path, x=np.zeros((6, 8, 8, 1), np.uint8), y=np.arange(6) + 4)
-  run = experiment.build(_config(eps=0.05, **{
+  run = tiny.build(_config(eps=0.05, **{
       'data.name': str(path), 'data.noise_examples': 0}))
   with pytest.raises(ValueError, match='data.name is .* eps is 0.05'):
     work_directory.claim(copy, run.identity)  # to go on with the training
   work_directory.claim(copy, run.identity, start=False)
-  other = experiment.build(_config(seed=3))
+  other = tiny.build(_config(seed=3))
   with pytest.raises(ValueError, match='seed is 3'):  # another student
     work_directory.claim(copy, other.identity, start=False)
   evaluation = train.evaluate_run(run, copy)
@@ -336,7 +325,7 @@ def test_results_of_another_run_are_not_taken_for_this_ones(whole, tmp_path):
     work_directory.claim(tmp_path, run.identity)
   shutil.copy(workdir / 'config.json', tmp_path)
   work_directory.claim(tmp_path, run.identity)
-  other = experiment.build(_config(seed=3))
+  other = tiny.build(_config(seed=3))
   with pytest.raises(ValueError, match='seed is 3, was 0'):
     work_directory.claim(tmp_path, other.identity)
 

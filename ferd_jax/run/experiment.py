@@ -386,11 +386,11 @@ def _teacher(group, options, config, info, parallel):
       arch, select = entry.arch, select or entry.select
       given = entry.options_with(given)
       path, published = path or robustbench.fetch(entry), entry.clean
-  if not path:
-    raise ValueError(_no_file(group, options, config.data.name))
   with validate.named(group):
     if arch != loading.AUTO:  # Mistakes in it come before those of a file.
       models.build(arch, info.num_classes, **given)
+  if not path:
+    raise ValueError(_no_file(group, options, config.data.name))
   with validate.named(f'{group}.path'):
     loaded = loading.load(
         pathlib.Path(path).expanduser(), arch=arch, options=given,

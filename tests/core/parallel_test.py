@@ -6,12 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 
-from configs import digits
 from ferd_jax import train
 from ferd_jax.core import parallel
 from ferd_jax.models import frozen as frozens
-from ferd_jax.run import experiment
 from ferd_jax.run import method as methods
 from ferd_jax.run import state as states
 from ferd_jax.synthesis import pool as pools
@@ -27,9 +26,7 @@ def _cast(tree, dtype):
 
 def _epoch(mode, num_devices, dtype, num_steps):
   """Returns all that an epoch of both phases computes, on the host."""
-  config = digits.get_config('smoke')
-  config.parallel = mode
-  config.warmup_epochs = 0
+  config = tiny.config(parallel=mode, warmup_epochs=0)
   config.synthesis.steps = config.distill.steps = num_steps
   assert config.sampler.name == 'margin_softmax'
   # The paper's. Adam divides a gradient by its size: where that is rounding,
@@ -39,7 +36,7 @@ def _epoch(mode, num_devices, dtype, num_steps):
   config.synthesis.bottleneck.mask = 'global'
   config.synthesis.bottleneck.learning_rate = 6.
   config.augment.flip = True
-  run = experiment.build(config, tuple(jax.devices()[:num_devices]))
+  run = tiny.build(config, num_devices)
   method, place = run.method, run.parallel.replicate
   state = place(_cast(states.init(method, config.seed), dtype))
   # Latents of a freshly initialised net hardly vary.

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import noting
 import numpy as np
 import pytest
+import tiny
 
 import ferd_jax
 from ferd_jax import attacks
@@ -29,7 +30,7 @@ _REAL = pathlib.Path(__file__).parents[3] / 'shared' / 'data'
 
 @pytest.fixture(scope='module')
 def net():
-  model = models.build('cifar_resnet8', 3, width=4)
+  model = tiny.TwoLayers(3)
   return model, models.init_variables(model, jax.random.key(0), (8, 8, 1))
 
 

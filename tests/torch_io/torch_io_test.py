@@ -675,7 +675,7 @@ def test_torch_files_that_are_refused(torch, tmp_path):
   path = tmp_path / 'net.pt'
   torch.save({'a': torch.zeros(1), 'args': Unsafe()}, path)
   with pytest.raises(ValueError, match=r'net.pt: it contains a pickled '
-                                       r'torch_io_test\.Unsafe') as error:
+                                       r'.*torch_io_test\.Unsafe') as error:
     torch_io.read_state_dict(path)
   assert '\n' not in str(error.value)
   torch.jit.script(torch.nn.Linear(1, 1)).save(path)
