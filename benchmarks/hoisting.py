@@ -10,9 +10,8 @@ turns, each for at least `--seconds`; the table has the medians over rounds, of
 the time that passes and of that which the process gets on all cores. The latter
 counts where other programs run. `turn` is what hoisting does once per attack.
 
-On two cores of an Intel Xeon at 2.8 GHz, JAX 0.10.2, which five to nine other
-programs shared, the first command gave for resnet18, and the second for
-cifar_resnet20:
+On two busy cores of an Intel Xeon at 2.8 GHz, JAX 0.10.2, the first command
+gave for resnet18, and the second for cifar_resnet20:
 
   milliseconds                      by the clock          of the process
   network          batch   plain  hoisted  ratio   plain  hoisted  ratio   turn

@@ -35,6 +35,7 @@ from ferd_jax.evaluation import results
 from ferd_jax.evaluation import robustness
 from ferd_jax.evaluation import tables
 from ferd_jax.run import experiment as experiments
+from ferd_jax.run import settings
 from ferd_jax.run import work_directory
 from ferd_jax.weights import loading
 from ferd_jax.weights import native
@@ -78,18 +79,33 @@ def from_run(workdir: pathlib.Path,
   return train.run_subject(experiment, state, epoch)
 
 
-# Flags of this command by the setting that they replace.
-_FLAGS = {'data.name': '--data', 'data.dir': '--data-dir',
-          'data.split': '--split', 'teacher.path': '--teacher-path'}
+# Flags of this command by the setting that they stand for, of the config's or
+# of a function's.
+_FLAGS = {
+    'data.name': '--data', 'data.dir': '--data-dir', 'data.split': '--split',
+    'teacher.path': '--teacher-path', 'n_examples': '--n-examples',
+    'batch_size': '--batch-size', 'attacks': '--attacks', 'seed': '--seed',
+    'eps': '--eps', 'robustbench': '--robustbench', 'arch': '--arch',
+    'name': '--data', 'split': '--split', 'data_dir': '--data-dir'}
 
 
 def _in_own_words(error):
   """Returns the text of an error of the config with this command's flags."""
   text = str(error)
   for setting, flag in _FLAGS.items():
-    text = re.sub(rf'(^|Expected |set ){re.escape(setting)}(?=[:= ])',
+    text = re.sub(rf'(^|Expected |set |: ){re.escape(setting)}(?=[:=])',
                   rf'\g<1>{flag}', text)
-  return text
+  return text + _registered(error)
+
+
+def _registered(error):
+  """Returns what to do about a network or part that a config registers."""
+  name = getattr(error, 'name', '')
+  if name not in ('student.arch', *(f'{group}.name' for group in
+                                    settings.REGISTRIES)):
+    return ''
+  return (' What a config registers is known to main.py alone: python main.py '
+          '--config=FILE --mode=evaluate.')
 
 
 def from_file(path: pathlib.Path | None,
@@ -266,7 +282,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         atomic.write_text(epath.Path(args.json),
                           json.dumps(sweep, indent=2) + '\n')
   except (FloatingPointError, OSError, ValueError) as error:
-    sys.exit(f'error: {" ".join(str(error).split())}')
+    sys.exit(f'error: {" ".join(_in_own_words(error).split())}')
   except KeyboardInterrupt:
     kept = _states(args.state_dir) != before
     sys.exit('stopped: interrupted' + (

@@ -12,6 +12,7 @@ from ferd_jax.core import extras
 
 extras.need_training(__name__)
 
+from collections.abc import Callable
 from collections.abc import Iterator
 import contextlib
 import json
@@ -44,6 +45,8 @@ from ferd_jax.weights import loading
 
 EVALUATION = 'evaluation.json'  # of a saved student, at any time
 _AUTOATTACK = 'autoattack'  # states of unfinished evaluations
+# Tags of keys beside those of steps, which are counted from below.
+_ROUNDS, _IMAGES, _MEASURED = (2 ** 32 - 1 - i for i in range(3))
 
 
 class Epoch(NamedTuple):
@@ -88,10 +91,12 @@ def epoch(method: methods.Method, steps: methods.Steps,
   synthesis, rounds = method.synthesis, method.synthesis.rounds
   number = int(state.epoch)
   synthesis_key, student_key, _ = epoch_keys(state)
+  # Steps count upwards from here, the streams of other keys down from the top.
   generator_keys = _keys(method, synthesis_key, 2)
   student_keys = _keys(method, student_key, 1)
   begin_key = _key(method, synthesis_key, 0)
-  image_keys = _keys(method, jax.random.fold_in(synthesis_key, 1), 0)
+  image_keys = _keys(method, _stream(synthesis_key, _IMAGES), 0)
+  fresh_keys = _keys(method, _stream(student_key, _IMAGES), 0)
   logs = {phase: step_log.StepLog(phase, number + 1, on_step)
           for phase in ('synthesis', 'distill')}
 
@@ -99,7 +104,7 @@ def epoch(method: methods.Method, steps: methods.Steps,
   frozen = frozens.Frozen(teachers, student.variables, state.epoch)
   indices = method.parallel.shard(np.arange(synthesis.batch_size))
   phase = steps.begin(state.synthesis, state.sampler.probs, indices, begin_key)
-  for _ in range(rounds.per_epoch):
+  for number_of_round in range(rounds.per_epoch):
     phase = synthesise(steps, phase, frozen, generator_keys,
                        rounds.generator_steps, logs['synthesis'])
     made = None
@@ -110,11 +115,14 @@ def epoch(method: methods.Method, steps: methods.Steps,
       metrics['synthesis/kept_agreement'] = float(
           steps.agreement(images, labels, frozen))
     if number >= method.warmup_epochs:
-      order_key = jax.random.fold_in(student_key, 0)
-      batches = (_pooled(method, pool, order_key) if rounds.pooled else
-                 _fresh(method, steps, phase, frozen, order_key))
-      student = train_student(steps, student, frozen.replace(student=None),
-                              batches, student_keys, logs['distill'])
+      order_key = jax.random.fold_in(
+          _stream(student_key, _ROUNDS) if number_of_round else student_key,
+          number_of_round)
+      next_batch = (_pooled(method, pool, order_key) if rounds.pooled else
+                    _fresh(steps, phase, frozen, fresh_keys))
+      student = train_student(
+          steps, student, frozen.replace(student=None), next_batch,
+          student_keys, rounds.student_steps, logs['distill'])
       frozen = frozen.replace(student=student.variables)
   measured, made = _measured(method, steps, phase, frozen, synthesis_key, made)
   sampler, outer, done = steps.end_epoch(
@@ -151,8 +159,8 @@ def synthesise(steps: methods.Steps, phase: Any, frozen: frozens.Frozen,
 
 def train_student(steps: methods.Steps, student: distill.StudentState,
                   frozen: frozens.Frozen,
-                  batches: Iterator[distill.StudentBatch],
-                  keys: Iterator[jax.Array],
+                  next_batch: Callable[[Any], distill.StudentBatch],
+                  keys: Iterator[jax.Array], num_steps: int,
                   log: step_log.StepLog) -> distill.StudentState:
   """Returns the student after a round of student steps.
 
@@ -160,13 +168,15 @@ def train_student(steps: methods.Steps, student: distill.StudentState,
     steps: compiled functions.
     student: its buffers are used up.
     frozen: teachers and epoch.
-    batches: one a step.
+    next_batch: variables of the student -> the batch of its next step.
     keys: of the steps.
+    num_steps: how many.
     log: gets the metrics.
   """
   def distil() -> Iterator[scalars.Scalars]:
     nonlocal student
-    for batch in batches:
+    for _ in range(num_steps):
+      batch = next_batch(student.variables)
       student, metrics = steps.student(student, batch, frozen, next(keys))
       yield metrics
   log.follow(distil())
@@ -174,35 +184,39 @@ def train_student(steps: methods.Steps, student: distill.StudentState,
 
 
 def _pooled(method, pool, key):
-  """Yields a round's batches from the pool, on the devices."""
-  for images, labels in pool.batches(
-      key, method.distillation.batch_size,
-      method.synthesis.rounds.student_steps):
-    yield distill.StudentBatch(*method.parallel.shard((images, labels)))
+  """Returns what gives a round's batches from the pool, on the devices."""
+  batches = pool.batches(key, method.distillation.batch_size,
+                         method.synthesis.rounds.student_steps)
+  def next_batch(student):
+    del student
+    return distill.StudentBatch(*method.parallel.shard(next(batches)))
+  return next_batch
 
 
-def _fresh(method, steps, phase, frozen, key):
-  """Yields a round's batches, each made for its step alone."""
-  keys = _keys(method, key, 0)
-  for _ in range(method.synthesis.rounds.student_steps):
-    yield distill.StudentBatch(*steps.images(phase, frozen, next(keys)))
+def _fresh(steps, phase, frozen, keys):
+  """Returns what gives a round's batches, each made for its step alone."""
+  def next_batch(student):
+    return distill.StudentBatch(
+        *steps.images(phase, frozen.replace(student=student), next(keys)))
+  return next_batch
 
 
 def _measured(method, steps, phase, frozen, key, made):
   """Returns what the sampler measures, and images to show, on the host."""
   measurement = method.sampler.measurement
-  key = _key(method, key, 1)
   if measurement is None and made is not None:
     return None, made
-  images, labels = steps.measured_images(phase, frozen, key)
+  images, labels = steps.measured_images(
+      phase, frozen, _key(method, _stream(key, _IMAGES), _MEASURED))
   made = made or method.parallel.gather((images, labels))
   if measurement is None:
     return None, made
-  variables = (frozen.student if measurement.network == methods.STUDENT
+  variables = (frozen.student if measurement.network == frozens.STUDENT
                else frozen.teachers[measurement.network])
   if steps.attack is not None:
     indices = method.parallel.shard(np.arange(method.synthesis.batch_size))
-    images = steps.attack(variables, key, images, labels, indices=indices)
+    images = steps.attack(variables, _key(method, key, 1), images, labels,
+                          indices=indices)
   return steps.measure(images, labels, variables), made
 
 
@@ -230,7 +244,8 @@ def train(experiment: experiments.Experiment, workdir: epath.PathLike, *,
   started = time.monotonic()
   workdir, config = epath.Path(workdir), experiment.config
   method, steps = experiment.method, methods.compile_steps(experiment.method)
-  last_epoch = min(stop_after or config.num_epochs, config.num_epochs)
+  last_epoch = config.num_epochs if stop_after is None else min(
+      stop_after, config.num_epochs)
   state = states.init(method, config.seed)
   teachers = experiment.place_teachers()
   curve, made = experiment.learning_curve, _images_per_epoch(method)
@@ -428,23 +443,23 @@ def _last_good(number):
 
 def _check_finite(state: states.TrainState, number: int) -> None:
   """Raises FloatingPointError unless all that would be saved is finite."""
-  state = state.replace(key=())
-  for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+  for path, leaf in jax.tree_util.tree_leaves_with_path(
+      states.without_keys(state)):
     if not np.all(np.isfinite(np.asarray(leaf))):
       raise FloatingPointError(
           f'Not finite: {jax.tree_util.keystr(path)} after epoch {number}.')
 
 
 def _class_metrics(sampler) -> dict:
-  """Returns the class weights for the log."""
-  weights = jax.tree.map(np.asarray, sampler)
+  """Returns what a sampler keeps of each class, for the log."""
+  probs = np.asarray(sampler.probs)
   # A starved class has probability 0 in float32; its logarithm is kept finite.
-  lowest = max(weights.probs.min(), np.finfo(np.float32).tiny)
+  lowest = max(probs.min(), np.finfo(np.float32).tiny)
   values = {'sampler/min_log_prob': float(np.log(lowest)),
-            'sampler/max_prob': float(weights.probs.max()),
-            'sampler/probs': weights.probs.tolist()}
-  if hasattr(weights, 'fragility'):
-    values['sampler/fragility'] = weights.fragility.tolist()
+            'sampler/max_prob': float(probs.max())}
+  for name, value in vars(sampler).items():
+    if np.shape(value) == probs.shape:
+      values[f'sampler/{name}'] = np.asarray(value).tolist()
   return values
 
 
@@ -458,6 +473,11 @@ def _save_samples(workdir, method, number, done):
 def _key(method, key, number):
   """Returns a key of a phase, on every device."""
   return method.parallel.replicate(jax.random.fold_in(key, number))
+
+
+def _stream(key, tag):
+  """Returns the root of keys that are apart from those of an epoch's steps."""
+  return jax.random.fold_in(key, tag)
 
 
 def _keys(method, key, first) -> Iterator[jax.Array]:

@@ -1,19 +1,25 @@
 """Methods unlike FERD fit: toys of each part, and all pairs of parts."""
 
+import dataclasses
 import itertools
 
 import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
 import toys
 
+from ferd_jax import distillation
+from ferd_jax import synthesis
 from ferd_jax import train
+from ferd_jax.core import collectives
 from ferd_jax.run import method as methods
 from ferd_jax.run import settings
 from ferd_jax.run import state as states
 from ferd_jax.run import work_directory
+from ferd_jax.synthesis import base
 from ferd_jax.synthesis import pool as pools
 
 
@@ -31,6 +37,11 @@ def _saved(experiment, workdir, epoch):
   state = states.gathered(experiment.method, state)
   return jax.tree.map(np.asarray, state.replace(
       key=jax.random.key_data(state.key)))
+
+
+def _saved_initial(experiment):
+  return jax.tree.map(np.asarray, states.without_keys(
+      states.init(experiment.method, experiment.config.seed)))
 
 
 def _interrupted_at(phase, number):
@@ -85,7 +96,8 @@ def test_state_of_every_part_moves(whole):
   first, last = (_saved(experiment, workdir, epoch) for epoch in (3, 4))
   # Two rounds of two steps: how much is computed stays the config's.
   assert last.synthesis.steps == first.synthesis.steps + 4 == 16
-  assert not np.array_equal(first.synthesis.pixels, last.synthesis.pixels)
+  initial = _saved_initial(experiment)
+  assert not np.array_equal(initial.synthesis.pixels, last.synthesis.pixels)
   assert not np.array_equal(first.sampler.probs, last.sampler.probs)
   np.testing.assert_allclose(last.sampler.probs.sum(), 1, rtol=1e-5)
   weights = last.student.outer.weights
@@ -184,3 +196,106 @@ def test_fresh_images_need_the_student_s_batch_size():
   config.distill.batch_size = 16
   with pytest.raises(ValueError, match='distill.batch_size=16.*batch_size=8'):
     tiny.build(config)
+
+
+def test_no_key_comes_twice_in_an_epoch(monkeypatch):
+  # Two rounds, fresh images, and a sampler that measures.
+  experiment = tiny.build(_toy_config(warmup_epochs=0))
+  method, seen = experiment.method, []
+  steps = methods.compile_steps(method)
+
+  def noting(name, position):
+    function = getattr(steps, name)
+    def call(*args, **options):
+      seen.append((name, tuple(np.asarray(
+          jax.random.key_data(args[position])).tolist())))
+      return function(*args, **options)
+    return call
+  noted = steps._replace(**{
+      name: noting(name, position) for name, position in (
+          ('begin', 3), ('generate', 2), ('images', 2), ('student', 3),
+          ('measured_images', 2))})
+  pool = pools.Pool.empty(0, method.image_shape)
+  train.epoch(method, noted, states.init(method, 0),
+              experiment.place_teachers(), pool)
+  assert len(seen) == 1 + 2 * 2 + 2 * 2 + 2 * 2 + 1
+  assert len({key for _, key in seen}) == len(seen)
+
+
+def test_rounds_draw_the_pool_in_other_orders(monkeypatch):
+  orders = []
+  plan = pools.index_plan
+  monkeypatch.setattr(pools, 'index_plan', lambda *args: orders.append(
+      plan(*args)) or orders[-1])
+  config = tiny.config(warmup_epochs=0)
+  experiment = tiny.build(config)
+  method = experiment.method
+  ferd = type(method.synthesis)
+  monkeypatch.setattr(ferd, 'rounds', property(
+      lambda self: base.Rounds(1, 4, per_epoch=2)))
+  pool = pools.Pool.empty(3 * 8, method.image_shape)
+  pool.append(np.zeros((8, *method.image_shape)), np.zeros(8))
+  train.epoch(method, methods.compile_steps(method), states.init(method, 0),
+              experiment.place_teachers(), pool)
+  first, second = orders
+  assert not np.array_equal(first[0], second[0])
+  assert pool.count == 24
+
+
+@dataclasses.dataclass(frozen=True)
+class _LooksAtTheStudent(toys.ToySynthesis):
+  """Its images depend on the student, as it is at each step."""
+
+  def images(self, state, frozen, key, *, axis_name=None):
+    images, labels = super().images(state, frozen, key, axis_name=axis_name)
+    bias = jnp.sum(frozen.student['params']['head']['bias'])
+    return jnp.clip(images + 0 * bias, 0, 1), labels
+
+  def end(self, kept, state, *, axis_name=None):
+    # Made of all examples, for all devices.
+    total = collectives.pmean(jnp.mean(state.pixels), axis_name)
+    return state.replace(steps=state.steps + (total > 1e9))
+
+  measured_images = images
+
+
+def test_fresh_images_may_depend_on_the_student():
+  synthesis.SYNTHESES.register('looks', _LooksAtTheStudent)
+  config = _toy_config(warmup_epochs=0)
+  settings.use(config, 'synthesis', 'looks')
+  experiment = tiny.build(config)
+  method = experiment.method
+  done = train.epoch(
+      method, methods.compile_steps(method), states.init(method, 0),
+      experiment.place_teachers(), pools.Pool.empty(0, method.image_shape))
+  assert done.state.epoch == 1
+
+
+def test_choice_by_synthetic_images_needs_a_pool():
+  config = _toy_config(**{'eval.select': 'synthetic_pgd', 'eval.every': 1})
+  with pytest.raises(ValueError, match="eval.select='synthetic_pgd'.*'toy'"):
+    tiny.build(config)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Optional(toys.ToyOuter):
+  """A setting that may be unset.
+
+  Attributes:
+    scale: of the loss; unset for none.
+  """
+  scale: float | None = None
+
+
+def test_setting_of_one_s_own_that_may_be_unset():
+  distillation.OUTERS.register('optional', _Optional)
+  config = tiny.config()
+  settings.use(config, 'outer', 'optional')
+  config.lock()
+  config.outer.scale = 0.5
+  assert tiny.build(config).method.distillation.outer.scale == 0.5
+  config.outer.scale = None
+  assert tiny.build(config).method.distillation.outer.scale is None
+  assert settings.may_be_unset('outer.scale', config)
+  assert not settings.may_be_unset('outer.rate', config)
+  assert set(settings.meanings(config)) >= {'outer.scale', 'outer.rate'}

@@ -37,6 +37,9 @@ class ToySynthesis:
   """Pixels that the teacher is sure of, never begun anew.
 
   Attributes:
+    teacher: module.
+    image_shape: (H, W, channels).
+    student_steps: a round.
     steps: generator steps a round.
     batch_size: images at a time.
     rate: of gradient descent.
@@ -47,7 +50,7 @@ class ToySynthesis:
   student_steps: int
   steps: int = 1
   batch_size: int = 8
-  rate: float = 0.5
+  rate: float = 1e3
   noise: float = 0.05
 
   samples_labels = False
@@ -61,8 +64,8 @@ class ToySynthesis:
     shape = (self.batch_size, *self.image_shape)
     return Canvas(jax.random.normal(key, shape), jnp.zeros([], jnp.int32))
 
-  def begin(self, kept, probs, indices, key):
-    del probs, indices, key
+  def begin(self, kept, probs, indices, key, *, axis_name=None):
+    del probs, indices, key, axis_name
     return kept
 
   def step(self, state, frozen, key, *, axis_name=None):
@@ -87,8 +90,8 @@ class ToySynthesis:
 
   measured_images = images
 
-  def end(self, kept, state):
-    del kept
+  def end(self, kept, state, *, axis_name=None):
+    del kept, axis_name
     return state
 
   def specs(self):
@@ -134,6 +137,8 @@ class ToyInner:
   """Drives student and teacher apart, harder for classes of large weight.
 
   Attributes:
+    eps: radius.
+    step_size: in the unit of the images.
     steps: how many.
   """
   eps: float

@@ -16,6 +16,7 @@ from ferd_jax.attacks import geometry
 from ferd_jax.attacks import inputs
 from ferd_jax.attacks import square
 from ferd_jax.core import parallel as parallels
+from ferd_jax.core import reporting
 from ferd_jax.core import validate
 
 # The attacks of each version, in order.
@@ -159,7 +160,8 @@ class AutoAttack:
                x: np.ndarray, y: np.ndarray, *, batch_size: int = 256,
                individual: bool = False,
                state_file: os.PathLike | str | None = None,
-               save_every: float = 60., progress: bool = True,
+               save_every: float = 60.,
+               progress: bool | reporting.Reporter = True,
                parallel: parallels.Parallel | None = None
                ) -> ensemble.Result:
     """Attacks all images and says which are robust.
@@ -183,7 +185,7 @@ class AutoAttack:
       save_every: seconds between two states; one is also kept after every
         attack and on interruption.
       progress: whether to show on stderr what was found, and how long it will
-        take.
+        take; or a reporter of `core.reporting` that does.
       parallel: mapping over devices; default: all.
 
     Returns:
@@ -200,7 +202,9 @@ class AutoAttack:
     session = ensemble.Session(
         self.members, logits_fn, key, x, y, batch_size=batch_size,
         individual=individual, parallel=parallel or parallels.create(),
-        progress=progress, stochastic=self._stochastic, settings={
+        reporter=(reporting.TERMINAL if progress is True else
+                  progress or reporting.SILENT),
+        stochastic=self._stochastic, settings={
             'version': self.version, 'norm': self.norm, 'eps': self.eps,
             'bounds': self.bounds})
     return session.finish(state_file, save_every)

@@ -140,7 +140,8 @@ class Session:
   def __init__(self, members: Callable[[int], dict[str, attacks.Attack]],
                logits_fn: attacks.LogitsFn, key: jax.Array, x: np.ndarray,
                y: np.ndarray, *, batch_size: int, individual: bool,
-               parallel: parallels.Parallel, progress: bool, stochastic: bool,
+               parallel: parallels.Parallel, reporter: reporting.Reporter,
+               stochastic: bool,
                settings: dict[str, Any]):
     """Checks everything that can be without evaluating the model.
 
@@ -153,7 +154,7 @@ class Session:
       batch_size: over all devices.
       individual: whether every attack gets all correct images.
       parallel: mapping over devices.
-      progress: whether to show it.
+      reporter: shows how far it is.
       stochastic: whether the model takes a key.
       settings: of the attacks, JSON values.
 
@@ -189,7 +190,7 @@ class Session:
         'images': len(y), 'seed': jax.random.key_data(self._key).tolist(),
         'dtype': str(x.dtype), 'jax': jax.__version__,
         'ferd_jax': ferd_jax.__version__}
-    self._display = _Display(progress and jax.process_index() == 0, len(y))
+    self._display = _Display(reporter, len(y))
 
     self._clean_predictions = self._y.copy()
     # By attack and index, the image that fools the model and its prediction.
@@ -503,9 +504,8 @@ class _Display:
   On a terminal as a bar, elsewhere as a line a minute.
   """
 
-  def __init__(self, active, num_images):
-    self._reporter = (reporting.Terminal(active=True) if active
-                      else reporting.SILENT)
+  def __init__(self, reporter, num_images):
+    self._reporter = reporter
     self._num_images = num_images
     # What is counted, forward passes, says nothing to a person.
     self._task = self._reporter.task('AutoAttack', unit='')

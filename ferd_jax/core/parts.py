@@ -12,6 +12,7 @@ from collections.abc import Mapping
 import dataclasses
 import inspect
 import re
+import typing
 from typing import Any
 
 from ferd_jax.core import validate
@@ -56,6 +57,10 @@ class Registry:
     if not isinstance(part, type) or parameters is None or (
         not parameters.frozen):
       raise ValueError(f'Expected {part!r} to be a frozen dataclass.')
+    for field in dataclasses.fields(part):
+      if field.default_factory is not dataclasses.MISSING:
+        raise ValueError(f'Expected {part.__qualname__}.{field.name} to have a '
+                         'default, not a default_factory.')
     self._parts[name] = part
 
   def find(self, name: str) -> type:
@@ -74,6 +79,15 @@ class Registry:
   def defaults(self, name: str) -> dict[str, Any]:
     """Returns the settings of a part with their defaults, groups as dicts."""
     return {'name': name} | _defaults(self.find(name))
+
+  def optional(self, name: str) -> dict[str, type]:
+    """Returns the settings of a part that are unset by default, and types."""
+    part = self.find(name)
+    hints = typing.get_type_hints(part)
+    return {field.name: next(
+        (kind for kind in typing.get_args(hints[field.name])
+         if kind is not type(None)), str)
+            for field in _settings(part) if field.default is None}
 
   def meanings(self, name: str) -> dict[str, str]:
     """Returns the meanings of a part's settings, by dotted name."""
@@ -125,11 +139,13 @@ def _meanings(part):
 
 def _attributes(part):
   """Returns the texts below `Attributes:` in a docstring, by name."""
-  document = inspect.getdoc(part) or ''
-  section = re.search(r'^Attributes:\n((?:[ ].*\n|\n)*)', document + '\n',
-                      re.MULTILINE)
   found = {}
-  if section is not None:
+  for base in reversed(part.__mro__):  # A subclass has the last word.
+    document = inspect.cleandoc(vars(base).get('__doc__') or '')
+    section = re.search(r'^Attributes:\n((?:[ ].*\n|\n)*)', document + '\n',
+                        re.MULTILINE)
+    if section is None:
+      continue
     for names, text in re.findall(
         r'^  (\w+(?:, \w+)*): ((?:.*\n)(?:(?:    .*)?\n)*)', section[1],
         re.MULTILINE):

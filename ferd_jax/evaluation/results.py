@@ -21,9 +21,8 @@ from ferd_jax.core import reporting
 from ferd_jax.evaluation import robustness
 from ferd_jax.evaluation import tables
 from ferd_jax.evaluation import target_analysis
+from ferd_jax.models import frozen as frozens
 from ferd_jax.weights import loading
-
-STUDENT = 'student'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,7 +143,7 @@ def evaluate(subject: Subject, protocol: Protocol,
             f'{attack}: {summary["average"]:.2%}, worst class '
             f'{summary["worst"]:.2%}'), reporter=reporter)
     clean = found.get(robustness.CLEAN)
-    if clean is not None and name != STUDENT:
+    if clean is not None and name != frozens.STUDENT:
       doubt = loading.implausible(clean['average'], len(labels), num_classes,
                                   subject.published)
       if doubt:

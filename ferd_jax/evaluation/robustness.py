@@ -206,7 +206,7 @@ class Evaluator:
       result = self.attacks[name](
           jax.tree_util.Partial(self.apply_fn, variables), key, images, labels,
           batch_size=self.batch_size, state_file=state_file,
-          progress=reporter.active, parallel=self.parallel)
+          progress=reporter, parallel=self.parallel)
     per_class = result.per_class(self.num_classes)
     correct = np.bincount(labels[result.robust], minlength=self.num_classes)
     return correct, {

@@ -6,6 +6,7 @@ import flax.struct
 import jax
 
 ROBUST = 'robust'  # The teacher that every run has; others have other names.
+STUDENT = 'student'
 
 
 class Frozen(flax.struct.PyTreeNode):

@@ -13,6 +13,7 @@ import importlib.machinery
 import importlib.util
 import pathlib
 import re
+import sys
 import textwrap
 import traceback
 from typing import NamedTuple
@@ -99,6 +100,9 @@ def load(place: str, root: pathlib.Path) -> config_dict.ConfigDict:
     hint = f' Did you mean {" or ".join(close)}?' if close else ''
     raise ValueError(f'Expected --config={path} to be a file or one of '
                      f'{", ".join(_names(root))}.{hint}')
+  folder = str(file.resolve().parent)
+  if folder not in sys.path:  # Its own modules, such as parts of a method.
+    sys.path.append(folder)
   try:
     spec = importlib.util.spec_from_loader(
         f'_config_{file.stem}', importlib.machinery.SourceFileLoader(
@@ -191,22 +195,44 @@ def _in_force(argv, given, config):
     joined = argv[i].partition('=')[1]
     if value is None:
       continue
-    if value == '' and settings.may_be_unset(name):
+    if value == '' and settings.may_be_unset(name, config):
       group, leaf = _group(config, name)
       group[leaf] = None
       argv[i:i + (1 if joined else 2)] = [None] * (1 if joined else 2)
       continue
-    fraction = _FRACTION.match(value)
-    if fraction and _type(config, name) is float:
-      try:
-        value = repr(float(fraction[1]) / float(fraction[2]))
-      except (ValueError, ZeroDivisionError) as error:
-        raise ValueError(f'Expected --config.{name}={value} to be a number or '
-                         'a fraction, such as 8/255.') from error
+    if _type(config, name) is float:
+      value = _number(name, value)
+    elif _type(config, name) is tuple and not value.startswith(('(', '[')):
+      value = _tuple(name, value)
     argv[i] = f'--config.{name}={value}'
     if not joined:
       argv[i + 1] = None
   return [arg for arg in argv if arg is not None]
+
+
+def _number(name, text):
+  """Returns a fraction as a number's text, any other text as it is."""
+  fraction = _FRACTION.match(text)
+  if fraction is None:
+    return text
+  try:
+    return repr(float(fraction[1]) / float(fraction[2]))
+  except (ValueError, ZeroDivisionError) as error:
+    raise ValueError(f'Expected --config.{name}={text} to be a number or a '
+                     'fraction, such as 8/255.') from error
+
+
+def _tuple(name, text):
+  """Returns items with commas between them, as Python writes a tuple."""
+  items = []
+  for item in filter(None, (item.strip() for item in text.split(','))):
+    item = _number(name, item)
+    try:
+      float(item)
+    except ValueError:
+      item = repr(item)
+    items.append(item)
+  return f'({", ".join(items)},)' if items else '()'
 
 
 def _group(config, name):

@@ -18,6 +18,7 @@ import numpy as np
 import ferd_jax
 from ferd_jax import data
 from ferd_jax import models
+from ferd_jax.core import errors
 from ferd_jax.core import parallel as parallels
 from ferd_jax.core import validate
 from ferd_jax.distillation import distill
@@ -146,6 +147,7 @@ def build(config: config_dict.ConfigDict,
     OSError: if the teacher's file is absent or cannot be read.
   """
   config = _with_unset(config)
+  _check_names(config)
   parallel = parallels.create(config.parallel, devices)
   _check(config)
   with validate.named('data'):
@@ -197,7 +199,7 @@ def _method(config, given, parallel):
         batch_size=options.batch_size, pad=given['pad'], flip=given['flip'])
   measurement = parts['sampler'].measurement
   if measurement is not None and measurement.network not in (
-      methods.STUDENT, *given['teachers']):
+      frozens.STUDENT, *given['teachers']):
     raise validate.SettingError(
         'sampler.name', config.sampler.name, 'to measure a network of the '
         f'run, not {measurement.network!r}.')
@@ -217,8 +219,24 @@ def _identity(config, teachers, student_network, student, given):
       'teacher_networks': {name: loaded.network.json_values()
                            for name, loaded in teachers.items()}}
   if student_network is None:
-    identity['student'] = {'arch': OWN, 'module': repr(student)}
+    identity['student'] = _own(student)
+  if teachers[frozens.ROBUST].network.arch == OWN:
+    identity['teacher'] = _own(given['teacher'])
   return identity
+
+
+def _own(module):
+  """Returns what is known of a module from Python, the same in any process."""
+  return {'arch': OWN, 'module': re.sub(r' at 0x[0-9a-f]+', '', repr(module))}
+
+
+def _check_names(config):
+  """Raises SettingError for a setting that there is not."""
+  known = dict(settings.flat(settings.defaults_like(config)))
+  for name, value in settings.flat(config):
+    if name not in known:
+      raise validate.SettingError(
+          name, value, f'to be a setting.{validate.nearest(name, known)}')
 
 
 def _check(config):
@@ -273,8 +291,13 @@ def _check_batches(config, method):
     with validate.named(group):
       validate.count(batch_size=size)
       validate.divisible(count, 'devices', batch_size=size)
-  if not synthesis.rounds.pooled and (
-      config.distill.batch_size != synthesis.batch_size):
+  if synthesis.rounds.pooled:
+    return
+  if config.eval.select == learning_curve.SYNTHETIC_PGD:
+    raise validate.SettingError(
+        'eval.select', config.eval.select, 'to be another choice: '
+        f'{config.synthesis.name!r} keeps no images to judge by.')
+  if config.distill.batch_size != synthesis.batch_size:
     raise validate.SettingError(
         'distill.batch_size', config.distill.batch_size, 'to be '
         f'synthesis.batch_size={synthesis.batch_size}: '
@@ -284,11 +307,10 @@ def _check_batches(config, method):
 def _check_data(config, info):
   """Raises ValueError for data that the networks cannot take."""
   height, width, channels = info.image_shape
-  if height != width or height % 4 or channels not in (1, 3):
+  if channels not in (1, 3):
     raise ValueError(
         f'Expected image_shape={info.image_shape} of data.name='
-        f'{config.data.name!r} to be square, its side divisible by 4, with 1 '
-        'or 3 channels.')
+        f'{config.data.name!r} to have 1 or 3 channels.')
   if info.num_classes < 2:
     raise ValueError(f'Expected num_classes={info.num_classes} of data.name='
                      f'{config.data.name!r} >= 2.')
@@ -296,7 +318,7 @@ def _check_data(config, info):
     validate.count(0, noise_examples=config.data.noise_examples)
   with validate.named('augment'):
     validate.count(0, pad=config.augment.pad)
-    validate.in_range(0, height - 1, pad=config.augment.pad)
+    validate.in_range(0, min(height, width) - 1, pad=config.augment.pad)
   for name in ('teacher', 'student'):
     for statistic in ('mean', 'std'):
       values = config[name][statistic]
@@ -306,12 +328,27 @@ def _check_data(config, info):
             f'to have {channels} values, one per channel.')
 
 
+def _shapes(group, model, image_shape):
+  """Returns the shapes of a network's variables for images of a shape.
+
+  Raises:
+    ValueError: if it does not take such images, whatever it raises itself.
+  """
+  try:
+    return jax.eval_shape(
+        lambda key: models.init_variables(model, key, image_shape),
+        jax.random.key(0))
+  except Exception as error:  # A network is anybody's code.
+    kind = '' if isinstance(error, ValueError) else f'{type(error).__name__}: '
+    raise ValueError(
+        f'Expected the {group} {type(model).__name__} to take images of shape '
+        f'{image_shape}; {kind}{errors.reason(error)}.') from error
+
+
 def _check_train_mode(student, batch_size, parallel, image_shape):
   """Raises ValueError for a student that cannot be trained."""
   images = jax.ShapeDtypeStruct((batch_size, *image_shape), np.float32)
-  def variables(key):
-    return models.init_variables(student, key, image_shape)
-  shapes = jax.eval_shape(variables, jax.random.key(0))
+  shapes = _shapes('student', student, image_shape)
   if parallel.num_devices > 1 and not forward.synchronises(student, shapes):
     raise ValueError(
         f'Expected {type(student).__name__} to have a field axis_name for its '
@@ -366,7 +403,7 @@ def _teachers(config, info, parallel, own):
     found[frozens.ROBUST], published = _teacher(
         'teacher', config.teacher, config, info, parallel)
   for name, options in config.teachers.items():
-    if name in (frozens.ROBUST, methods.STUDENT):
+    if name in (frozens.ROBUST, frozens.STUDENT):
       raise ValueError(f'Expected teachers.{name} to have another name; '
                        f'{name!r} is taken.')
     found[name], _ = _teacher(f'teachers.{name}', options, config, info,
@@ -416,6 +453,7 @@ def _random_teacher(group, options, config, info, parallel):
   with validate.named(group):
     network = _network(options, info)
     model = network.build()
+  _shapes(group, model, info.image_shape)
   key = states.key_once(jax.random.key(config.seed), states.Once.TEACHER)
   def init(key, *, axis_name=None):
     del axis_name  # Every device computes the same.
@@ -461,19 +499,28 @@ def saved_config(workdir: epath.PathLike) -> config_dict.ConfigDict:
   """
   saved = work_directory.saved_identity(workdir)
   work_directory.check_format(workdir, saved)
-  config = settings.defaults_like(saved)
+  try:
+    config = settings.defaults_like(saved)
+  except (AttributeError, TypeError, ValueError) as error:
+    raise ValueError(f'Cannot read {workdir}/config.json: '
+                     f'{errors.reason(error)}.') from error
   known = dict(settings.flat(config))
   values = {name: value for name, value in settings.flat(saved)
             if name in known}
   unknown = sorted(
       name for name, _ in settings.flat(saved)
       if name not in known and name.partition('.')[0] not in _FOUND)
-  if saved.get('student', {}).get('arch') == OWN:
-    raise ValueError(f'{workdir} has a student that was {OWN}; evaluate it '
+  if OWN in (dict(settings.flat(saved)).get(f'{name}.arch')
+             for name in ('student', 'teacher')):
+    raise ValueError(f'{workdir} has networks that were {OWN}; evaluate it '
                      'there, by train.evaluate_run.')
   if unknown:
     raise ValueError(
         f'{workdir} is a run with settings that this version does not have: '
         f'{", ".join(unknown)}.')
-  config.update_from_flattened_dict(values)
+  try:
+    config.update_from_flattened_dict(values)
+  except (AttributeError, TypeError, ValueError) as error:
+    raise ValueError(f'Cannot read {workdir}/config.json: '
+                     f'{errors.reason(error)}.') from error
   return config

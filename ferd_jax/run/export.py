@@ -98,7 +98,7 @@ def model_card(experiment: experiments.Experiment,
           'num_classes': method.num_classes,
           'image_shape': list(method.image_shape),
           'definition': torch_io.definition(model)},
-      'teacher': identity['teacher'] | teacher | {
+      'teacher': {**identity['teacher'], **teacher} | {
           'digest': identity['teacher_digests'][frozens.ROBUST]},
       'method': _method(experiment.config),
       'seed': results['seed'], 'norm': results['norm'], 'eps': results['eps'],
@@ -129,8 +129,9 @@ def card_text(card: Mapping) -> str:
     pixels = (f'in [0, 1], from which the mean {student["mean"]} is to be '
               f'subtracted and which are divided by {student["std"]} before '
               'the network')
-  file = (teacher['path'].replace('\\', '/').split('/')[-1]
-          or f'RobustBench {teacher["robustbench"]}')
+  file = (teacher.get('path', '').replace('\\', '/').split('/')[-1]
+          or (f'RobustBench {teacher["robustbench"]}'
+              if teacher.get('robustbench') else teacher.get('module', '')))
   return f"""# {results['config']}: {student['arch']}
 
 A student of {card['method']}.

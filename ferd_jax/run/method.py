@@ -18,7 +18,6 @@ from ferd_jax.models import frozen as frozens
 from ferd_jax.synthesis import base
 
 REPLICATED, SHARDED = parallels.REPLICATED, parallels.SHARDED
-STUDENT = 'student'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,28 +69,21 @@ def compile_steps(method: Method) -> Steps:
   step, measurement = method.parallel.compile, sampler.measurement
   batch = distill.StudentBatch(images=SHARDED, labels=SHARDED)
 
-  def on_shard(function):
-    def call(*args, axis_name=None):
-      del axis_name  # Examples do not interact.
-      return function(*args)
-    return call
-
-  def pool_images(*args, axis_name=None):
-    images, labels = synthesis.images(*args, axis_name=axis_name)
+  def labelled(make, needs_labels, *args, axis_name=None):
+    """Returns images and their labels, the teacher's if none are sampled."""
+    images, labels = make(*args, axis_name=axis_name)
     chex.assert_shape(images, (None, *method.image_shape))
-    if labels is None and synthesis.rounds.pooled:
-      labels = _predictions(teacher, args[1].teachers[frozens.ROBUST], images)
-    return images, labels
-
-  def measured_images(*args, axis_name=None):
-    images, labels = synthesis.measured_images(*args, axis_name=axis_name)
-    if labels is None:
-      labels = _predictions(teacher, args[1].teachers[frozens.ROBUST], images)
-    return images, labels
+    if synthesis.samples_labels:
+      chex.assert_shape(labels, images.shape[:1])
+      return images, labels
+    if not needs_labels:
+      return images, None  # Each student step predicts them for its own view.
+    logits = forward.logits(teacher, args[1].teachers[frozens.ROBUST], images)
+    return images, jnp.argmax(logits, axis=-1).astype(jnp.int32)
 
   attack = measure = None
   if measurement is not None:
-    network = (settings.student if measurement.network == STUDENT
+    network = (settings.student if measurement.network == frozens.STUDENT
                else settings.teachers[measurement.network])
     if measurement.attack is not None:
       attack = attacks.jit(
@@ -101,32 +93,30 @@ def compile_steps(method: Method) -> Steps:
         functools.partial(_measure, measurement, network, method.num_classes),
         (SHARDED, SHARDED, REPLICATED), REPLICATED)
   return Steps(
-      begin=step(on_shard(synthesis.begin),
+      begin=step(synthesis.begin,
                  (kept, REPLICATED, SHARDED, REPLICATED), phase),
       generate=step(scalars.packed(synthesis.step),
                     (phase, REPLICATED, REPLICATED), (phase, REPLICATED),
                     donate=(0,)),
-      images=step(pool_images, (phase, REPLICATED, REPLICATED),
-                  (SHARDED, SHARDED)),
+      images=step(
+          functools.partial(labelled, synthesis.images,
+                            synthesis.rounds.pooled),
+          (phase, REPLICATED, REPLICATED), (SHARDED, SHARDED)),
       agreement=step(functools.partial(_agreement, teacher),
                      (SHARDED, SHARDED, REPLICATED), REPLICATED),
-      end=step(on_shard(synthesis.end), (kept, phase), kept),
+      end=step(synthesis.end, (kept, phase), kept),
       student=step(
           scalars.packed(functools.partial(distill.step, settings)),
           (REPLICATED, batch, REPLICATED, REPLICATED),
           (REPLICATED, REPLICATED), donate=(0,)),
-      measured_images=step(measured_images, (phase, REPLICATED, REPLICATED),
-                           (SHARDED, SHARDED)),
+      measured_images=step(
+          functools.partial(labelled, synthesis.measured_images, True),
+          (phase, REPLICATED, REPLICATED), (SHARDED, SHARDED)),
       attack=attack, measure=measure,
       end_epoch=step(
           functools.partial(_end_epoch, sampler, settings.outer),
           (REPLICATED, REPLICATED, REPLICATED, REPLICATED),
           (REPLICATED, REPLICATED, REPLICATED)))
-
-
-def _predictions(model, variables, images):
-  return jnp.argmax(forward.logits(model, variables, images),
-                    axis=-1).astype(jnp.int32)
 
 
 def _agreement(model, images, labels, frozen, *, axis_name=None):

@@ -156,7 +156,12 @@ def use(config: config_dict.ConfigDict, group: str, part: str,
       raise validate.SettingError(
           f'{group}.{name}', value, f'to be a setting of {part!r}, which has '
           f'{", ".join(values)}.')
-  config[group] = config_dict.ConfigDict(values | kept | settings)
+  values |= kept | settings
+  config[group] = config_dict.ConfigDict(values)
+  for name, kind in REGISTRIES[group].optional(part).items():
+    config[group][name] = config_dict.placeholder(kind)
+    if values[name] is not None:
+      config[group][name] = values[name]
 
 
 def flat(config: Mapping[str, Any], prefix: str = ''
@@ -190,9 +195,13 @@ def defaults_like(values: Mapping[str, Any]) -> config_dict.ConfigDict:
   return config
 
 
-def may_be_unset(name: str) -> bool:
-  """Returns whether a setting, by dotted name, may have no value."""
+def may_be_unset(name: str, config: config_dict.ConfigDict) -> bool:
+  """Returns whether a setting of a config, by dotted name, may have no value.
+  """
   *groups, leaf = name.split('.')
+  if groups and groups[0] in REGISTRIES:
+    registry = REGISTRIES[groups[0]]
+    return leaf in registry.optional(config[groups[0]].name)
   table = _GROUPS.get(groups[0], {}) if groups else _RUN
   if groups and groups[0] == 'teachers':
     table = _TEACHER
@@ -236,6 +245,10 @@ def give_way(config: config_dict.ConfigDict,
     for name in network.split('.'):
       settings = settings[name]
     arch = given.get(f'{network}.arch')
+    if arch and given.get(f'{network}.robustbench'):
+      raise validate.SettingError(
+          f'{network}.arch', arch, f'not to be given beside {network}.'
+          'robustbench, which has its own.')
     if arch is not None and arch != settings.arch:
       for option in _NETWORK:
         settings[option] = None

@@ -92,6 +92,15 @@ def _per_example(method, kept, place):
       specs, kept)
 
 
+def without_keys(state: TrainState) -> TrainState:
+  """Returns a state with the data of PRNG keys in their place, as on disk."""
+  def data(leaf):
+    if jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+      return jax.random.key_data(leaf)
+    return leaf
+  return jax.tree.map(data, state)
+
+
 def host_key(state: TrainState) -> jax.Array:
   """Returns the root key on this host's default device."""
   return jax.random.wrap_key_data(np.asarray(jax.random.key_data(state.key)))

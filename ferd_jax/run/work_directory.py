@@ -43,6 +43,7 @@ _FREE = ('data.dir', 'eval.attacks', 'eval.autoattack_examples',
 _FREE_TO_EVALUATE = ('data', 'eps', 'eval.curve_attacks', 'eval.curve_examples',
                      'eval.every', 'step_size')
 RESULTS = 'results.json'
+_ABSENT = object()
 
 
 class Checkpoints:
@@ -136,8 +137,12 @@ class Checkpoints:
       state = self._manager.restore(
           epoch, args=ocp.args.StandardRestore(abstract))
     except Exception as error:  # Orbax and TensorStore raise many kinds.
-      raise OSError(f'Cannot read {path}: {errors.reason(error)}. Without this '
-                    'directory the run goes on from the one before.'
+      earlier = [step for step in self._manager.all_steps() if step < epoch]
+      advice = (f'Without this directory the run goes on from epoch '
+                f'{max(earlier)}.' if earlier else
+                'There is no earlier one: without the work directory the run '
+                'starts anew.')
+      raise OSError(f'Cannot read {path}: {errors.reason(error)}. {advice}'
                     ) from error
     return states.placed(self._method, state)
 
@@ -190,6 +195,8 @@ def claim(workdir: epath.PathLike, config: Mapping[str, Any], *,
     old = saved_identity(workdir)
     check_format(workdir, old)
     changes = [
+        f'{key} was {old_value!r}, and is no setting of this version'
+        if new_value is _ABSENT else
         f'{key} is {new_value!r}, was {old_value!r}'
         for key, new_value, old_value in _differences(new, old)
         if not any(key == name or key.startswith(f'{name}.')
@@ -260,7 +267,7 @@ def _differences(new, old):
   for name in sorted(new_values.keys() | old_values.keys()):
     if name == 'ferd_jax':
       continue
-    new_value = new_values.get(name)
+    new_value = new_values.get(name, _ABSENT)
     old_value = old_values.get(name, default.get(name))
     if new_value != old_value:
       yield name, new_value, old_value
@@ -270,9 +277,8 @@ def _tree_differences(like, saved):
   """Returns in what a saved tree differs from an expected one, or nothing."""
   if saved is None:
     return ''
-  like = like.replace(key=jax.random.key_data(like.key))  # As it is saved.
   expected = {_path(path): tuple(np.shape(leaf)) for path, leaf in
-              jax.tree_util.tree_leaves_with_path(like)}
+              jax.tree_util.tree_leaves_with_path(states.without_keys(like))}
   listed = {
       'it lacks': sorted(expected.keys() - saved.keys()),
       'it has besides': sorted(saved.keys() - expected.keys()),

@@ -57,8 +57,8 @@ class Synthesis(Protocol):
     rounds: how an epoch goes on.
     batch_size: images that it makes at a time, over all devices.
     samples_labels: whether images are made for labels that are drawn by the
-      sampler's probabilities; else `images` returns None for them, and the
-      labels are what the `ROBUST` teacher predicts.
+      sampler's probabilities; else those that `images` returns are not looked
+      at, and the labels are what the `ROBUST` teacher predicts.
   """
   rounds: Rounds
   batch_size: int
@@ -75,7 +75,7 @@ class Synthesis(Protocol):
     """
 
   def begin(self, kept: Any, probs: jax.Array, indices: jax.Array,
-            key: jax.Array) -> Any:
+            key: jax.Array, *, axis_name: str | None = None) -> Any:
     """Returns the state of a generator phase, at the start of an epoch.
 
     Args:
@@ -84,6 +84,8 @@ class Synthesis(Protocol):
       indices: int `[B]`, positions in the global batch of this shard's
         examples; what is drawn for an example depends on its position.
       key: typed PRNG key of this epoch.
+      axis_name: mapped axis over which the examples are sharded: what is made
+        of them for all devices needs a collective.
     """
 
   def step(self, state: Any, frozen: frozens.Frozen, key: jax.Array, *,
@@ -103,7 +105,8 @@ class Synthesis(Protocol):
              ) -> tuple[jax.Array, jax.Array | None]:
     """Returns images `[B, H, W, C]` in [0, 1] to train on, and labels `[B]`.
 
-    Those that a round leaves, or, without a pool, new ones at every call.
+    Those that a round leaves, or, without a pool, new ones at every call, for
+    the student as it is then.
     """
 
   def measured_images(self, state: Any, frozen: frozens.Frozen,
@@ -111,7 +114,8 @@ class Synthesis(Protocol):
                       ) -> tuple[jax.Array, jax.Array | None]:
     """Returns the images and labels that the sampler measures."""
 
-  def end(self, kept: Any, state: Any) -> Any:
+  def end(self, kept: Any, state: Any, *,
+          axis_name: str | None = None) -> Any:
     """Returns what is kept of a phase for the next epoch."""
 
   def specs(self) -> tuple[Any, Any]:

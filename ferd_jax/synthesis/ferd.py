@@ -28,7 +28,6 @@ from ferd_jax.models import forward
 from ferd_jax.models import frozen as frozens
 from ferd_jax.synthesis import base
 from ferd_jax.synthesis import bottleneck as bottlenecks
-from ferd_jax.synthesis import losses as generator_losses
 from ferd_jax.weights import native
 
 KEEP = ('best', 'last')
@@ -136,6 +135,11 @@ class Ferd:
     validate.count(steps=self.steps, batch_size=self.batch_size, nz=self.nz,
                    width=self.width)
     validate.divisible(2, 'channels', width=self.width)
+    side, width, _ = self.image_shape
+    if side != width or side % 4:
+      raise ValueError(
+          f'Expected square images, their side divisible by 4, not '
+          f'{self.image_shape}: the generator makes no others.')
     validate.positive(generator_lr=self.generator_lr, latent_lr=self.latent_lr)
     validate.non_negative(w_bn=self.w_bn, w_oh=self.w_oh, w_adv=self.w_adv,
                           w_uni=self.w_uni, pad=self.pad)
@@ -214,9 +218,10 @@ class Ferd:
     return models.init_variables(self.generator_module, key, (self.nz,))
 
   def begin(self, kept: Any, probs: jax.Array, indices: jax.Array,
-            key: jax.Array) -> SynthesisState:
+            key: jax.Array, *,
+            axis_name: str | None = None) -> SynthesisState:
     """Returns the state of a new phase: generator, latents and labels."""
-    del kept
+    del kept, axis_name
     generator_key, example_key = jax.random.split(key)
     keys = collectives.example_keys(example_key, indices)
     log_probs = jnp.log(probs)
@@ -334,7 +339,7 @@ class Ferd:
     if self.w_bn:
       running = teacher['batch_stats']
       terms['bn'] = sum(
-          generator_losses.moment_gap(found, running, axis_name=axis_name)
+          losses.moment_gap(found, running, axis_name=axis_name)
           for found in moments)
     if self.w_oh:
       terms['oh'] = jnp.mean(losses.cross_entropy(logits, labels))
@@ -387,9 +392,10 @@ class Ferd:
     return (examples.best_images if self.measured == 'best'
             else examples.view), examples.labels
 
-  def end(self, kept: Any, state: SynthesisState) -> dict[str, Any]:
+  def end(self, kept: Any, state: SynthesisState, *,
+          axis_name: str | None = None) -> dict[str, Any]:
     """Returns the generator's variables."""
-    del kept
+    del kept, axis_name
     return {'params': state.generator.params,
             'batch_stats': state.generator.batch_stats}
 

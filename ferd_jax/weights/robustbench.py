@@ -153,8 +153,8 @@ def fetch(teacher: Teacher,
       raise OSError(
           f'The file of {teacher.id} is not there and could not be downloaded '
           f'({errors.reason(error)}). Get it from {teacher.address} and put it '
-          f'at {path}, or set teacher.path to where it is; {_LIST} shows the '
-          'others.') from None
+          f'at {path}, or name it where it is (of a config: teacher.path); '
+          f'{_LIST} shows the others.') from None
   return path
 
 

@@ -44,6 +44,9 @@ def test_config_of_a_name_is_found_from_elsewhere(tmp_path, monkeypatch):
     ('--noconfig.augment.flip', 'augment.flip', False),
     ('--config.augment.flip', 'augment.flip', True),
     ('--config.data.dir=', 'data.dir', ''),
+    ('--config.eval.attacks=clean,pgd20', 'eval.attacks', ('clean', 'pgd20')),
+    ('--config.teacher.mean=1/2', 'teacher.mean', (0.5,)),
+    ('--config.teacher.std=0.2, 1/4', 'teacher.std', (0.2, 0.25)),
     ('--config.synthesis.bottleneck.beta=1/4', 'synthesis.bottleneck.beta',
      0.25),
     ('--config.sampler.name=uniform', 'sampler.name', 'uniform'),
@@ -128,3 +131,12 @@ def test_help_has_every_setting_with_value_and_meaning():
   assert "--config.sampler.name='margin_softmax'" in text
   assert '--config.step_size=\n' in text
   assert max(map(len, text.splitlines())) <= 100
+
+
+def test_modules_beside_a_config_are_found(tmp_path):
+  (tmp_path / 'beside_it.py').write_text('NAME = "found"\n')
+  (tmp_path / 'own.py').write_text(
+      'import beside_it\nfrom configs import digits\n\n'
+      'def get_config():\n  config = digits.get_config()\n'
+      '  config.name = beside_it.NAME\n  return config\n')
+  assert _parse(f'--config={tmp_path / "own.py"}')[0].config.name == 'found'

@@ -3,6 +3,7 @@
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
+import lenet
 import numpy as np
 import pytest
 
@@ -82,7 +83,7 @@ _TEACHER = assets.path('digits_resnet8_adv.safetensors')
     ({'eval.attacks': ('clean', 'clean')}, ['eval.attacks', 'each once']),
     ({'eval.curve_attacks': ()}, ['eval.curve_attacks=()']),
     ({'data.name': 'five.npz'}, ['(8, 8, 5)', '1 or 3 channels']),
-    ({'data.name': 'wide.npz'}, ['(8, 12, 3)', 'square']),
+    ({'data.name': 'wide.npz'}, ['synthesis: ', '(8, 12, 3)', 'square']),
     ({'data.name': 'single.npz'}, ['num_classes=1']),
     ({'data.name': 'small.npz'}, ["synthesis.tap='layer3'", '(1, 1, 16)']),
 ])
@@ -195,3 +196,26 @@ def test_student_whose_statistics_are_not_synchronised():
   with pytest.raises(ValueError, match='Plain to have a field axis_name'):
     experiment.build(digits.get_config('smoke'), tuple(jax.devices()[:2]),
                      student=Plain())
+
+
+@pytest.mark.parametrize('name, words', [
+    ('eval.evry', ['eval.evry=2', 'mean eval.every']),
+    ('sed', ['sed=2', 'mean seed']), ('sampler.range', ['sampler.range=2'])])
+def test_misspelt_setting_in_a_config(name, words):
+  config = digits.get_config('smoke')
+  group, _, leaf = name.rpartition('.')
+  (config[group] if group else config)[leaf] = 2
+  with pytest.raises(ValueError) as error:
+    experiment.build(config)
+  for word in words:
+    assert word in str(error.value)
+
+
+def test_network_that_does_not_take_the_images(monkeypatch):
+  lenet.register(monkeypatch)
+  config = digits.get_config('smoke')
+  config.student.arch, config.student.width = 'lenet5', None
+  with pytest.raises(ValueError) as error:
+    experiment.build(config)
+  assert 'LeNet5 to take images of shape (8, 8, 1)' in str(error.value)
+  assert '\n' not in str(error.value)

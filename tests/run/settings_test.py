@@ -73,4 +73,10 @@ def test_a_robustbench_id_takes_the_place_of_a_file():
     ('student.final_bn', True), ('absent', False), ('absent.width', False),
     ('sampler.tau', False)])
 def test_may_be_unset(name, expected):
-  assert settings.may_be_unset(name) is expected
+  assert settings.may_be_unset(name, settings.defaults()) is expected
+
+
+def test_another_architecture_beside_a_robustbench_id():
+  with pytest.raises(ValueError, match='teacher.arch.*robustbench'):
+    settings.give_way(cifar10.get_config(), {
+        'teacher.arch': 'resnet18', 'teacher.robustbench': 'Rice2020'})

@@ -1,5 +1,6 @@
 """Work directories of this version, of older ones, and damaged ones."""
 
+import functools
 import json
 import shutil
 
@@ -8,9 +9,9 @@ import numpy as np
 import pytest
 import tiny
 
+from ferd_jax import models
 from ferd_jax import train
 from ferd_jax.run import experiment as experiments
-from ferd_jax.run import settings
 from ferd_jax.run import state as states
 from ferd_jax.run import work_directory
 
@@ -54,29 +55,44 @@ def test_setting_that_an_older_run_did_not_have_had_its_default(whole, copy):
   other = tiny.build(tiny.config(num_epochs=2, **{'inner.source': 'teacher'}))
   with pytest.raises(ValueError, match="inner.source is 'teacher', was 'stud"):
     work_directory.claim(copy, other.identity)
-  config = experiments.saved_config(_as_named(copy))
+  config = experiments.saved_config(copy)
   assert config.inner.source == 'student' and not config.teachers
-
-
-def _as_named(workdir):
-  """Makes a run of named networks out of one of Python's."""
-  _change(workdir, student=settings.defaults().student.to_dict())
-  return workdir
 
 
 def test_setting_that_this_version_does_not_have_is_named(whole, copy):
   experiment, _ = whole
   _change(copy, **{'inner.later': 3})
-  with pytest.raises(ValueError, match='inner.later is None, was 3'):
+  with pytest.raises(ValueError, match='inner.later was 3, and is no setting'):
     work_directory.claim(copy, experiment.identity)
   with pytest.raises(ValueError, match='does not have: inner.later'):
-    experiments.saved_config(_as_named(copy))
+    experiments.saved_config(copy)
 
 
-def test_student_from_python_is_evaluated_there(whole):
-  _, workdir = whole
-  with pytest.raises(ValueError, match='student that was passed from Python'):
-    experiments.saved_config(workdir)
+def test_networks_from_python_are_evaluated_there(tmp_path):
+  model = tiny.TwoLayers(10)
+  variables = models.init_variables(model, jax.random.key(0), (8, 8, 1))
+  for networks in ({'student': model}, {'teacher': (model, variables)}):
+    workdir = tmp_path / next(iter(networks))
+    tiny.claim(tiny.config(), workdir, **networks)
+    with pytest.raises(ValueError, match='networks that were passed from Pyth'):
+      experiments.saved_config(workdir)
+
+
+def test_module_with_an_address_in_its_name_is_the_same_in_any_process():
+  class Net(tiny.TwoLayers):
+    act: object = functools.partial(jax.nn.leaky_relu, negative_slope=0.2)
+  identity = tiny.build(tiny.config(), student=Net(10)).identity
+  assert 'leaky_relu' in identity['student']['module']
+  assert '0x' not in identity['student']['module']
+
+
+@pytest.mark.parametrize('changes', [
+    {'student': None}, {'sampler': 'x'}, {'eps': 'much'}, {'data': 3}])
+def test_identity_of_other_types(copy, changes):
+  path = copy / 'config.json'
+  path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+  with pytest.raises(ValueError, match=r'config\.json|does not have'):
+    experiments.saved_config(copy)
 
 
 @pytest.mark.parametrize('start', [True, False])
@@ -138,8 +154,8 @@ def test_identity_that_is_none(whole, copy, text):
 def test_teacher_may_move_but_not_change(whole, copy):
   experiment, _ = whole
   config = tiny.config(num_epochs=2)
-  config.teacher.path = 'elsewhere.pt'
-  work_directory.claim(copy, tiny.build(config).identity)
+  _change(copy, **{'teacher.path': 'elsewhere.pt'})
+  work_directory.claim(copy, experiment.identity)
   teacher = experiment.teacher
   variables = jax.tree.map(lambda leaf: leaf + 1, teacher.variables)
   other = tiny.build(config, teacher=(teacher.model, variables))

@@ -22,7 +22,6 @@ from ferd_jax.run import method as methods
 from ferd_jax.synthesis import base
 from ferd_jax.synthesis import bottleneck
 from ferd_jax.synthesis import ferd
-from ferd_jax.synthesis import losses as generator_losses
 
 CLASSES, BATCH, SHAPE, TAP = 3, 4, (8, 8, 1), 'conv2'
 # Compiling for speed takes longer than these tests run.
@@ -228,7 +227,7 @@ def test_bn_is_that_of_the_one_clean_pass(networks):
   @jit
   def clean(teacher):
     moments = forward.logits_and_moments(MODEL, teacher, VIEW)[1]
-    return generator_losses.moment_gap(moments, teacher['batch_stats'])
+    return losses.moment_gap(moments, teacher['batch_stats'])
   expected = clean(teacher_of(networks))
   # Neither the bottleneck's passes nor the masked one enter it.
   without = dataclasses.replace(SETTINGS, w_uni=0.)
@@ -487,7 +486,7 @@ def test_specs_say_what_belongs_to_examples(start):
     ({'w_uni': -1.}, 'w_uni=-1.0'), ({'pad': -1}, 'pad=-1'),
     ({'latent_lr': 0.}, 'latent_lr=0.0'), ({'batch_size': 0}, 'batch_size=0'),
     ({'steps': 0}, 'steps=0'), (dict.fromkeys(WEIGHTS, 0.), 'w_bn=0.0 or one'),
-    ({'image_shape': (1, 1, 1)}, "tap='conv2' to have more than one position"),
+    ({'image_shape': (6, 6, 1)}, 'divisible by 4, not .6, 6, 1.'),
     ({'teacher': nn.Dense(CLASSES)}, 'w_bn=5.0 to be 0'),
     ({'teacher': nn.Dense(CLASSES), 'w_bn': 0.}, 'w_uni=5.0 to be 0')])
 def test_invalid_settings(options, message):
