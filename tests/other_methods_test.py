@@ -273,7 +273,7 @@ def test_fresh_images_may_depend_on_the_student():
 
 def test_choice_by_synthetic_images_needs_a_pool():
   config = _toy_config(**{'eval.select': 'synthetic_pgd', 'eval.every': 1})
-  with pytest.raises(ValueError, match="eval.select='synthetic_pgd'.*'toy'"):
+  with pytest.raises(ValueError, match="select='synthetic_pgd'.*'unlike_ferd'"):
     tiny.build(config)
 
 

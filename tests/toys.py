@@ -212,14 +212,14 @@ def register() -> dict[str, Any]:
   """Registers the toys; returns them by group."""
   found = {'synthesis': ToySynthesis, 'sampler': ToySampler,
            'inner': ToyInner, 'outer': ToyOuter}
-  synthesis.SYNTHESES.register('toy', ToySynthesis)
-  synthesis.SAMPLERS.register('toy', ToySampler)
-  distillation.INNERS.register('toy', ToyInner)
-  distillation.OUTERS.register('toy', ToyOuter)
+  synthesis.SYNTHESES.register('unlike_ferd', ToySynthesis)
+  synthesis.SAMPLERS.register('unlike_ferd', ToySampler)
+  distillation.INNERS.register('unlike_ferd', ToyInner)
+  distillation.OUTERS.register('unlike_ferd', ToyOuter)
   return found
 
 
 def use_all(config) -> None:
   """Puts a toy into every group of a config."""
   for group in register():
-    settings.use(config, group, 'toy')
+    settings.use(config, group, 'unlike_ferd')

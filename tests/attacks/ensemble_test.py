@@ -19,6 +19,7 @@ from ferd_jax.attacks import ensemble
 from ferd_jax.attacks import saved
 from ferd_jax.attacks import slots
 from ferd_jax.core import parallel
+from ferd_jax.core import reporting
 
 NUM_IMAGES, SHAPE, NUM_CLASSES, EPS = 26, (4, 4, 3), 5, 0.02
 X = np.random.default_rng(0).uniform(size=(NUM_IMAGES, *SHAPE)).astype('f')
@@ -183,7 +184,7 @@ def test_an_error_keeps_the_state(monkeypatch, tmp_path):
     interrupted_after(context, 25, error=MemoryError)
     with pytest.raises(MemoryError):
       run(**options)
-  done = np.load(tmp_path / 'state.npz')['attempts_done/square']
+  done = np.load(tmp_path / 'state.npz')['runs_done/square']
   assert done.sum() > 10
   assert_same(run(**options), whole())
 
@@ -222,7 +223,7 @@ def test_warnings_of_all_sessions(monkeypatch, tmp_path):
     with pytest.raises(KeyboardInterrupt):
       run(**options)
   texts = ' '.join(run(**options).warnings)
-  robust = int(np.load(tmp_path / 'state.npz')['attempts_done/ce'].sum())
+  robust = int(np.load(tmp_path / 'state.npz')['runs_done/ce'].sum())
   assert f'ce: the gradient is 0 at the start for {robust} images' in texts
   assert f'targeted: the gradient is 0 at the start for {robust} ' in texts
 
@@ -442,7 +443,7 @@ def test_lines_of_a_run_that_goes_on(capsys, tmp_path):
 
 
 def test_time_left():
-  display = ensemble._Display(False, 3)
+  display = ensemble._Display(reporting.SILENT, 3)
   assert display._left(0) == '00:00'
   assert display._left(1) == '?'  # Nothing was measured.
 

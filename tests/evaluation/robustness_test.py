@@ -118,8 +118,10 @@ def test_what_is_shown(net, examples, monkeypatch, capsys):
   assert not shown()  # Nothing by default.
   reporter = noting.Reporter()
   shown(reporter=reporter)
-  (task,) = reporter.tasks
+  task, autoattack = reporter.tasks
   assert task.started == ('clean', 11, 'image', 0) and task.closed
+  assert autoattack.started[0] == 'AutoAttack' and autoattack.closed
+  assert any('apgd-t: robust accuracy' in line for line in reporter.lines)
   assert task.counts == [4, 4, 3]
   assert 'apgd-t: robust accuracy' in shown(reporter=reporting.TERMINAL)
 
