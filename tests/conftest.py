@@ -11,7 +11,9 @@ os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['XLA_FLAGS'] = ' '.join([
     os.environ.get('XLA_FLAGS', ''),
     '--xla_force_host_platform_device_count=4',
-    '--xla_backend_optimization_level=0'])
+    '--xla_backend_optimization_level=0',
+    # Its emitters of fused loops take XLA half as long again to compile.
+    '--xla_cpu_use_fusion_emitters=false'])
 # Many tests compile the same programs; the processes they start inherit this.
 # Most are single operations, which take longer to compile than to load.
 if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
