@@ -1,6 +1,7 @@
 """Settings for all tests; they must precede the first use of a device."""
 
 import gc
+from importlib import metadata
 import os
 import pathlib
 import tempfile
@@ -12,8 +13,10 @@ os.environ['XLA_FLAGS'] = ' '.join([
     os.environ.get('XLA_FLAGS', ''),
     '--xla_force_host_platform_device_count=4',
     '--xla_backend_optimization_level=0',
-    # Its emitters of fused loops take XLA half as long again to compile.
-    '--xla_cpu_use_fusion_emitters=false'])
+    # With its new emitters of fused loops XLA takes half as long again to
+    # compile; later versions have no others.
+    *(['--xla_cpu_use_fusion_emitters=false']
+      if metadata.version('jaxlib').startswith('0.10.') else [])])
 # Many tests compile the same programs; the processes they start inherit this.
 # Most are single operations, which take longer to compile than to load.
 if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
