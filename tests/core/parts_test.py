@@ -1,6 +1,7 @@
 """Tests of ferd_jax.core.parts: parts by name, their settings and meanings."""
 
 import dataclasses
+import inspect
 import re
 import typing
 
@@ -177,10 +178,10 @@ def test_every_setting_of_a_registered_part_has_a_meaning(known, name):
       set(meanings))
   assert all(meanings.values()), meanings
   # And so has what the run gives.
-  document = part.__doc__
+  document = inspect.cleandoc(part.__doc__)
   for field in dataclasses.fields(part):
     assert field.name in typing.get_type_hints(part)
-    assert re.search(rf'^    (\w+, )*{field.name}(, \w+)*: ', document,
+    assert re.search(rf'^  (\w+, )*{field.name}(, \w+)*: ', document,
                      re.MULTILINE), field.name
 
 

@@ -3,7 +3,6 @@
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
-import lenet
 import numpy as np
 import pytest
 
@@ -211,11 +210,18 @@ def test_misspelt_setting_in_a_config(name, words):
     assert word in str(error.value)
 
 
-def test_network_that_does_not_take_the_images(monkeypatch):
-  lenet.register(monkeypatch)
-  config = digits.get_config('smoke')
-  config.student.arch, config.student.width = 'lenet5', None
+class Rows(nn.Module):
+  """Takes images of 28 x 28 only."""
+
+  @nn.compact
+  def __call__(self, x):
+    return nn.Dense(10)(x.reshape(len(x), 784))
+
+
+def test_network_that_does_not_take_the_images():
   with pytest.raises(ValueError) as error:
-    experiment.build(config)
-  assert 'LeNet5 to take images of shape (8, 8, 1)' in str(error.value)
+    experiment.build(digits.get_config('smoke'), tuple(jax.devices()[:1]),
+                     student=Rows())
+  assert 'student Rows to take images of shape (8, 8, 1); TypeError' in str(
+      error.value)
   assert '\n' not in str(error.value)
