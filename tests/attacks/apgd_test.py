@@ -342,7 +342,7 @@ def test_equals_official_in_float32(official, norm, loss):
   states = trace(attack, NET, problem_of(x, y, eps, targets, start))
   assert states.x.dtype == np.float32
   error = np.abs(states.x[:-1] - np.stack(reference.queried))
-  # Ten times what is seen: 1.1e-5 on one of three processors.
+  # Nine times what is seen: 1.1e-5 on an Intel Xeon.
   assert error[:23].max() < 1e-4
   state = last(states)
   assert (state.fooled == fooled).mean() >= 0.99
