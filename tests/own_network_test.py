@@ -73,6 +73,9 @@ def test_registered_network(data, tmp_path, monkeypatch, capsys):
   workdir = tmp_path / 'run'
   trained = _train(experiment, workdir)
   assert trained['num_examples'] == 16
+  card = json.loads((workdir / 'export' / 'model_card.json').read_text())
+  # Options of the package's own networks, which it does not have.
+  assert not {'activation', 'padding', 'shortcut'} & set(card['student'])
 
   # The student goes back to PyTorch, and to this package, by its layout.
   student = lenet.torch_lenet5()

@@ -10,7 +10,7 @@ from ferd_jax.models import resnet
 from ferd_jax.models import staged
 
 
-class CifarResNet(staged.StagedModel):
+class CifarResNet(staged.StyledModel):
   """ResNet-20, -32, -44, -56 and so on.
 
   Stage 'conv1' includes its BatchNorm and activation.

@@ -54,7 +54,7 @@ class InvertedResidual(nn.Module):
     return hidden + x
 
 
-class MobileNetV2(staged.StagedModel):
+class MobileNetV2(staged.StyledModel):
   """MobileNetV2 without the subsampling of its first layers.
 
   Stages: 'conv1' and 'conv2' include BatchNorm and activation; 'group1' to

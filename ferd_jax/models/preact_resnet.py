@@ -42,7 +42,7 @@ class PreActBlock(nn.Module):
     return shortcut + style.conv(self.features, name='conv2')(hidden)
 
 
-class PreActResNet(staged.StagedModel):
+class PreActResNet(staged.StyledModel):
   """Pre-activation ResNet with four groups and no max-pooling.
 
   The output of stage 'bn' is taken before its activation. A file does not

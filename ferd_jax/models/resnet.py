@@ -82,7 +82,7 @@ def _projected(x, features, strides, style, train):
   return style.norm('shortcut_1')(x, train=train)
 
 
-class ResNet(staged.StagedModel):
+class ResNet(staged.StyledModel):
   """ResNet with four groups of blocks and no max-pooling.
 
   Stage 'conv1' includes its BatchNorm and activation.

@@ -19,20 +19,11 @@ class StagedModel(nn.Module):
     num_classes: number of logits.
     mean, std: per-channel normalisation of the images, or None for none.
     axis_name: axis over which BatchNorm synchronises in train mode.
-    activation: one of `layers.ACTIVATIONS`.
-    padding: one of `layers.PADDINGS`.
   """
   num_classes: int
   mean: tuple[float, ...] | None = None
   std: tuple[float, ...] | None = None
   axis_name: str | None = None
-  activation: str = 'relu'
-  padding: str = 'both'
-
-  @property
-  def style(self) -> layers.Style:
-    """What its layers have in common."""
-    return layers.Style(self.activation, self.padding, self.axis_name)
 
   @property
   def stages(self) -> tuple[str, ...]:
@@ -94,3 +85,19 @@ class StagedModel(nn.Module):
     mean, std = (jnp.asarray(values, x.dtype).reshape(1, 1, 1, -1)
                  for values in (self.mean, self.std))
     return (x - mean) / std
+
+
+class StyledModel(StagedModel):
+  """A staged classifier whose layers share a style.
+
+  Attributes:
+    activation: one of `layers.ACTIVATIONS`.
+    padding: one of `layers.PADDINGS`.
+  """
+  activation: str = 'relu'
+  padding: str = 'both'
+
+  @property
+  def style(self) -> layers.Style:
+    """What its layers have in common."""
+    return layers.Style(self.activation, self.padding, self.axis_name)

@@ -38,7 +38,7 @@ class Block(nn.Module):
     return shortcut + style.conv(self.features, name='conv2')(hidden)
 
 
-class WideResNet(staged.StagedModel):
+class WideResNet(staged.StyledModel):
   """WRN-depth-widen.
 
   Dropout between a block's convolutions, which FERD's code has, is left out:
