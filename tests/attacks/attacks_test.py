@@ -743,8 +743,7 @@ def test_logits_of_half_precision():
     assert found == 0 and found.dtype == jnp.float32
 
 
-@pytest.mark.parametrize('dtype', [np.int8, np.uint8, np.int16, np.uint16,
-                                   np.uint32, np.int64])
+@pytest.mark.parametrize('dtype', [np.int8, np.uint8, np.uint32])
 @pytest.mark.parametrize('make', [
     functools.partial(attacks.PGD, EPS, STEP, 1, losses.carlini_wagner),
     functools.partial(attacks.PGD, EPS, STEP, 1, losses.dlr),
@@ -756,9 +755,10 @@ def test_labels_of_few_bits(make, dtype):
   def net(x):
     return wide(x).at[:, 256].add(3.)
   y = np.array([0, 7, 100, 3])
+  expected = make()(net, keys(), IMAGES, y)
   for kind in (np.asarray, jnp.asarray):
     found = make()(net, keys(), IMAGES, kind(y.astype(dtype)))
-    np.testing.assert_array_equal(found, make()(net, keys(), IMAGES, y))
+    np.testing.assert_array_equal(found, expected)
     for loss in (losses.margin, losses.dlr, losses.cross_entropy):
       np.testing.assert_array_equal(
           loss(wide_logits, kind(y.astype(dtype))), loss(wide_logits, y))

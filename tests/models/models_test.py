@@ -58,16 +58,23 @@ def test_resumed_pass_equals_full_pass(arch):
   model = tiny(arch)
   variables = filled(model, (12, 8, 1))
   x = images((2, 12, 8, 1))
-  run = model.apply
-  if arch != 'mobilenet_v2':  # It compiles slowly, for each of many stages.
-    run = jit(run, static_argnames=('start', 'stop'))
-  logits = run(variables, x)
-  assert logits.shape == (2, 5)
-  for stage in model.stages:
-    latent = run(variables, x, stop=stage)
-    # The same operations, rounded by what they are compiled with.
-    np.testing.assert_allclose(run(variables, latent, start=stage), logits,
-                               err_msg=stage, rtol=1e-5, atol=1e-5)
+  @jit
+  def passes(variables, x):
+    """Returns the logits at once, and after a stop at each stage."""
+    resumed, latent, before = {}, x, None
+    for stage in model.stages:
+      latent = model.apply(variables, latent, start=before, stop=stage)
+      before = stage
+      # Few, since every one is the rest of the network once more.
+      if stage in (model.stages[0], model.default_tap, model.stages[-1]):
+        resumed[stage] = model.apply(variables, latent, start=stage)
+    return model.apply(variables, x), resumed
+
+  logits, resumed = passes(variables, x)
+  assert logits.shape == (2, 5) and len(resumed) >= 2
+  for stage, found in resumed.items():
+    np.testing.assert_allclose(found, logits, err_msg=stage, rtol=1e-5,
+                               atol=1e-5)
 
 
 @pytest.mark.parametrize(('arch', 'options', 'tap', 'shape'), [

@@ -94,6 +94,8 @@ CASES = {
 }
 # Whose names `state_dict_from_variables` does not write.
 IMPORT_ONLY = ('wrn-sub-block', 'cifar-stage-both', 'cifar-option-b')
+# One of each family: float64 finds what differs, this is about rounding.
+IN_FLOAT32 = ('wrn', 'resnet18', 'cifar-akamaster', 'preact18', 'mobilenet-fc')
 
 
 def pair(twins, case, **options):
@@ -171,8 +173,9 @@ def test_stages_equal_pytorch(torch, twins, tmp_path, case):
   again = torch_io.variables_from_state_dict(model, exported, (32, 32, 3))
   jax.tree.map(np.testing.assert_array_equal, again, variables)
 
-  assert_same_stages(torch, net, model, variables, images((2, 32, 32, 3)),
-                     1e-5)
+  if case in IN_FLOAT32:
+    assert_same_stages(torch, net, model, variables, images((2, 32, 32, 3)),
+                       1e-5)
   with jax.enable_x64(True):
     variables = jax.tree.map(lambda v: v.astype(jnp.float64), variables)
     assert_same_stages(torch, net.double(), model, variables,
