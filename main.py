@@ -12,10 +12,12 @@ from absl import app
 from absl import flags
 from absl import logging
 import jax
+from ml_collections import config_dict
 
 from ferd_jax import train
 from ferd_jax.core import parallel
 from ferd_jax.core import reporting
+from ferd_jax.core import stopping
 from ferd_jax.evaluation import tables
 from ferd_jax.run import command_line
 from ferd_jax.run import experiment as experiments
@@ -47,8 +49,22 @@ def main(parsed: command_line.Parsed) -> None:
   logging.set_verbosity(logging.WARNING)  # Orbax tells much at INFO.
   if len(parsed.positional) > 1:
     sys.exit(f'error: Expected flags only, got {parsed.positional[1:]}.')
-  config = parsed.config
-  workdir = _WORKDIR.value or f'runs/{config.name}'
+  workdir = _WORKDIR.value or f'runs/{parsed.config.name}'
+  with stopping.signals() as stop:
+    try:
+      _run(parsed.config, workdir, stop)
+    except stopping.Stopped as stopped:
+      saved = work_directory.saved_epochs(workdir)
+      kept = (f'epoch {saved[-1]} of {parsed.config.num_epochs} is saved'
+              if saved else 'no epoch was finished')
+      reporting.TERMINAL.line(
+          f'stopped: {stopped.signal.name}; {kept}; run again to go on.')
+      sys.exit(stopped.status)
+
+
+def _run(config: config_dict.ConfigDict, workdir: str,
+         stop: stopping.Stop) -> None:
+  """Does what the command line says."""
   training = _MODE.value == 'train'
   try:
     if _DISTRIBUTED.value:
@@ -58,17 +74,18 @@ def main(parsed: command_line.Parsed) -> None:
     results = train.finished_results(workdir) if training else None
   except (ValueError, OSError) as error:
     sys.exit(f'error: {" ".join(str(error).split())}')
+  reporter = stop.reporter(reporting.TERMINAL)
   try:
-    if not training:
-      results = train.evaluate_run(experiment, workdir)
-    elif experiment.parallel.agreed(results is not None):
-      print(f'{workdir} is finished. --mode=evaluate evaluates it again; '
-            'without the directory the run starts anew.')
-    else:
-      results = train.train(experiment, workdir)
-  except (FloatingPointError, KeyboardInterrupt, OSError, ValueError) as error:
-    reason = ' '.join(str(error).split())
-    sys.exit(f'stopped: {reason or "interrupted; run again to go on."}')
+    with stop.deferred():
+      if not training:
+        results = train.evaluate_run(experiment, workdir, reporter=reporter)
+      elif experiment.parallel.agreed(results is not None):
+        print(f'{workdir} is finished. --mode=evaluate evaluates it again; '
+              'without the directory the run starts anew.')
+      else:
+        results = train.train(experiment, workdir, reporter=reporter)
+  except (FloatingPointError, OSError, ValueError) as error:
+    sys.exit(f'stopped: {" ".join(str(error).split())}')
   if results and jax.process_index() == 0:
     print(tables.text(results))
 

@@ -30,6 +30,7 @@ from ferd_jax.core import atomic
 from ferd_jax.core import loops
 from ferd_jax.core import parallel as parallels
 from ferd_jax.core import reporting
+from ferd_jax.core import stopping
 from ferd_jax.core import validate
 from ferd_jax.evaluation import results
 from ferd_jax.evaluation import robustness
@@ -75,8 +76,8 @@ def from_run(workdir: pathlib.Path,
     kind = type(error) if isinstance(error, OSError) else ValueError
     raise kind(_in_own_words(error)) from error
   work_directory.claim(workdir, experiment.identity, start=False)
-  state, epoch, _ = train.saved_state(experiment, workdir)
-  return train.run_subject(experiment, state, epoch)
+  saved = train.saved_state(experiment, workdir)
+  return train.run_subject(experiment, saved.state, saved.epoch)
 
 
 # Flags of this command by the setting that they stand for, of the config's or
@@ -254,8 +255,8 @@ def _parser() -> argparse.ArgumentParser:
       help='images a step, over all devices; default: 256 per '
       'accelerator, on CPU what fits the cache')
   add('--json', help='where to write the results')
-  add('--state-dir', help='keeps what every AutoAttack found: one that was '
-      'interrupted is gone on with, one that is done is not repeated')
+  add('--state-dir', help='keeps every attack and table that is finished, '
+      'which is not repeated then, and what an AutoAttack has found so far')
   add('--data', help='a data set\'s name or the path of an .npz')
   add('--data-dir', help='of TFDS')
   add('--split', help='in TFDS syntax; default: test, or the run\'s')
@@ -272,10 +273,25 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
   """Evaluates as the command line says, prints tables and writes JSON."""
   args = _parser().parse_args(argv)
-  before = _states(args.state_dir)
+  with stopping.signals() as stop:
+    try:
+      _evaluate(args, stop)
+    except KeyboardInterrupt as stopped:
+      # From Python another one than those of `signals` may come.
+      name, status = 'SIGINT', 130
+      if isinstance(stopped, stopping.Stopped):
+        name, status = stopped.signal.name, stopped.status
+      reporting.TERMINAL.line(f'stopped: {name}; ' + (
+          f'run again to go on: {args.state_dir} keeps what is finished.'
+          if args.state_dir else '--state-dir would keep what is finished.'))
+      sys.exit(status)
+
+
+def _evaluate(args, stop):
+  """Evaluates; a mistake ends in one line."""
   try:
     sweep = []
-    for found in _sweep(args):  # Each as it comes: they take their time.
+    for found in _sweep(args, stop):  # Each as it comes: they take their time.
       print(tables.text(found), end='\n\n', flush=True)
       sweep.append(found)
       if args.json is not None:
@@ -283,24 +299,11 @@ def main(argv: Sequence[str] | None = None) -> None:
                           json.dumps(sweep, indent=2) + '\n')
   except (FloatingPointError, OSError, ValueError) as error:
     sys.exit(f'error: {" ".join(_in_own_words(error).split())}')
-  except KeyboardInterrupt:
-    kept = _states(args.state_dir) != before
-    sys.exit('stopped: interrupted' + (
-        '; run again: AutoAttack goes on, the rest is repeated.' if kept
-        else '.'))
   if len(sweep) > 1:
     print(tables.sweep_table(sweep))
 
 
-def _states(state_dir):
-  """Returns when each file of the directory was written, as a set."""
-  if state_dir is None or not epath.Path(state_dir).is_dir():
-    return set()
-  return {(path.name, path.stat().mtime)
-          for path in epath.Path(state_dir).glob('*.npz')}
-
-
-def _sweep(args):
+def _sweep(args, stop):
   """Yields the results at each radius, after checking all there is to."""
   names = [name.strip() for name in args.attacks.split(',')]
   robustness.check_names(attacks=names)
@@ -332,9 +335,11 @@ def _sweep(args):
     protocol = results.Protocol(
         attacks=names, eps=eps, norm=args.norm, seed=args.seed,
         batch_size=batch_size, target_examples=None if args.targets else 0)
-    yield results.evaluate(subject, protocol, parallel,
-                           state_dir=args.state_dir,
-                           reporter=reporting.TERMINAL)
+    with stop.deferred():
+      found = results.evaluate(subject, protocol, parallel,
+                               state_dir=args.state_dir,
+                               reporter=stop.reporter(reporting.TERMINAL))
+    yield found
 
 
 def _check_writable(args):

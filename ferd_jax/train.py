@@ -25,26 +25,29 @@ import jax
 import numpy as np
 
 from ferd_jax.core import atomic
+from ferd_jax.core import errors
 from ferd_jax.core import reporting
 from ferd_jax.core import scalars
 from ferd_jax.distillation import distill
 from ferd_jax.evaluation import results as evaluations
 from ferd_jax.evaluation import robustness
+from ferd_jax.evaluation import tables
 from ferd_jax.models import frozen as frozens
+from ferd_jax.run import checkpoints as checkpointing
 from ferd_jax.run import experiment as experiments
 from ferd_jax.run import export
+from ferd_jax.run import lock
 from ferd_jax.run import method as methods
 from ferd_jax.run import progress as progresses
 from ferd_jax.run import samples
 from ferd_jax.run import state as states
 from ferd_jax.run import step_log
-from ferd_jax.run.work_directory import RESULTS
-from ferd_jax.run.work_directory import Checkpoints
+from ferd_jax.run import work_directory
 from ferd_jax.synthesis import pool as pools
 from ferd_jax.weights import loading
 
 EVALUATION = 'evaluation.json'  # of a saved student, at any time
-_AUTOATTACK = 'autoattack'  # states of unfinished evaluations
+_FOUND = 'evaluation'  # What an evaluation that is not finished has found.
 # Tags of keys beside those of steps, which are counted from below.
 _ROUNDS, _IMAGES, _MEASURED = (2 ** 32 - 1 - i for i in range(3))
 
@@ -227,8 +230,8 @@ def train(experiment: experiments.Experiment, workdir: epath.PathLike, *,
 
   Args:
     experiment: what to run.
-    workdir: for checkpoints, pool, metrics, sample grids and results; it must
-      have been claimed (`work_directory.claim`) for this run.
+    workdir: for checkpoints, pool, metrics, sample grids and results; it is
+      claimed for this run, and its lock is held.
     stop_after: stop once so many epochs are completed.
     reporter: shows where it is.
 
@@ -240,29 +243,36 @@ def train(experiment: experiments.Experiment, workdir: epath.PathLike, *,
     FloatingPointError: if a loss, or the state after an epoch, is not finite.
       The last saved epoch stays.
     OSError: if a file of the work directory cannot be read or written.
+    ValueError: if the work directory is another run's, or somebody works in it.
   """
-  started = time.monotonic()
-  workdir, config = epath.Path(workdir), experiment.config
+  workdir = epath.Path(workdir)
+  with lock.held(workdir, reporter) as owned:
+    work_directory.check(workdir, experiment.identity, reporter=reporter)
+    if not _train(experiment, workdir, stop_after, reporter, owned):
+      return None
+    return _evaluate(experiment, workdir, True, reporter)
+
+
+def _train(experiment, workdir, stop_after, reporter, owned):
+  """Trains, and returns whether all epochs are done."""
+  started, config = time.monotonic(), experiment.config
   method, steps = experiment.method, methods.compile_steps(experiment.method)
   last_epoch = config.num_epochs if stop_after is None else min(
       stop_after, config.num_epochs)
-  state = states.init(method, config.seed)
   teachers = experiment.place_teachers()
   curve, made = experiment.learning_curve, _images_per_epoch(method)
   pool = pools.Pool.empty(config.num_epochs * made, method.image_shape,
                           config.pool.dtype)
-  with (Checkpoints(workdir, method, config.eval.select) as checkpoints,
-        contextlib.ExitStack() as stack):
-    first_epoch = checkpoints.latest_epoch
-    if first_epoch:
-      state = checkpoints.restore(state, first_epoch)
-      if made:
-        checkpoints.restore_pool(pool, first_epoch)
+  with (checkpointing.Checkpoints(
+      workdir, method, config.eval.select, identity=experiment.identity
+      ) as checkpoints, contextlib.ExitStack() as stack):
+    state, first_epoch, metrics_so_far = checkpoints.resume(
+        states.init(method, config.seed), pool, made, reporter)
     _announce(experiment, workdir, first_epoch, teachers,
               states.host_key(state), reporter)
     progress = stack.enter_context(progresses.Progress(
         workdir, _steps_until(method, config.num_epochs), first_epoch,
-        _steps_until(method, first_epoch), reporter))
+        _steps_until(method, first_epoch), reporter, metrics_so_far))
     for number in range(first_epoch + 1, last_epoch + 1):
       epoch_started = time.monotonic()
       expected = progress.last_epoch_seconds
@@ -272,7 +282,7 @@ def train(experiment: experiments.Experiment, workdir: epath.PathLike, *,
         reporter.line(
             f'Stopped after epoch {number - 1}: another may end after '
             f'max_minutes={config.max_minutes:g}. The same command goes on.')
-        return None
+        return False
       *_, curve_key = epoch_keys(state)
       with _last_good(number - 1):
         done = epoch(method, steps, state, teachers, pool, progress.step)
@@ -285,53 +295,64 @@ def train(experiment: experiments.Experiment, workdir: epath.PathLike, *,
             state.student.variables, teachers[frozens.ROBUST], pool, curve_key,
             reporter)
       metrics['seconds'] = time.monotonic() - epoch_started
+      if owned is not None:
+        owned.confirm()
       progress.epoch(number, config.num_epochs, metrics)
-      checkpoints.save(number, state, pool, made, metrics)
+      checkpoints.save(number, state, pool, made, progress.lines)
       if _due(number, config.log.samples_every, last=config.num_epochs):
         _save_samples(workdir, method, number, done)
-  if last_epoch < config.num_epochs:
-    return None
-  return evaluate_run(experiment, workdir, final=True, reporter=reporter)
+  return last_epoch == config.num_epochs
 
 
 def evaluate_run(experiment: experiments.Experiment, workdir: epath.PathLike,
-                 *, final: bool = False,
-                 reporter: reporting.Reporter = reporting.TERMINAL) -> dict:
+                 *, reporter: reporting.Reporter = reporting.TERMINAL) -> dict:
   """Evaluates teacher and student and returns and writes the results.
+
+  They become `evaluation.json`; what the run itself found stays. Each attack
+  and table is kept as soon as it is finished, and is not repeated if the
+  evaluation is interrupted.
 
   Args:
     experiment: of the run.
     workdir: with a checkpoint; the epoch is chosen by `config.eval.select`.
-    final: whether the run ends with it: the results become `results.json`
-      instead of `evaluation.json`, and the student is exported for PyTorch.
+      Its lock is held.
     reporter: shows how far it is.
 
   Raises:
-    ValueError: if there is no checkpoint.
+    ValueError: if there is no checkpoint, or somebody works in the directory.
   """
   workdir = epath.Path(workdir)
-  state, epoch_number, last_epoch = saved_state(experiment, workdir)
+  with lock.held(workdir, reporter):
+    return _evaluate(experiment, workdir, False, reporter)
+
+
+def _evaluate(experiment, workdir, final, reporter):
+  """Returns and writes results; if they are the run's own, exports besides."""
+  saved = saved_state(experiment, workdir)
   subject = run_subject(
-      experiment, state, epoch_number, trained_epochs=last_epoch,
-      train_seconds=progresses.train_seconds(workdir, epoch_number))
+      experiment, saved.state, saved.epoch, trained_epochs=saved.last_epoch,
+      train_seconds=progresses.train_seconds(saved.metrics))
   protocol = experiment.protocol
   reporter.line(
-      f'Evaluating teacher and student of epoch {epoch_number} on '
+      f'Evaluating teacher and student of epoch {saved.epoch} on '
       f'{len(subject.examples.labels)} images: {", ".join(protocol.attacks)}.')
   results = evaluations.evaluate(
       subject, protocol, experiment.parallel,
-      key=states.key_once(states.host_key(state), states.Once.EVALUATION),
-      evaluators=experiment.evaluators, state_dir=workdir / _AUTOATTACK,
+      key=states.key_once(states.host_key(saved.state),
+                          states.Once.EVALUATION),
+      evaluators=experiment.evaluators, state_dir=workdir / _FOUND,
       reporter=reporter)
   if jax.process_index() == 0:
     if final:
-      exported, missing = export.write(experiment, state, results, workdir)
+      exported, missing = export.write(experiment, saved.state, results,
+                                       workdir)
       for line in (*missing, f'Student for PyTorch: {exported}'):
         reporter.line(line)
-    atomic.write_text(workdir / (RESULTS if final else EVALUATION),
-                      json.dumps(results, indent=2, allow_nan=False) + '\n')
-    if (workdir / _AUTOATTACK).exists():  # Its results are kept now.
-      (workdir / _AUTOATTACK).rmtree()
+    atomic.write_text(
+        workdir / (work_directory.RESULTS if final else EVALUATION),
+        json.dumps(results, indent=2, allow_nan=False) + '\n')
+    if (workdir / _FOUND).exists():  # Its results are kept now.
+      (workdir / _FOUND).rmtree()
   return results
 
 
@@ -359,9 +380,24 @@ def run_subject(experiment: experiments.Experiment, state: states.TrainState,
           'student': (experiment.student, state.student.variables)})
 
 
+class SavedState(NamedTuple):
+  """A state to evaluate.
+
+  Attributes:
+    state: of the run.
+    epoch: completed epochs.
+    last_epoch: the last one that is saved.
+    metrics: the lines of metrics.jsonl up to the epoch.
+  """
+  state: states.TrainState
+  epoch: int
+  last_epoch: int
+  metrics: list[str]
+
+
 def saved_state(experiment: experiments.Experiment, workdir: epath.PathLike
-                ) -> tuple[states.TrainState, int, int]:
-  """Returns the state to evaluate, its epoch and the last epoch saved.
+                ) -> SavedState:
+  """Returns the state to evaluate; nothing is written.
 
   Args:
     experiment: of the run.
@@ -372,31 +408,58 @@ def saved_state(experiment: experiments.Experiment, workdir: epath.PathLike
     OSError: if it cannot be read.
   """
   method, config = experiment.method, experiment.config
-  with Checkpoints(workdir, method, config.eval.select) as checkpoints:
+  with checkpointing.Checkpoints(
+      workdir, method, config.eval.select) as checkpoints:
     number, last_epoch = checkpoints.selected_epoch, checkpoints.latest_epoch
     if not number:
       raise ValueError(f'Expected a checkpoint in workdir={str(workdir)!r}; '
                        'train first.')
     state = checkpoints.restore(states.init(method, config.seed), number)
-    return state, number, last_epoch
+    metrics = checkpoints.metrics(number)
+    if metrics is None:  # Of a version that kept none.
+      metrics = progresses.lines(workdir, number)
+    return SavedState(state, number, last_epoch, metrics)
 
 
-def finished_results(workdir: epath.PathLike) -> dict | None:
+def finished_results(workdir: epath.PathLike,
+                     reporter: reporting.Reporter = reporting.TERMINAL
+                     ) -> dict | None:
   """Returns the results that a finished run left, None if it is not.
+
+  Results that cannot be read are put aside if a checkpoint can be evaluated
+  again.
 
   Args:
     workdir: of the run.
+    reporter: told about such results.
 
   Raises:
-    ValueError: if they are there and cannot be read.
+    ValueError: if they cannot be read, and no checkpoint is there.
   """
-  path = epath.Path(workdir) / RESULTS
-  if not path.exists():
-    return None
+  path = epath.Path(workdir) / work_directory.RESULTS
   try:
-    return json.loads(path.read_text())
-  except ValueError as error:
-    raise ValueError(f'Cannot read {path}: {error}') from error
+    results = json.loads(path.read_text())
+    tables.text(results)  # It needs all that there is.
+    return results
+  except FileNotFoundError:
+    return None
+  except Exception as error:  # Anything may be in there.
+    damage = f'Cannot read {path}: {_what(error)}.'
+  if not work_directory.saved_epochs(workdir):
+    raise ValueError(f'{damage} There is no checkpoint to evaluate again: '
+                     'without this file the run starts anew.')
+  if jax.process_index() == 0:
+    checkpointing.put_aside(
+        path, path.parent / checkpointing.DAMAGED / path.name)
+  reporter.line(f'Warning: {damage} The run is evaluated again.')
+  return None
+
+
+def _what(error):
+  """Returns what is wrong with JSON values, as a reader of them raised it."""
+  if isinstance(error, OSError | ValueError):
+    return errors.reason(error)
+  return f'it holds no results ({type(error).__name__})'
 
 
 def _announce(experiment, workdir, first_epoch, teachers, key, reporter):

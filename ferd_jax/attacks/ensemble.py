@@ -224,7 +224,7 @@ class Session:
       self._clean_predictions[:] = clean_logits.argmax(-1)
       save = _Saver(state_file, save_every, self._identity(state_file),
                     self._arrays)
-      self._restore(save.found())
+      self._restore(save.found(), state_file)
       self._correct = self._clean_predictions == self._y
       self._broken_by[~self._correct] = _CLEAN
       notes += checks.clean_accuracy(self._correct.mean(), self._num_classes)
@@ -428,10 +428,17 @@ class Session:
                  f'seconds/{name}': np.array(self._seconds[name])}
     return arrays
 
-  def _restore(self, arrays):
-    """Takes over a saved state, if there is one."""
+  def _restore(self, arrays, state_file):
+    """Takes over a saved state, if there is one.
+
+    Raises:
+      saved.Damaged: if its arrays are none of this run.
+    """
     if arrays is None:
       return
+    wrong = self._wrong(arrays)
+    if wrong:
+      raise saved.damaged(state_file, wrong)
     # Those saved: on other hardware a tie may be decided otherwise.
     self._clean_predictions = arrays['clean_predictions']
     for position, name in enumerate(self._members):
@@ -443,6 +450,30 @@ class Session:
       self._zero_gradient[name] = arrays[f'zero_gradient/{name}']
       self._attempts_done[name] = arrays[f'runs_done/{name}']
       self._seconds[name] = float(arrays[f'seconds/{name}'])
+
+  def _wrong(self, arrays):
+    """Returns what is wrong with the arrays of a saved state, or nothing."""
+    for name, expected in self._arrays().items():
+      if name not in arrays:
+        return f'it has no {name}'
+      kind, _, member = name.partition('/')
+      shape = expected.shape
+      if kind in ('found', 'images', 'predictions'):
+        # As many as were found, and each of an image of its own.
+        found = arrays.get(f'found/{member}', np.zeros(0))
+        shape = (len(np.atleast_1d(found)), *self._x.shape[1:]
+                 )[:len(self._x.shape) if kind == 'images' else 1]
+        if kind == 'images' and not shape[0]:
+          continue  # An array of none has no shape.
+      got = arrays[name]
+      if got.shape != shape or got.dtype != expected.dtype:
+        return (f'{name} is {got.dtype} of shape {got.shape}, expected '
+                f'{expected.dtype} of shape {shape}')
+      if kind == 'found' and (
+          len(np.unique(got)) < len(got)
+          or not np.isin(got, np.arange(len(self._y))).all()):
+        return f'{name} are no positions of {len(self._y)} images'
+    return ''
 
   def _flags(self):
     """Returns by attack which images are robust after it, bool `[N]`."""
@@ -520,11 +551,11 @@ class _Display:
     if self._reporter.live:
       self._task.resize(self._done + remaining)
       self._task.rename(f'{name}: robust {share:.2%}')
-      self._task.advance(work)
     elif now > self._last_line + _LINE_EVERY:
       self._last_line = now
       self.line(f'{name}: robust accuracy {share:.2%} so far, '
                 f'{self._left(remaining)} left')
+    self._task.advance(work)
 
   def after(self, name, robust, seconds, remaining):
     """Prints what an attack has left."""

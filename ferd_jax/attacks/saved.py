@@ -13,8 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from ferd_jax.core import atomic
+from ferd_jax.core import errors
 
 _FORMAT = 3
+
+
+class Damaged(ValueError):
+  """A file that is no state of AutoAttack, or not what was written."""
 
 
 def digest(tree: Any) -> str:
@@ -64,7 +69,8 @@ def read(path: os.PathLike | str,
     identity: of this run.
 
   Raises:
-    ValueError: if the file is of another run (with what differs), or damaged.
+    Damaged: if the file is damaged.
+    ValueError: if it is of another run (with what differs).
   """
   path = epath.Path(path)
   if not path.exists():
@@ -77,8 +83,7 @@ def read(path: os.PathLike | str,
       arrays = {name: loaded[name] for name in meta['arrays']}
   except (ValueError, LookupError, TypeError, EOFError, OSError, RuntimeError,
           zipfile.BadZipFile) as error:
-    raise ValueError(f'{path} is no state of AutoAttack, or damaged: '
-                     f'{error}') from error
+    raise damaged(path, errors.reason(error)) from error
   expected = json.loads(json.dumps(_run(identity)))
   differing = [name for name in {**expected, **found}
                if found.get(name) != expected.get(name)]
@@ -89,6 +94,12 @@ def read(path: os.PathLike | str,
     raise ValueError(f'{path} is of another run: {listed}. Delete it or use '
                      'another file.')
   return arrays
+
+
+def damaged(path: os.PathLike | str, reason: str) -> Damaged:
+  """Returns the error for a file that is not what was written, and why."""
+  return Damaged(f'{path} is no state of AutoAttack, or damaged: {reason}. '
+                 'Without this file the attack starts anew.')
 
 
 def _run(identity):

@@ -56,6 +56,11 @@ class Parallel:
     return len(self.devices)
 
   @property
+  def is_first(self) -> bool:
+    """Whether this is the process that writes files."""
+    return jax.process_index() == 0
+
+  @property
   def description(self) -> dict[str, Any]:
     """What numbers were computed with, as JSON values."""
     return {'jax': jax.__version__, 'parallel': self.mode,
@@ -181,6 +186,15 @@ class Parallel:
     if jax.process_count() == 1:
       return decision
     return bool(multihost_utils.broadcast_one_to_all(np.asarray(decision)))
+
+  def all_agree(self, opinion: bool) -> bool:
+    """Returns whether all processes are of this opinion, on every process.
+
+    What each of them reads may differ, for example on a disk that fails one.
+    """
+    if jax.process_count() == 1:
+      return opinion
+    return bool(multihost_utils.process_allgather(np.asarray(opinion)).all())
 
   def gather(self, tree: Any) -> Any:
     """Returns sharded arrays as host arrays `[B, ...]`, on every process."""

@@ -18,6 +18,7 @@ from ferd_jax import data
 from ferd_jax.attacks import saved
 from ferd_jax.core import parallel as parallels
 from ferd_jax.core import reporting
+from ferd_jax.evaluation import finished
 from ferd_jax.evaluation import robustness
 from ferd_jax.evaluation import tables
 from ferd_jax.evaluation import target_analysis
@@ -106,8 +107,8 @@ def evaluate(subject: Subject, protocol: Protocol,
     parallel: the device mapping.
     key: typed PRNG key of the attacks; default: that of the protocol's seed.
     evaluators: by model, those that are compiled already.
-    state_dir: where an AutoAttack keeps its state, so that one that was
-      interrupted is gone on with, and one that is done is not repeated.
+    state_dir: keeps every attack and table as soon as it is done, so that it
+      is not repeated, and the state of an AutoAttack that is interrupted.
     reporter: told of every attack that is done.
 
   Raises:
@@ -149,8 +150,22 @@ def evaluate(subject: Subject, protocol: Protocol,
       if doubt:
         reporter.line(f'Warning: {doubt}')
     if number:
-      analysis = protocol.target_analysis(model, num_classes, parallel)
-      results['targets'][name] = analysis(
-          variables, images[:number], labels[:number], key,
-          reporter=reporter).json_values()
+      results['targets'][name] = _targets(
+          protocol, model, variables, num_classes, images[:number],
+          labels[:number], key, parallel, state_dir, reporter)
   return tables.json_values(results)
+
+
+def _targets(protocol, model, variables, num_classes, images, labels, key,
+             parallel, state_dir, reporter):
+  """Returns what is reported of the targets of a model, computed or kept."""
+  def compute():
+    analysis = protocol.target_analysis(model, num_classes, parallel)
+    return analysis(variables, images, labels, key,
+                    reporter=reporter).json_values()
+  run = '' if state_dir is None else saved.digest(
+      (variables, images, labels, jax.random.key_data(key), np.frombuffer(
+          '\n'.join([saved.described(model), str(num_classes), protocol.norm,
+                     repr(protocol.eps), jax.__version__,
+                     ferd_jax.__version__]).encode(), np.uint8)))
+  return finished.once(state_dir, 'targets', run, compute, parallel, reporter)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
 import functools
+import hashlib
 from typing import Any
 import warnings
 
@@ -24,6 +25,7 @@ from ferd_jax.core import collectives
 from ferd_jax.core import parallel as parallels
 from ferd_jax.core import reporting
 from ferd_jax.core import validate
+from ferd_jax.evaluation import finished
 from ferd_jax.evaluation import metrics
 from ferd_jax.models import forward
 
@@ -100,6 +102,7 @@ class Evaluator:
     num_classes: C.
     batch_size: images a step, over all devices.
     ddof: of the NSD.
+    settings: of each attack as text, which tells it from another.
     autoattack_examples: how many images, the first, AutoAttack gets; 0: all.
   """
   apply_fn: Callable[..., jax.Array]
@@ -109,6 +112,7 @@ class Evaluator:
   num_classes: int
   batch_size: int
   ddof: int
+  settings: Mapping[str, str]
   autoattack_examples: int = 0
 
   def __call__(self, variables: Any, images: np.ndarray, labels: np.ndarray,
@@ -125,8 +129,8 @@ class Evaluator:
       labels: int `[N]`.
       key: typed PRNG key.
       names: of the attacks to run; default: all.
-      state_dir: where an AutoAttack keeps its state, so that one that was
-        interrupted is gone on with, and one that is done is not repeated.
+      state_dir: keeps what every attack found as soon as it is done, so that
+        it is not repeated, and the state of an AutoAttack that is interrupted.
       on_result: called with the name of every attack that is done and what is
         returned of it.
       reporter: shows how far each attack is. An AutoAttack shows that itself,
@@ -142,29 +146,48 @@ class Evaluator:
       FloatingPointError: for logits that are not finite.
       ValueError: for what else AutoAttack refuses.
     """
-    labels = np.asarray(labels, np.int32)
-    report = {}
+    labels, report = np.asarray(labels, np.int32), {}
+    data = '' if state_dir is None else saved.digest(
+        (variables, images, labels, jax.random.key_data(key)))
     for name in self.attacks if names is None else names:
-      number, notes = len(labels), {}
-      if name in AUTOATTACKS:
-        number = self.autoattack_examples or number
-        correct, notes = self._autoattack(
-            name, variables, images[:number], labels[:number], key, state_dir,
-            reporter)
-      else:
-        correct = self._in_batches(name, variables, images, labels, key,
-                                   reporter)
-      if name == CLEAN:
-        notes = {'warnings': checks.clean_accuracy(
-            correct.sum() / number, self.num_classes)}
-      counts = np.bincount(labels[:number], minlength=self.num_classes)
-      with np.errstate(invalid='ignore'):
-        per_class = (correct / counts).tolist()
-      report[name] = metrics.summarise(correct, counts, ddof=self.ddof) | {
-          'per_class': per_class, 'warnings': []} | notes
+      run = self._run(name, data)
+      report[name] = finished.once(
+          state_dir, name, run,
+          lambda name=name, run=run: self._summary(
+              name, variables, images, labels, key,
+              state_dir and epath.Path(state_dir) / f'{name}-{run[:16]}.npz',
+              reporter), self.parallel, reporter)
       if on_result is not None:
         on_result(name, report[name])
     return report
+
+  def _run(self, name, data):
+    """Returns a digest of all that decides what an attack finds."""
+    return hashlib.sha256('\n'.join([
+        data, self.settings[name], saved.described(self.apply_fn),
+        f'{self.num_classes} {self.ddof} {self.autoattack_examples}',
+        jax.__version__, ferd_jax.__version__]).encode()).hexdigest()
+
+  def _summary(self, name, variables, images, labels, key, state_file,
+               reporter):
+    """Returns what is reported of an attack."""
+    number, notes = len(labels), {}
+    if name in AUTOATTACKS:
+      number = self.autoattack_examples or number
+      correct, notes = self._autoattack(
+          name, variables, images[:number], labels[:number], key, state_file,
+          reporter)
+    else:
+      correct = self._in_batches(name, variables, images, labels, key,
+                                 reporter)
+    if name == CLEAN:
+      notes = {'warnings': checks.clean_accuracy(
+          correct.sum() / number, self.num_classes)}
+    counts = np.bincount(labels[:number], minlength=self.num_classes)
+    with np.errstate(invalid='ignore'):
+      per_class = (correct / counts).tolist()
+    return metrics.summarise(correct, counts, ddof=self.ddof) | {
+        'per_class': per_class, 'warnings': []} | notes
 
   def _in_batches(self, name, variables, images, labels, key, reporter):
     """Returns the correct images of each class `[C]` under an attack."""
@@ -187,26 +210,25 @@ class Evaluator:
         task.advance(size)
     return correct
 
-  def _autoattack(self, name, variables, images, labels, key, state_dir,
+  def _autoattack(self, name, variables, images, labels, key, state_file,
                   reporter):
     """Returns the correct images of each class `[C]`, and what else it says."""
     images = as_float(images)
-    state_file = None
-    if state_dir is not None:
-      # Else AutoAttack would find the file of another run: of a model with
-      # these weights, or of another version.
-      settings = '\n'.join([
-          repr(self.attacks[name]), saved.described(self.apply_fn),
-          jax.__version__, ferd_jax.__version__])
-      run = saved.digest((variables, images, labels, jax.random.key_data(key),
-                          np.frombuffer(settings.encode(), np.uint8)))
-      state_file = epath.Path(state_dir) / f'{name}-{run[:16]}.npz'
     with warnings.catch_warnings():  # They are returned.
       warnings.simplefilter('ignore', UserWarning)
-      result = self.attacks[name](
-          jax.tree_util.Partial(self.apply_fn, variables), key, images, labels,
-          batch_size=self.batch_size, state_file=state_file,
-          progress=reporter, parallel=self.parallel)
+      attack = functools.partial(
+          self.attacks[name], jax.tree_util.Partial(self.apply_fn, variables),
+          key, images, labels, batch_size=self.batch_size,
+          state_file=state_file, progress=reporter, parallel=self.parallel)
+      try:
+        result = attack()
+      except saved.Damaged as error:
+        # Its name says that it is this run's: there is nothing to keep it for.
+        reporter.line(f'Warning: {error} {name} is done again.')
+        if self.parallel.is_first:
+          state_file.unlink(missing_ok=True)
+        self.parallel.all_agree(True)  # Nobody reads it any more.
+        result = attack()
     per_class = result.per_class(self.num_classes)
     correct = np.bincount(labels[result.robust], minlength=self.num_classes)
     return correct, {
@@ -237,14 +259,20 @@ def evaluator(model: nn.Module, names: Sequence[str], eps: float,
   """
   replicated, sharded = parallels.REPLICATED, parallels.SHARDED
   apply_fn = functools.partial(forward.logits, model)
-  def prepare(name):
+  def choose(name):
     if name == CLEAN:
       return None
     if name in AUTOATTACKS:
       return attacks.AutoAttack(eps, norm, AUTOATTACKS[name])
-    return attacks.jit(attacks.preset(name, eps, norm), apply_fn, parallel)
+    return attacks.preset(name, eps, norm)
+  chosen = {name: choose(name) for name in names}
   return Evaluator(
-      apply_fn=apply_fn, attacks={name: prepare(name) for name in names},
+      apply_fn=apply_fn,
+      settings={name: saved.described(attack)
+                for name, attack in chosen.items()},
+      attacks={name: attack if name == CLEAN or name in AUTOATTACKS else
+               attacks.jit(attack, apply_fn, parallel)
+               for name, attack in chosen.items()},
       count=parallel.compile(
           functools.partial(correct_per_class, model, num_classes),
           in_specs=(replicated, sharded, sharded), out_specs=replicated),

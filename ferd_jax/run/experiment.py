@@ -26,6 +26,7 @@ from ferd_jax.evaluation import results
 from ferd_jax.evaluation import robustness
 from ferd_jax.models import forward
 from ferd_jax.models import frozen as frozens
+from ferd_jax.run import checkpoints
 from ferd_jax.run import learning_curve
 from ferd_jax.run import method as methods
 from ferd_jax.run import settings
@@ -271,10 +272,10 @@ def _check(config):
     measured = [f'{split_name(config)}_{attack}{kind}'
                 for attack in options.curve_attacks
                 for kind in ('', '_worst')]
-    validate.one_of((work_directory.LAST, learning_curve.SYNTHETIC_PGD,
+    validate.one_of((checkpoints.LAST, learning_curve.SYNTHETIC_PGD,
                      *measured),
                     select=options.select)
-    if options.select != work_directory.LAST and not options.every:
+    if options.select != checkpoints.LAST and not options.every:
       raise validate.SettingError(
           'every', options.every, f'> 0, as eval.select={options.select!r} is '
           'measured then.')

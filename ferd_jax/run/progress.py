@@ -1,6 +1,7 @@
 """Where a training is, for people as lines and a bar, for programs as JSON."""
 
 from collections.abc import Mapping
+from collections.abc import Sequence
 import json
 import time
 
@@ -8,7 +9,9 @@ from etils import epath
 import jax
 
 from ferd_jax.core import atomic
+from ferd_jax.core import errors
 from ferd_jax.core import reporting
+from ferd_jax.run import checkpoints
 
 METRICS = 'metrics.jsonl'
 # Of the metrics of a group of the config; all others are shown.
@@ -24,26 +27,30 @@ class Progress:
 
   def __init__(self, workdir: epath.PathLike, total_steps: int,
                done_epochs: int = 0, done_steps: int = 0,
-               reporter: reporting.Reporter = reporting.SILENT):
+               reporter: reporting.Reporter = reporting.SILENT,
+               kept: Sequence[str] | None = None):
     """Starts the display.
 
     Args:
-      workdir: where `metrics.jsonl` is appended to.
+      workdir: where `metrics.jsonl` is written.
       total_steps: generator and student steps of the whole run.
       done_epochs: those saved by an earlier session of this run; later ones
         in the metrics were lost with it and are removed at the next epoch.
       done_steps: the steps of those epochs.
       reporter: draws it.
+      kept: the lines of those epochs as their checkpoint has them, from which
+        a file that has others is made again; None if it has none.
 
     Raises:
-      OSError: if there are metrics that cannot be read.
+      OSError: if there are metrics that cannot be read, and none were kept.
     """
-    self._writes = jax.process_index() == 0
     self._path = epath.Path(workdir) / METRICS
-    self._reporter, self._lines = reporter, []
-    if self._writes:
-      self._lines = [line for line in _lines(self._path)
-                     if json.loads(line)['epoch'] <= done_epochs]
+    self._reporter = reporter
+    if kept is None:
+      self._lines = lines(workdir, done_epochs)
+    else:
+      self._lines = list(kept)
+      self._restore(done_epochs)
     self._task = reporter.task('', total_steps, initial=done_steps)
     self._start, self._first = time.monotonic(), done_steps
     self._done, self._total = done_steps, total_steps
@@ -55,8 +62,13 @@ class Progress:
     self._task.close()
 
   @property
+  def lines(self) -> list[str]:
+    """The lines of `metrics.jsonl`."""
+    return self._lines
+
+  @property
   def last_epoch_seconds(self) -> float:
-    """What the last epoch took, 0 before the first; known to process 0."""
+    """What the last epoch took, 0 before the first."""
     return json.loads(self._lines[-1]).get('seconds', 0.) if self._lines else 0.
 
   def step(self, phase: str, values: Mapping[str, float]) -> None:
@@ -75,17 +87,38 @@ class Progress:
       num_epochs: of the run.
       values: JSON values, of which some scalars are shown.
     """
-    if self._writes:
-      self._lines.append(json.dumps({'epoch': epoch} | dict(values)))
-      # As a whole: files in a cloud's bucket cannot be appended to.
-      atomic.write_text(self._path,
-                        ''.join(f'{line}\n' for line in self._lines))
+    self._lines.append(json.dumps({'epoch': epoch} | dict(values)))
+    self._write()
     shown = ', '.join(
         f'{name} {value:.3g}' for name, value in values.items()
         if isinstance(value, float)
         and ('/' not in name or name.endswith(_SHOWN)))
     self._reporter.line(f'epoch {epoch}/{num_epochs}: {shown}, '
                         f'{_duration(self._remaining())} left')
+
+  def _restore(self, done_epochs):
+    """Writes the lines again if the file has others of the same epochs."""
+    try:
+      if self._lines == lines(self._path.parent, done_epochs):
+        return
+      damage = 'has other lines than the checkpoint kept'
+    except OSError as error:
+      damage = str(error)
+    if not self._path.exists():
+      damage = f'{self._path} is not there'
+    elif jax.process_index() == 0:
+      aside = self._path.parent / checkpoints.DAMAGED / METRICS
+      checkpoints.put_aside(self._path, aside)
+      damage += f' ({aside} keeps it)'
+    self._reporter.line(f'Warning: {damage}; {METRICS} is made again from the '
+                        'checkpoint.')
+    self._write()
+
+  def _write(self):
+    if jax.process_index() == 0:
+      # As a whole: files in a cloud's bucket cannot be appended to.
+      atomic.write_text(self._path,
+                        ''.join(f'{line}\n' for line in self._lines))
 
   def _remaining(self) -> float:
     """Returns the seconds to go at the average speed of this session."""
@@ -94,21 +127,34 @@ class Progress:
     return elapsed / max(done, 1) * (self._total - self._done)
 
 
-def train_seconds(workdir: epath.PathLike, epoch: int) -> float:
-  """Returns the seconds of training up to an epoch, over all sessions."""
-  epochs = map(json.loads, _lines(epath.Path(workdir) / METRICS))
-  return sum(e['seconds'] for e in epochs if e['epoch'] <= epoch)
+def train_seconds(metrics: Sequence[str]) -> float:
+  """Returns the seconds of training of the epochs of lines of metrics."""
+  return sum(json.loads(line).get('seconds', 0.) for line in metrics)
 
 
-def _lines(path):
-  """Returns the lines of the metrics, checked to be JSON."""
-  lines = path.read_text().splitlines() if path.exists() else []
+def lines(workdir: epath.PathLike, last_epoch: int) -> list[str]:
+  """Returns the lines of metrics.jsonl of the epochs up to the last.
+
+  Raises:
+    OSError: if the file is damaged.
+  """
+  path, found = epath.Path(workdir) / METRICS, []
+  if not path.exists():
+    return found
   try:
-    for line in lines:
-      json.loads(line)
-  except ValueError as error:
-    raise OSError(f'Cannot read {path}: {error}.') from error
-  return lines
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+      try:
+        if json.loads(line)['epoch'] <= last_epoch:
+          found.append(line)
+      except (LookupError, TypeError) as error:
+        raise ValueError(f'line {number} has no epoch') from error
+      except ValueError as error:
+        raise ValueError(f'line {number} is no JSON') from error
+  except (OSError, ValueError) as error:
+    raise OSError(
+        f'Cannot read {path}: {errors.reason(error)}. Without this file the '
+        'run goes on, and what was measured so far is lost.') from error
+  return found
 
 
 def _duration(seconds: float) -> str:

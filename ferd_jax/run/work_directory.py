@@ -1,4 +1,4 @@
-"""The work directory: its config, checkpoints and pool.
+"""The work directory: what is in it, and whose it is.
 
   config.json          what the run is; another config is refused
   results.json         teacher and student at the end of the run
@@ -6,33 +6,30 @@
   export/              student and generator for PyTorch, see `export`
   metrics.jsonl        a line per epoch
   samples/             pictures of synthetic images
-  autoattack/          states of an evaluation that is not finished
-  checkpoints/<epoch>  the state, by Orbax: the latest epochs and the best one
+  evaluation/          what an evaluation that is not finished has found so far
+  checkpoints/<epoch>  the state, see `checkpoints`: the last epochs, the best
   pool/epoch_*.npz     the synthetic images, one file an epoch
+  lock.json            who works in it, see `lock`
+  damaged/             what could not be read, and was made again
 """
 
 from collections.abc import Mapping
 import json
-import math
 from typing import Any
 
 from etils import epath
 import jax
-import numpy as np
-from orbax import checkpoint as ocp
-from orbax.checkpoint import checkpoint_managers
 
 from ferd_jax.core import atomic
 from ferd_jax.core import errors
-from ferd_jax.run import method as methods
+from ferd_jax.core import reporting
+from ferd_jax.run import checkpoints
+from ferd_jax.run import lock
 from ferd_jax.run import settings
-from ferd_jax.run import state as states
-from ferd_jax.synthesis import pool as pools
 
 # Of what a work directory holds. It changes when an older one could not be
 # gone on with; a new setting does not change it, its default is filled in.
 FORMAT = 2
-LAST = 'last'
 # What may differ when a run goes on: of these only `parallel` changes numbers
 # of the training, by rounding. What the teachers are, wherever they come from,
 # is compared by digest and network.
@@ -42,195 +39,128 @@ _FREE = ('data.dir', 'eval.attacks', 'eval.autoattack_examples',
 # What may differ, besides, when a saved student is only evaluated.
 _FREE_TO_EVALUATE = ('data', 'eps', 'eval.curve_attacks', 'eval.curve_examples',
                      'eval.every', 'step_size')
-RESULTS = 'results.json'
+CONFIG, RESULTS = 'config.json', 'results.json'
 _ABSENT = object()
 
 
-class Checkpoints:
-  """Saves and restores a run in its work directory; use it in `with`.
-
-  Attributes:
-    select: 'last', or the name of the metric by which the best epoch is kept.
-  """
-
-  def __init__(self, workdir: epath.PathLike, method: methods.Method | None,
-               select: str = LAST):
-    """Opens the checkpoints of a work directory.
-
-    Args:
-      workdir: of the run.
-      method: whose state they hold; None to look at their numbers only.
-      select: see the class.
-    """
-    self.select, self._method = select, method
-    self._workdir = epath.Path(workdir).absolute()
-    policies = [checkpoint_managers.LatestN(2)]
-    best = {}
-    if select != LAST:
-      # An epoch that was not evaluated is the best only if none was.
-      best = dict(best_fn=lambda metrics: metrics.get(select, -math.inf),
-                  best_mode='max')
-      policies.append(checkpoint_managers.BestN(
-          n=1, get_metric_fn=best['best_fn']))
-    self._manager = ocp.CheckpointManager(
-        self._workdir / 'checkpoints',
-        # Without it the shapes in a checkpoint are not known.
-        item_handlers=ocp.StandardCheckpointHandler(),
-        options=ocp.CheckpointManagerOptions(
-            preservation_policy=checkpoint_managers.AnyPreservationPolicy(
-                policies), **best))
-
-  def __enter__(self) -> 'Checkpoints':
-    return self
-
-  def __exit__(self, *_) -> None:
-    self._manager.close()
-
-  @property
-  def latest_epoch(self) -> int:
-    """The last saved epoch, 0 if there is none."""
-    return self._manager.latest_step() or 0
-
-  @property
-  def selected_epoch(self) -> int:
-    """The epoch to evaluate: the last, or the best by `select`; 0 if none."""
-    if self.select == LAST:
-      return self.latest_epoch
-    return self._manager.best_step() or self.latest_epoch
-
-  def save(self, epoch: int, state: states.TrainState, pool: pools.Pool,
-           new_images: int, metrics: Mapping[str, float]) -> None:
-    """Saves an epoch: the pool's new images first, then the state.
-
-    Args:
-      epoch: epochs completed.
-      state: of the run.
-      pool: of which only the last `new_images` are written.
-      new_images: how many this epoch added.
-      metrics: with `select` in it if this epoch was evaluated.
-    """
-    if new_images and jax.process_index() == 0:
-      pool.save_last(self._pool_dir, epoch, new_images)
-    ranked = {name: metrics[name] for name in metrics if name == self.select}
-    self._manager.save(
-        epoch, args=ocp.args.StandardSave(
-            states.gathered(self._method, state)), metrics=ranked)
-
-  def restore(self, like: states.TrainState, epoch: int) -> states.TrainState:
-    """Returns the state of an epoch, placed as `like` is.
-
-    Raises:
-      ValueError: if the checkpoint has other fields or shapes than `like`; the
-        message names them. It may be of another version.
-      OSError: if it cannot be read.
-    """
-    like = states.gathered(self._method, like)
-    path = self._workdir / 'checkpoints' / str(epoch)
-    differences = _tree_differences(like, self._shapes(epoch))
-    if differences:
-      raise ValueError(
-          f'{path} holds a state of another version or method: {differences}. '
-          'The run can be gone on with by the version that it is of '
-          f'({_version(self._workdir)}); nothing is damaged.')
-    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-    try:
-      state = self._manager.restore(
-          epoch, args=ocp.args.StandardRestore(abstract))
-    except Exception as error:  # Orbax and TensorStore raise many kinds.
-      earlier = [step for step in self._manager.all_steps() if step < epoch]
-      advice = (f'Without this directory the run goes on from epoch '
-                f'{max(earlier)}.' if earlier else
-                'There is no earlier one: without the work directory the run '
-                'starts anew.')
-      raise OSError(f'Cannot read {path}: {errors.reason(error)}. {advice}'
-                    ) from error
-    return states.placed(self._method, state)
-
-  def _shapes(self, epoch):
-    """Returns the saved arrays' shapes by path, None if they are not known."""
-    try:
-      metadata = self._manager.item_metadata(epoch)
-      leaves = jax.tree_util.tree_leaves_with_path(
-          getattr(metadata, 'tree', metadata))
-      return {_path(path): tuple(leaf.shape) for path, leaf in leaves}
-    except Exception:  # Damage: reading it will say what is wrong.
-      return None
-
-  def restore_pool(self, pool: pools.Pool, epoch: int) -> None:
-    """Fills an empty pool with the images of the epochs up to `epoch`."""
-    pool.restore(self._pool_dir, epoch)
-
-  @property
-  def _pool_dir(self) -> epath.Path:
-    return self._workdir / 'pool'
-
-
 def claim(workdir: epath.PathLike, config: Mapping[str, Any], *,
-          start: bool = True) -> None:
+          start: bool = True,
+          reporter: reporting.Reporter = reporting.TERMINAL) -> None:
   """Writes the config into a new work directory, or compares it with the old.
 
-  A directory is new until its first checkpoint or results.
+  A directory is new until its first checkpoint or results. The directory's
+  lock is held meanwhile, and not any more afterwards.
 
   Args:
     workdir: of the run; made if absent.
     config: nested dict of JSON values, all that defines the run.
     start: whether to train. Otherwise there must be a checkpoint, and the data
-      may be other than those of the run's own evaluation.
+      may be other than those of the run's own evaluation; nothing is written.
+    reporter: told if config.json was damaged.
 
   Raises:
     ValueError: if the directory belongs to another config. The message lists
-      every key that differs, with both values. Also if there must be a
-      checkpoint and is none, or the config cannot be read or written.
+      every key that differs, with both values. Also if somebody works in it,
+      there must be a checkpoint and is none, or the config cannot be read or
+      written.
   """
+  if not start:
+    check(workdir, config, start=False, reporter=reporter)
+    return
+  with lock.held(workdir, reporter):
+    check(workdir, config, reporter=reporter)
+
+
+def check(workdir: epath.PathLike, config: Mapping[str, Any], *,
+          start: bool = True,
+          reporter: reporting.Reporter = reporting.TERMINAL) -> None:
+  """Does what `claim` does, for who holds the lock."""
   workdir = epath.Path(workdir)
-  path = workdir / 'config.json'
   new = json.loads(json.dumps(config))
-  saved = any(path.name.isdigit()  # Unfinished ones have a suffix.
-              for path in (workdir / 'checkpoints').glob('[0-9]*'))
+  saved = bool(saved_epochs(workdir))
   if not (saved or start):
     raise ValueError(f'Expected a checkpoint in workdir={str(workdir)!r}; '
                      'train first.')
+  if not (saved or (workdir / RESULTS).exists()):
+    _write(workdir, new)
+    return
+  old, damage = _identity(workdir)
+  check_format(workdir, old)
   free = _FREE if start else _FREE + _FREE_TO_EVALUATE
-  if saved or (workdir / RESULTS).exists():
-    old = saved_identity(workdir)
-    check_format(workdir, old)
-    changes = [
-        f'{key} was {old_value!r}, and is no setting of this version'
-        if new_value is _ABSENT else
-        f'{key} is {new_value!r}, was {old_value!r}'
-        for key, new_value, old_value in _differences(new, old)
-        if not any(key == name or key.startswith(f'{name}.')
-                   for name in free)]
-    if changes:
-      advice = (
-          'Use another --workdir or the old config.' if start else
-          'In an evaluation only data of the same shape and classes, eps and '
-          'the attacks may be others.')
-      raise ValueError(
-          f'Expected workdir={str(workdir)!r} to be of this config: '
-          f'{"; ".join(changes)}. {advice}')
-  elif jax.process_index() == 0:
-    try:
-      atomic.write_text(path, json.dumps(new, indent=2) + '\n')
-    except OSError as error:
-      raise ValueError(
-          f'Cannot write into workdir={str(workdir)!r}: {error}') from error
+  changes = [
+      f'{key} was {old_value!r}, and is no setting of this version'
+      if new_value is _ABSENT else
+      f'{key} is {new_value!r}, was {old_value!r}'
+      for key, new_value, old_value in _differences(new, old)
+      if not any(key == name or key.startswith(f'{name}.')
+                 for name in free)]
+  if changes:
+    advice = (
+        'Use another --workdir or the old config.' if start else
+        'In an evaluation only data of the same shape and classes, eps and '
+        'the attacks may be others.')
+    raise ValueError(
+        f'Expected workdir={str(workdir)!r} to be of this config: '
+        f'{"; ".join(changes)}. {advice}')
+  if damage:
+    reporter.line(f'Warning: {damage} The last checkpoint says what it said.')
+    if start:
+      _write(workdir, old)
+
+
+def _write(workdir, identity):
+  if jax.process_index():
+    return
+  try:
+    path = workdir / CONFIG
+    if path.is_dir():
+      checkpoints.put_aside(path, workdir / checkpoints.DAMAGED / CONFIG)
+    atomic.write_text(path, json.dumps(identity, indent=2) + '\n')
+  except OSError as error:
+    raise ValueError(
+        f'Cannot write into workdir={str(workdir)!r}: {error}') from error
 
 
 def saved_identity(workdir: epath.PathLike) -> dict[str, Any]:
   """Returns what `claim` wrote into a work directory.
 
+  If it cannot be read, what the last checkpoint has of it.
+
   Raises:
     ValueError: if it is not there or cannot be read.
   """
-  path = epath.Path(workdir) / 'config.json'
+  return _identity(epath.Path(workdir))[0]
+
+
+def _identity(workdir):
+  """Returns what the run is, and what is wrong with config.json or ''."""
+  path = workdir / CONFIG
   try:
     identity = json.loads(path.read_text())
+    if isinstance(identity, dict) and identity:
+      return identity, ''
+    damage = 'it holds no settings'
   except (OSError, ValueError) as error:
-    raise ValueError(f'Cannot read {path}: {error}') from error
-  if not isinstance(identity, dict):
-    raise ValueError(f'Cannot read {path}: it holds no settings.')
-  return identity
+    damage = errors.reason(error)
+  damage = f'Cannot read {path}: {damage}.'
+  for epoch in reversed(saved_epochs(workdir)):
+    try:
+      with checkpoints.Checkpoints(workdir, None) as saved:
+        identity = saved.identity(epoch)
+    except OSError:
+      continue
+    if identity:
+      return dict(identity), damage
+  raise ValueError(
+      f'{damage} No checkpoint says what the run is: put the file back, or '
+      'start anew in another directory.')
+
+
+def saved_epochs(workdir: epath.PathLike) -> list[int]:
+  """Returns the epochs of which there is a checkpoint, damaged or not."""
+  return sorted(int(path.name)
+                for path in (epath.Path(workdir) / 'checkpoints').glob('[0-9]*')
+                if path.name.isdigit())  # Unfinished ones have a suffix.
 
 
 def check_format(workdir: epath.PathLike, identity: Mapping[str, Any]) -> None:
@@ -243,17 +173,9 @@ def check_format(workdir: epath.PathLike, identity: Mapping[str, Any]) -> None:
           f'{student}.' if student.exists() else '')
   raise ValueError(
       f'{workdir} is a work directory of format {found!r}, this version has '
-      f'format {FORMAT}: go on with {_version(workdir)}, which it is of, or '
-      f'use another directory. Nothing in it is damaged.{hint}')
-
-
-def _version(workdir):
-  """Returns the version that a work directory is of."""
-  try:
-    version = saved_identity(workdir).get('ferd_jax', '0.1.0')
-  except ValueError:
-    version = 'unknown'
-  return f'ferd_jax {version}'
+      f'format {FORMAT}: go on with ferd_jax '
+      f'{identity.get("ferd_jax", "0.1.0")}, which it is of, or use another '
+      f'directory. Nothing in it is damaged.{hint}')
 
 
 def _differences(new, old):
@@ -271,28 +193,3 @@ def _differences(new, old):
     old_value = old_values.get(name, default.get(name))
     if new_value != old_value:
       yield name, new_value, old_value
-
-
-def _tree_differences(like, saved):
-  """Returns in what a saved tree differs from an expected one, or nothing."""
-  if saved is None:
-    return ''
-  expected = {_path(path): tuple(np.shape(leaf)) for path, leaf in
-              jax.tree_util.tree_leaves_with_path(states.without_keys(like))}
-  listed = {
-      'it lacks': sorted(expected.keys() - saved.keys()),
-      'it has besides': sorted(saved.keys() - expected.keys()),
-      'of other shapes are': sorted(
-          name for name in expected.keys() & saved.keys()
-          if expected[name] != saved[name])}
-  return '; '.join(
-      f'{what} {", ".join(names[:5])}'
-      + (f' and {len(names) - 5} more' if len(names) > 5 else '')
-      for what, names in listed.items() if names)
-
-
-def _path(path):
-  """Returns the path of a leaf with dots, of dicts and attributes alike."""
-  return '.'.join(
-      str(getattr(key, 'name', getattr(key, 'key', getattr(key, 'idx', key))))
-      for key in path)

@@ -5,8 +5,10 @@ epoch costs the same at the end of a run as at its start.
 """
 
 from collections.abc import Iterator
+from collections.abc import Sequence
 import dataclasses
 import functools
+import hashlib
 
 from etils import epath
 import jax
@@ -17,6 +19,18 @@ from ferd_jax.core import errors
 from ferd_jax.core import validate
 
 DTYPES = ('float32', 'uint8')
+
+
+class DamagedPool(OSError):
+  """A file of the pool that is not what an epoch wrote.
+
+  Attributes:
+    epoch: whose file it is.
+  """
+
+  def __init__(self, path: epath.Path, epoch: int, reason: str):
+    super().__init__(f'Cannot read {path}: {reason}.')
+    self.epoch = epoch
 
 
 @dataclasses.dataclass
@@ -41,7 +55,14 @@ class Pool:
                labels=np.zeros(capacity, np.int32))
 
   def append(self, images: np.ndarray, labels: np.ndarray) -> None:
-    """Adds images `[B, H, W, C]`, float in [0, 1], and labels `[B]`."""
+    """Adds images `[B, H, W, C]`, float in [0, 1], and labels `[B]`.
+
+    Raises:
+      FloatingPointError: for images that are not finite: as uint8 they would
+        look like others.
+    """
+    if not np.isfinite(images).all():
+      raise FloatingPointError('Not finite: synthetic images.')
     if self.images.dtype == np.uint8:
       images = np.round(np.asarray(images) * 255)
     new = slice(self.count, self.count + len(labels))
@@ -74,25 +95,72 @@ class Pool:
     with atomic.writing(_file(directory, epoch)) as file:
       np.savez(file, images=self.images[last], labels=self.labels[last])
 
-  def restore(self, directory: epath.Path, num_epochs: int) -> None:
+  def last_digest(self, size: int) -> str:
+    """Returns the digest of the last `size` images and their labels."""
+    last = slice(self.count - size, self.count)
+    found = hashlib.sha256(np.ascontiguousarray(self.images[last]))
+    found.update(np.ascontiguousarray(self.labels[last]))
+    return found.hexdigest()
+
+  def restore(self, directory: epath.Path, num_epochs: int, size: int,
+              num_classes: int, digests: Sequence[str] = ()) -> list[str]:
     """Fills an empty pool from the files of epochs 1..num_epochs.
 
+    Args:
+      directory: with the files.
+      num_epochs: how many.
+      size: images of each epoch.
+      num_classes: K; labels are below.
+      digests: of the first epochs, as `last_digest` returned them then.
+
+    Returns:
+      The digests of all these epochs.
+
     Raises:
-      OSError: if one cannot be read.
+      DamagedPool: if one cannot be read, or is of another number, shape or
+        type of images, or has labels of other classes or another digest.
     """
+    self.count, found = 0, []
     for epoch in range(1, num_epochs + 1):
       path = _file(directory, epoch)
       try:
         with path.open('rb') as file:
           arrays = np.load(file)
           images, labels = arrays['images'], arrays['labels']
-      except FileNotFoundError:  # It names the file.
-        raise
+      except FileNotFoundError:
+        raise DamagedPool(path, epoch, 'there is no such file') from None
       except Exception as error:  # zipfile, zlib and NumPy have their own.
-        raise OSError(f'Cannot read {path}: {errors.reason(error)}.') from error
-      new = slice(self.count, self.count + len(labels))
+        raise DamagedPool(path, epoch, errors.reason(error)) from error
+      wrong = self._wrong(images, labels, size, num_classes)
+      if wrong:
+        raise DamagedPool(path, epoch, wrong)
+      new = slice(self.count, self.count + size)
       self.images[new], self.labels[new] = images, labels
-      self.count += len(labels)
+      self.count += size
+      found.append(self.last_digest(size))
+      if epoch <= len(digests) and found[-1] != digests[epoch - 1]:
+        raise DamagedPool(path, epoch, 'these are not the images that epoch '
+                          f'{epoch} made')
+    return found
+
+  def _wrong(self, images, labels, size, num_classes):
+    """Returns what is wrong with an epoch's arrays, or nothing."""
+    if images.dtype != self.images.dtype:
+      return (f'its images are of type {images.dtype}, those of this run '
+              f'{self.images.dtype}')
+    shape = (size, *self.images.shape[1:])
+    if images.shape != shape:
+      return (f'its images have the shape {images.shape}, those of an epoch of '
+              f'this run {shape}')
+    if labels.dtype != self.labels.dtype or labels.shape != (size,):
+      return (f'its labels are {labels.dtype} of shape {labels.shape}, those '
+              f'of this run {self.labels.dtype} of shape {(size,)}')
+    if labels.min() < 0 or labels.max() >= num_classes:
+      return (f'it has labels from {labels.min()} to {labels.max()}, expected '
+              f'0 to {num_classes - 1}')
+    if not np.isfinite(images).all():
+      return 'it has images that are not finite'
+    return ''
 
 
 def index_plan(key: jax.Array, count: int, capacity: int, batch_size: int,
