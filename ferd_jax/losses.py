@@ -13,6 +13,8 @@ import numpy as np
 
 from ferd_jax.core import collectives
 
+_MASKED = -1e9  # the logit of a class that is never predicted
+
 
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
   """Returns -log softmax(logits)[label], `[B]`, for int labels `[B]`."""
@@ -57,7 +59,9 @@ def margin(logits: jax.Array, labels: jax.Array) -> jax.Array:
   """
   is_label = jax.nn.one_hot(_int_classes(labels), logits.shape[-1], dtype=bool)
   label_logit = jnp.sum(jnp.where(is_label, logits, 0), axis=-1)
-  other = jnp.max(jnp.where(is_label, -jnp.inf, logits), axis=-1)
+  # No infinity, at which `jax_debug_infs` would stop.
+  lowest = jnp.finfo(logits.dtype).min
+  other = jnp.max(jnp.where(is_label, lowest, logits), axis=-1)
   return label_logit - other
 
 
@@ -131,6 +135,29 @@ def divergence_from(logits: jax.Array, target_logits: jax.Array) -> jax.Array:
         f'Expected target_logits of shape {jnp.shape(target_logits)} to have '
         f'the shape of the logits, {jnp.shape(logits)}.')
   return kl_divergence(target_logits, logits)
+
+
+def predicts(logits: jax.Array) -> jax.Array:
+  """Returns for which examples logits `[B, K]` predict a class, bool `[B]`.
+
+  A class of -inf is masked, one that is never predicted; anything else that is
+  not finite, or nothing but masked classes, predicts nothing.
+  """
+  # No NaN is in an order.
+  return (jnp.all(logits < jnp.inf, axis=-1)
+          & jnp.any(logits > -jnp.inf, axis=-1))
+
+
+def unmasked(logits: jax.Array) -> jax.Array:
+  """Returns logits with a finite number, far below all others, for -inf.
+
+  It is 1e9 below 0 for logits in the usual range. Differences of logits stay
+  finite then, and so do losses; no gradient reaches a masked class.
+  """
+  masked = logits == -jnp.inf
+  lowest = jnp.min(jnp.where(masked, 0, logits), axis=-1, keepdims=True)
+  floor = lax.stop_gradient(jnp.minimum(2 * lowest, _MASKED))
+  return jnp.where(masked, floor.astype(logits.dtype), logits)
 
 
 def wide_enough(leaf: Any) -> Any:

@@ -70,7 +70,7 @@ def control(controller: Controller, loss: jax.Array, period: jax.Array,
   better = loss > controller.f_best
   f_best = jnp.where(better, loss, controller.f_best)
   checkpoint = period > 0
-  stalled = num_up <= rho * period.astype(loss.dtype)
+  stalled = num_up.astype(loss.dtype) <= rho * period.astype(loss.dtype)
   stuck = ~controller.reduced & (controller.f_check >= f_best)
   halved = checkpoint & (stalled | stuck)
   return Controller(
@@ -203,7 +203,9 @@ class APGD(attack.Attack):
         gradient_best=jnp.zeros_like(x), x_adv=start,
         fooled=false, finite=~false, zero_gradient=false,
         controller=Controller(
-            step_size=2 * eps + zero, f_best=zero - jnp.inf, f_last=zero,
+            # No infinity, at which `jax_debug_infs` would stop.
+            step_size=2 * eps + zero,
+            f_best=jnp.full_like(zero, jnp.finfo(zero.dtype).min), f_last=zero,
             f_check=zero, num_up=none, reduced=~false))
 
   def step(self, logits_fn: attack.LogitsFn, problem: attack.Problem,
@@ -235,7 +237,7 @@ class APGD(attack.Attack):
                      controller.step_size, first),
         x_last=x, x_best=x_best, gradient_best=gradient_best, x_adv=x_adv,
         fooled=state.fooled | missed,
-        finite=(state.finite & attack.all_finite(logits)
+        finite=(state.finite & losses.predicts(logits)
                 & attack.all_finite(raw_gradient)),
         zero_gradient=jnp.where(first, geometry.size(gradient, 'Linf') == 0,
                                 state.zero_gradient),

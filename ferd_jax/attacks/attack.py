@@ -52,7 +52,8 @@ class AttackResult(NamedTuple):
   """What an attack achieved, from one more evaluation on its images.
 
   Of an example that is no valid input (see `Attack.__call__`), or where the
-  model gave logits or gradients that are not finite before it was fooled, the
+  model gave logits or gradients that are not finite before it was fooled (of
+  logits, -inf is a masked class, one that is never predicted), the
   images and numbers are NaN, the prediction is -1 and the success False, which
   says nothing about robustness: `run` warns of it outside of `jit`.
 
@@ -133,7 +134,9 @@ class Attack:
       logits_fn: images `[B, ...]` -> logits `[B, K]`, K >= 2: pure, in
         evaluation mode, on each image by itself.
       key: one PRNG key, or `[B]` keys, one per example; typed or legacy.
-      x: float32 or float64 images `[B, ..., channels]` within `bounds`.
+      x: float32 or float64 images `[B, ..., channels]` within `bounds`; as all
+        other arrays, JAX's, NumPy's or what NumPy reads, such as a list or a
+        tensor of PyTorch.
       y: int labels `[B]` in 0..K-1, or what `loss` takes in their place; every
         array in it has a batch axis.
       targets: of a targeted loss, int classes `[B]`.
@@ -153,7 +156,9 @@ class Attack:
         that are not finite or out of bounds, and an eps that is negative or
         wider than the bounds.
     """
-    return self._attack(logits_fn, key, x, y, targets, eps, x_init)[1]
+    with self._own(key, x, y, targets, eps, x_init) as guarded:
+      return self._attack(guarded(logits_fn), key, x, y, targets, eps,
+                          x_init)[1]
 
   def run(self, logits_fn: LogitsFn, key: jax.Array, x: jax.Array, y: Any,
           targets: Any = None, *, eps: jax.Array | float | None = None,
@@ -165,12 +170,18 @@ class Attack:
     model that seems to return probabilities gets a UserWarning, and one whose
     logits or gradients are not finite.
     """
-    problem, images, valid = self._attack(logits_fn, key, x, y, targets, eps,
-                                          x_init)
-    result = self.result(logits_fn, problem, images, valid,
-                         self.step_key(problem.keys))
+    with self._own(key, x, y, targets, eps, x_init) as guarded:
+      logits_fn = guarded(logits_fn)
+      problem, images, valid = self._attack(logits_fn, key, x, y, targets, eps,
+                                            x_init)
+      result = self.result(logits_fn, problem, images, valid,
+                           self.step_key(problem.keys))
     warn(result)
     return result
+
+  def _own(self, *arrays):
+    """Returns the context of a call: a trace transfers nothing."""
+    return inputs.own_transfers(tracing=inputs.is_tracing(arrays))
 
   def result(self, logits_fn: LogitsFn, problem: Problem, images: jax.Array,
              valid: jax.Array, key: jax.Array | None = None) -> AttackResult:
@@ -185,7 +196,8 @@ class Attack:
     """
     valid = valid & all_finite(images)  # Whatever the model makes of NaN.
     logits = or_nan(valid, evaluate(logits_fn, images, key))
-    predictions = jnp.where(all_finite(logits), jnp.argmax(logits, axis=-1), -1)
+    predictions = jnp.where(losses.predicts(logits),
+                            jnp.argmax(logits, axis=-1), -1)
     return jax.tree.map(lax.stop_gradient, AttackResult(
         images=images,
         success=is_fooled(logits, inputs.labels_of(problem.y)) & valid,
@@ -200,9 +212,10 @@ class Attack:
     Arguments and errors are those of the call.
     """
     self.check_targets(targets)
-    y, targets = inputs.as_arrays(y), inputs.as_arrays(targets)
+    y, targets = inputs.arrays('y', y), inputs.arrays('targets', targets)
+    x_init = None if x_init is None else inputs.array('x_init', x_init)
     x = inputs.checked_images(x, y=y, targets=targets, x_init=x_init)
-    eps = self.eps if eps is None else eps
+    eps = self.eps if eps is None else inputs.array('eps', eps)
     if np.shape(eps) not in ((), x.shape[:1]):
       raise ValueError(f'Expected eps of shape {np.shape(eps)} to be one '
                        f'radius or {x.shape[0]}, one per image.')
@@ -212,7 +225,8 @@ class Attack:
     self.check_num_classes(classes)
     eps = jnp.broadcast_to(jnp.asarray(eps, x.dtype), x.shape[:1])
     valid = inputs.valid_examples(x, y, targets, classes, self.bounds, x_init)
-    valid &= jnp.isfinite(eps) & (eps >= 0)
+    valid = jnp.asarray(valid) & jnp.isfinite(eps) & (eps >= 0)
+    y, targets = inputs.on_device((y, targets))
     if x_init is not None:
       x_init = jnp.asarray(x_init, x.dtype)
     x, y, targets, eps, x_init = jax.tree.map(
@@ -266,7 +280,10 @@ class Attack:
   def step_key(self, keys: jax.Array,
                step: jax.Array | int = 0) -> jax.Array | None:
     """Returns the key that a stochastic model takes, None for others."""
-    return jax.random.fold_in(keys[0], step) if self.stochastic else None
+    if not self.stochastic:
+      return None
+    # To JAX's check for keys used twice, one of several is all of them.
+    return jax.random.fold_in(jax.random.clone(keys)[0], step)
 
   def nth_attempt(self, problem: Problem, clean_logits: jax.Array,
               number: jax.Array | int) -> Problem:
@@ -348,7 +365,8 @@ def loss_of(loss: Callable[..., jax.Array] | None, logits: jax.Array,
       `[B]`: a mean over the batch would do something else.
   """
   # In half precision a softmax is 1 long before its gradient vanishes.
-  logits = logits.astype(jnp.promote_types(logits.dtype, problem.x.dtype))
+  logits = losses.unmasked(
+      logits.astype(jnp.promote_types(logits.dtype, problem.x.dtype)))
   if problem.targets is None:
     loss = loss or losses.cross_entropy
     check_call('the loss, without targets,', loss, logits=logits, y=problem.y)
@@ -379,10 +397,10 @@ def warn(result: AttackResult) -> None:
   """Warns of what makes a result doubtful, if its values are known."""
   if not inputs.is_concrete(result.logits):
     return
-  logits = np.asarray(result.logits)
+  logits = jax.device_get(result.logits)
   if seem_probabilities(logits):
     warnings.warn(NO_LOGITS, stacklevel=3)
-  broken = int((~np.isfinite(logits)).any(-1).sum())
+  broken = int((jax.device_get(result.predictions) < 0).sum())
   if broken:
     warnings.warn(
         f'The logits or gradients are not finite for {broken} of {len(logits)} '
@@ -413,9 +431,9 @@ def num_classes(logits_fn: LogitsFn, x: jax.Array,
 def is_fooled(logits: jax.Array, labels: jax.Array) -> jax.Array:
   """Returns whether the prediction is another than the label, `[B]`.
 
-  Logits that are not finite predict nothing and fool nobody.
+  Logits that predict nothing (see `losses.predicts`) fool nobody.
   """
-  return all_finite(logits) & (jnp.argmax(logits, axis=-1) != labels)
+  return losses.predicts(logits) & (jnp.argmax(logits, axis=-1) != labels)
 
 
 def all_finite(values: jax.Array) -> jax.Array:

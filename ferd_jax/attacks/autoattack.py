@@ -199,15 +199,17 @@ class AutoAttack:
     if not inputs.is_concrete(logits_fn, key, x, y):
       raise ValueError('AutoAttack is a loop of Python\'s over compiled parts: '
                        'call it outside of jit.')
-    session = ensemble.Session(
-        self.members, logits_fn, key, x, y, batch_size=batch_size,
-        individual=individual, parallel=parallel or parallels.create(),
-        reporter=(reporting.TERMINAL if progress is True else
-                  progress or reporting.SILENT),
-        stochastic=self._stochastic, settings={
-            'version': self.version, 'norm': self.norm, 'eps': self.eps,
-            'bounds': self.bounds})
-    return session.finish(state_file, save_every)
+    # The model's variables are placed once, all else is this loop's own.
+    with inputs.own_transfers():
+      session = ensemble.Session(
+          self.members, logits_fn, key, x, y, batch_size=batch_size,
+          individual=individual, parallel=parallel or parallels.create(),
+          reporter=(reporting.TERMINAL if progress is True else
+                    progress or reporting.SILENT),
+          stochastic=self._stochastic, settings={
+              'version': self.version, 'norm': self.norm, 'eps': self.eps,
+              'bounds': self.bounds})
+      return session.finish(state_file, save_every)
 
   @property
   def _stochastic(self):

@@ -67,12 +67,14 @@ def _water_level(weights, stops, volume):
     volume: `[B]`, at least 0.
 
   Returns:
-    `[B, 1]`, infinite where no level is enough.
+    `[B, 1]`, the largest number where no level is enough.
   """
   # The sum is concave in the level: Newton's steps from 0 never go beyond the
   # one sought, and the first that closes no further coordinate is exact.
   # A handful of steps, where sorting the coordinates took a quarter of FAB's
   # time.
+  # Higher than all stops; at an infinity `jax_debug_infs` would stop.
+  endless = jnp.finfo(stops.dtype).max
   def step(levels):
     level, _ = levels
     is_open = stops > level
@@ -81,7 +83,7 @@ def _water_level(weights, stops, volume):
     open_weight = jnp.sum(jnp.where(is_open, weights, 0), axis=-1,
                           keepdims=True)
     higher = jnp.where(open_weight > 0, (volume[:, None] - filled)
-                       / jnp.where(open_weight > 0, open_weight, 1), jnp.inf)
+                       / jnp.where(open_weight > 0, open_weight, 1), endless)
     return jnp.maximum(level, higher), level
   start = jnp.zeros_like(volume)[:, None]
   return lax.while_loop(lambda levels: jnp.any(levels[0] > levels[1]), step,

@@ -72,6 +72,9 @@ class CompiledAttack:
     self._attack = attack
     self._apply_fn = apply_fn
     self._parallel = parallel
+    # Uncommitted on one device: the caller's arrays may be on another.
+    self._place = (jax.device_put if parallel.mode == 'jit' else
+                   parallel.replicate)
     self._num_classes = {}
     self._was_run = False
 
@@ -128,32 +131,34 @@ class CompiledAttack:
 
   def _given(self, variables, key, x, y, targets, eps, x_init, indices):
     """Returns the arguments after the checks of `Attack.check`."""
-    eps = self._attack.eps if eps is None else eps
-    if np.shape(eps):
-      raise ValueError('Expected eps to be one radius, got shape '
-                       f'{np.shape(eps)}.')
-    inputs.checked_radii(eps, np.shape(x)[1:], self._attack.norm,
-                          self._attack.bounds)
+    eps = inputs.array('eps', self._attack.eps if eps is None else eps)
+    if eps.shape:
+      raise ValueError(f'Expected eps to be one radius, got shape {eps.shape}.')
     self._attack.check_targets(targets)
     key = inputs.one_key(key)
     if self._parallel.mode == 'jit':  # Else the caller has laid out arrays.
-      y, targets = inputs.as_arrays(y), inputs.as_arrays(targets)
+      y, targets = inputs.arrays('y', y), inputs.arrays('targets', targets)
+      x_init = None if x_init is None else inputs.array('x_init', x_init)
       x = inputs.checked_images(x, y=y, targets=targets, x_init=x_init)
       self._check_values(variables, key, x, y, targets, x_init)
-      x_init = None if x_init is None else jnp.asarray(x_init, x.dtype)
+      x_init = None if x_init is None else x_init.astype(x.dtype)
       indices = self._checked_indices(indices, len(x))
     elif indices is None:
       raise ValueError('Expected indices, laid out as x is over devices.')
-    return _Given(key, x, y, targets, jnp.asarray(eps, x.dtype), x_init,
-                  indices)
+    inputs.checked_radii(eps, x.shape[1:], self._attack.norm,
+                          self._attack.bounds)
+    if isinstance(eps, np.ndarray):
+      eps = self._place(eps.astype(x.dtype))
+    return inputs.on_device(_Given(key, x, y, targets, eps.astype(x.dtype),
+                                   x_init, indices))
 
   def _checked_indices(self, indices, batch_size):
     """Returns indices `[B]`, by default 0..B-1, as an array."""
     if indices is None:
       return np.arange(batch_size, dtype=np.int32)
-    indices = np.asarray(indices)
+    indices = inputs.array('indices', indices)
     if (indices.shape != (batch_size,)
-        or not np.issubdtype(indices.dtype, np.integer)):
+        or not jnp.issubdtype(indices.dtype, jnp.integer)):
       raise ValueError(f'Expected indices to be {batch_size} whole numbers, '
                        f'one per image, got {indices.dtype} {indices.shape}.')
     return indices
@@ -184,7 +189,7 @@ class CompiledAttack:
     """Returns the images of one attempt, one compiled step after the other."""
     state = self._init(given)
     for i in range(self._attack.num_steps):
-      state = self._step(variables, state, np.int32(i), given)
+      state = self._step(variables, state, self._place(np.int32(i)), given)
     return self._images(state, given)
 
   def _solve_attempts(self, variables, given):
@@ -193,7 +198,7 @@ class CompiledAttack:
     images, fooled = given.x, self._is_fooled(clean, given.y)
     for attempt in range(self._attack.num_attempts):
       found = self._solve(variables, given._replace(
-          attempt=np.int32(attempt), clean_logits=clean))
+          attempt=self._place(np.int32(attempt)), clean_logits=clean))
       logits = self._logits(variables, given, found)
       images, fooled = self._merge(images, found, fooled, logits, given.y)
     return images

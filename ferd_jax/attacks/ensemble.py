@@ -163,7 +163,7 @@ class Session:
     """
     validate.count(batch_size=batch_size)
     validate.divisible(parallel.num_devices, 'devices', batch_size=batch_size)
-    x, y = np.asarray(x), np.asarray(y)
+    x, y = jax.device_get((inputs.array('x', x), inputs.array('y', y)))
     if np.issubdtype(x.dtype, np.floating):
       x = x.astype(jax.dtypes.canonicalize_dtype(x.dtype), copy=False)
     self._eps, self._norm = settings['eps'], settings['norm']

@@ -130,7 +130,7 @@ class FAB(attack.Attack):
     labels = inputs.labels_of(problem.y)
     difference, gradient, logits = self._linearise(logits_fn, problem, state.x,
                                                    key)
-    finite = (state.finite & attack.all_finite(logits)
+    finite = (state.finite & losses.predicts(logits)
               & attack.all_finite(gradient) & jnp.isfinite(difference))
     # Clean images that are wrong already: nothing is closer.
     stays = (attack.is_fooled(logits, labels)
@@ -149,7 +149,7 @@ class FAB(attack.Attack):
         x=geometry.where(missed, back, x),
         x_best=geometry.where(closer, x, state.x_best), norm_best=norm_best,
         fooled=state.fooled | (closer & (norm_best <= problem.eps)),
-        finite=finite & attack.all_finite(logits))
+        finite=finite & losses.predicts(logits))
     if self.keep != 'first':
       return after
     return jax.tree.map(
@@ -175,13 +175,14 @@ class FAB(attack.Attack):
     def evaluate(images):
       logits = attack.evaluate(logits_fn, images, key)
       # In half precision the difference of two logits is mostly rounding.
-      return logits.astype(jnp.promote_types(logits.dtype, x.dtype))
-    logits, pull_back = jax.vjp(evaluate, x)
+      logits = logits.astype(jnp.promote_types(logits.dtype, x.dtype))
+      return losses.unmasked(logits), logits
+    finite, pull_back, logits = jax.vjp(evaluate, x, has_aux=True)
     num_classes = logits.shape[-1]
     labels = inputs.labels_of(problem.y)
     is_label = jax.nn.one_hot(labels, num_classes, dtype=logits.dtype)
     def against(classes):
-      difference = losses.targeted_margin(logits, labels, classes)
+      difference = losses.targeted_margin(finite, labels, classes)
       is_class = jax.nn.one_hot(classes, num_classes, dtype=logits.dtype)
       gradient, = pull_back(is_class - is_label)
       return difference.astype(x.dtype), gradient
@@ -189,7 +190,9 @@ class FAB(attack.Attack):
       return *against(problem.targets), logits
 
     def compare(number, closest):
-      classes = number + (number >= labels)  # all but the label, in order
+      number = jnp.asarray(number, labels.dtype)
+      after = (number >= labels).astype(labels.dtype)
+      classes = number + after  # all but the label, in order
       difference, gradient = against(classes)
       distance = jnp.abs(difference) / (
           _dual_size(gradient, self.norm) + geometry.TINY)
@@ -198,7 +201,7 @@ class FAB(attack.Attack):
           lambda new, old: geometry.where(nearer, new, old),
           (distance, difference, gradient), closest)
     # One class after the other: all gradients at once fill the memory.
-    nowhere = jnp.full_like(labels, jnp.inf, dtype=x.dtype)
+    nowhere = jnp.full_like(labels, jnp.finfo(x.dtype).max, dtype=x.dtype)
     _, difference, gradient = loops.repeat(
         num_classes - 1, compare,
         (nowhere, nowhere, jnp.zeros_like(x)),

@@ -97,7 +97,9 @@ class PGD(attack.Attack):
       # The sum keeps examples apart.
       return jnp.sum(attack.loss_of(self.loss, logits, problem,
                                     losses.targeted_cross_entropy))
-    bounds = self.bounds if self.clip_steps else (-jnp.inf, jnp.inf)
+    limits = jnp.finfo(problem.x.dtype)  # No infinities for `jax_debug_infs`.
+    bounds = (self.bounds if self.clip_steps else
+              (float(limits.min), float(limits.max)))
     return PGDState(ascent.advance(
         state.x_adv, jax.grad(objective)(state.x_adv), problem.x, problem.eps,
         self.step_size, norm=self.norm, bounds=bounds))

@@ -47,8 +47,8 @@ class SquareState(NamedTuple):
     iteration: int32 `[B]`, 0 before the start was evaluated.
     candidate: `[B, ...]`, to be evaluated next.
     x_best: `[B, ...]`, with the lowest margin.
-    margin_best: `[B]`, z_y - max_{j != y} z_j of `x_best`, infinite before an
-      evaluation gave finite logits.
+    margin_best: `[B]`, z_y - max_{j != y} z_j of `x_best`, the largest number
+      before an evaluation gave finite logits.
     fooled: bool `[B]`, whether `margin_best` is at most 0, which ends the
       search. At exactly 0 the model may still predict y.
     finite: bool `[B]`, whether all logits were.
@@ -144,7 +144,7 @@ def pattern(shape: Sequence[int], corner: jax.Array, side: jax.Array,
   # is a difference of sums to the largest k, small like its terms.
   terms = 1. / np.arange(1, max(shape) // 2 + 2) ** 2
   sums = jnp.asarray(np.append(np.cumsum(terms[::-1])[::-1], 0.), dtype)
-  height = jnp.asarray(np.inf, dtype)
+  height = jnp.asarray(jnp.finfo(dtype).max, dtype)
   upper = jnp.zeros((), bool)
   for i, offset in enumerate(_offsets(shape, corner)):
     is_cut = axis[:, None] == i
@@ -360,17 +360,19 @@ class Square(attack.Attack):
     return SquareState(
         iteration=jnp.zeros_like(x, jnp.int32, shape=x.shape[:1]),
         candidate=start, x_best=start,
-        margin_best=jnp.full_like(x, jnp.inf, shape=x.shape[:1]),
+        # No infinity, at which `jax_debug_infs` would stop.
+        margin_best=jnp.full_like(x, jnp.finfo(x.dtype).max,
+                                  shape=x.shape[:1]),
         fooled=false, finite=~false)
 
   def step(self, logits_fn: attack.LogitsFn, problem: attack.Problem,
            state: SquareState, key: jax.Array | None = None) -> SquareState:
     """Returns the state after the evaluation of `state.candidate`."""
     logits = attack.evaluate(logits_fn, state.candidate, key)
-    finite = attack.all_finite(logits)
+    finite = losses.predicts(logits)
     dtype = state.margin_best.dtype
     margin = losses.margin(
-        logits.astype(jnp.promote_types(logits.dtype, dtype)),
+        losses.unmasked(logits.astype(jnp.promote_types(logits.dtype, dtype))),
         inputs.labels_of(problem.y)).astype(dtype)
     accepted = finite & ((margin < state.margin_best) | (margin <= 0))
     x_best = geometry.where(accepted, state.candidate, state.x_best)

@@ -77,7 +77,8 @@ def independent(keys: jax.Array) -> jax.Array:
       key = jax.random.fold_in(key, words[i])
     return key
   words = jax.random.key_data(keys)
-  made = jax.vmap(make)(words.reshape(-1, words.shape[-1]))
+  # Compiled: no transfer guard minds its constants.
+  made = jax.jit(jax.vmap(make))(words.reshape(-1, words.shape[-1]))
   return made.reshape(keys.shape)
 
 

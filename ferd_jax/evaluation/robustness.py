@@ -19,6 +19,7 @@ import numpy as np
 
 import ferd_jax
 from ferd_jax import attacks
+from ferd_jax import losses
 from ferd_jax.attacks import checks
 from ferd_jax.attacks import saved
 from ferd_jax.core import collectives
@@ -70,7 +71,7 @@ def correct_per_class(model: nn.Module, num_classes: int, variables: Any,
                       ) -> tuple[jax.Array, jax.Array]:
   """Returns how many images of each class are classified right, int32 `[C]`.
 
-  Also of how many images logits are not finite, which predict nothing.
+  Also of how many images logits predict nothing, see `losses.predicts`.
 
   Args:
     model: module under evaluation.
@@ -81,7 +82,7 @@ def correct_per_class(model: nn.Module, num_classes: int, variables: Any,
     axis_name: mapped axis over which the examples are sharded.
   """
   logits = forward.logits(model, variables, images)
-  finite = jnp.all(jnp.isfinite(logits), axis=-1)
+  finite = losses.predicts(logits)
   hits = finite & (jnp.argmax(logits, axis=-1) == batch.labels) & batch.mask
   classes = jax.nn.one_hot(batch.labels, num_classes, dtype=jnp.int32)
   return collectives.psum(
@@ -191,7 +192,7 @@ class Evaluator:
 
   def _in_batches(self, name, variables, images, labels, key, reporter):
     """Returns the correct images of each class `[C]` under an attack."""
-    key, correct = self.parallel.replicate(key), 0
+    key, correct, unclear = self.parallel.replicate(key), 0, 0
     with reporter.task(name, len(labels), 'image') as task:
       for batch in batches(images, labels, self.batch_size):
         size = int(batch.mask.sum())
@@ -202,12 +203,11 @@ class Evaluator:
                                         indices=batch.indices)
         found, broken = jax.tree.map(
             np.asarray, self.count(variables, attacked, batch))
-        if broken:
-          raise FloatingPointError(
-              f'{name}: the logits of {broken} images in a batch are not '
-              'finite.')
-        correct += found
+        correct, unclear = correct + found, unclear + int(broken)
         task.advance(size)
+    if unclear:
+      raise FloatingPointError(f'{name}: the logits of {unclear} of '
+                               f'{len(labels)} images are not finite.')
     return correct
 
   def _autoattack(self, name, variables, images, labels, key, state_file,

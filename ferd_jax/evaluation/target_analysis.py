@@ -155,12 +155,12 @@ def _count(model, num_classes, variables, batch, targets, attacked, *,
            axis_name=None):
   """Returns by source and target how many reached, fooled and were tried.
 
-  Also of how many images logits are not finite.
+  Also of how many images logits predict nothing, see `losses.predicts`.
   """
   logits = [forward.logits(model, variables, images)
             for images in (batch.images, attacked)]
   clean, found = (jnp.argmax(values, axis=-1) for values in logits)
-  finite = jnp.all(jnp.isfinite(jnp.concatenate(logits, axis=-1)), axis=-1)
+  finite = functools.reduce(jnp.logical_and, map(losses.predicts, logits))
   tried = batch.mask & (clean == batch.labels)
   cells = (jax.nn.one_hot(batch.labels, num_classes, dtype=jnp.int32)[..., None]
            * jax.nn.one_hot(targets, num_classes, dtype=jnp.int32)[:, None])

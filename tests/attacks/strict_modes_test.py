@@ -1,0 +1,122 @@
+"""Every attack under each of JAX's strict modes, with the numbers as without.
+
+What a mode checks while tracing is only traced: that takes no compilation.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ferd_jax import attacks
+from ferd_jax import losses
+from ferd_jax.core import parallel
+
+_W = np.linspace(-1, 1, 4 * 4, dtype=np.float32).reshape(4, 4) ** 3
+_X = np.linspace(.2, .8, 2 * 4, dtype=np.float32).reshape(2, 2, 2, 1)
+_Y = (_X.reshape(2, -1) @ _W).argmax(-1)
+_EPS = .1
+
+_TRACING = {
+    'dtype promotion': lambda: jax.numpy_dtype_promotion('strict'),
+    'rank promotion': lambda: jax.numpy_rank_promotion('raise'),
+    'tracer leaks': jax.checking_leaks,
+    'legacy keys': lambda: jax.legacy_prng_key('error'),
+}
+_RUNNING = {
+    'debug nans': lambda: jax.debug_nans(True),
+    'debug infs': lambda: jax.debug_infs(True),
+    'transfer guard': lambda: jax.transfer_guard('disallow'),
+    'key reuse': lambda: jax.debug_key_reuse(True),
+}
+_MODES = _TRACING | _RUNNING
+
+_ATTACKS = {
+    'pgd': attacks.PGD(_EPS, _EPS, 2),
+    'cw, not clipped': attacks.PGD(_EPS, _EPS, 2, loss=losses.carlini_wagner,
+                                   start='normal', clip_steps=False),
+    'utae': attacks.UTAE(_EPS, _EPS, 2),
+    'apgd-t': attacks.APGD(_EPS, num_iterations=2, num_targets=2),
+    'apgd l2 dlr': attacks.APGD(_EPS, 'L2', losses.dlr, 2, keep='first'),
+    'eot': attacks.APGD(_EPS, num_iterations=1, eot=2),
+    'fab': attacks.FAB(_EPS, num_iterations=2),
+    'fab-t l2': attacks.FAB(_EPS, 'L2', num_iterations=2, num_targets=2),
+    'square': attacks.Square(_EPS, num_queries=2),
+    'square l2': attacks.Square(_EPS, 'L2', num_queries=2),
+}
+
+
+def _apply(w, x, key=None):
+  del key
+  return x.reshape(len(x), -1) @ w
+
+
+def _calls(name):
+  """Returns the attack called, and compiled, as (w, key, x, y) -> images."""
+  attack, compiled = _ATTACKS[name], attacks.jit(_ATTACKS[name], _apply)
+  def called(w, key, x, y):
+    model = functools.partial(_apply, w)
+    return attack.run(model, key, x, y).images
+  return called, compiled
+
+
+@pytest.fixture(scope='module')
+def arrays():
+  return jax.tree.map(jnp.asarray, (_W, jax.random.key(0), _X, _Y))
+
+
+@pytest.fixture(scope='module')
+def expected(arrays):
+  w, key, x, y = arrays
+  return {name: np.asarray(_calls(name)[1](
+      w, key, x, _apply(w, x) if name == 'utae' else y)) for name in _ATTACKS}
+
+
+@pytest.mark.parametrize('name', _ATTACKS)
+@pytest.mark.parametrize('mode', _MODES)
+def test_every_attack(mode, name, arrays, expected):
+  w, key, x, y = arrays
+  if name == 'utae':
+    y = _apply(w, x)
+  called, compiled = _calls(name)
+  with _MODES[mode]():
+    if mode in _TRACING:
+      jax.eval_shape(called, w, key, x, y)
+      jax.eval_shape(compiled, w, key, x, y)
+      return
+    # NumPy's arrays are placed by the attack, a model's by its owner.
+    found = compiled(w, key, _X, y if name == 'utae' else _Y)
+  np.testing.assert_allclose(found, expected[name], atol=2e-6)
+
+
+@pytest.mark.parametrize('mode', _MODES)
+@pytest.mark.parametrize('name', ['apgd-t', 'eot', 'fab', 'square'])
+def test_without_jit(mode, name, arrays, expected):
+  w, key, _, _ = arrays
+  called, _ = _calls(name)
+  with _MODES[mode]():
+    found = called(w, key, _X, _Y)
+  np.testing.assert_allclose(found, expected[name], atol=2e-6)
+
+
+@pytest.mark.parametrize('mode', _MODES)
+def test_autoattack(mode, arrays):
+  w, key, _, _ = arrays
+  autoattack = attacks.AutoAttack(
+      _EPS, version='custom', attacks=tuple(
+          (name, _ATTACKS[name]) for name in ('apgd-t', 'fab', 'square')))
+  with _MODES[mode]():
+    result = autoattack(jax.tree_util.Partial(_apply, w), key, _X, _Y,
+                        batch_size=2, progress=False,
+                        parallel=parallel.create('jit'))
+  assert result.correct.all() and len(result.flags) == 3
+
+
+def test_guard_holds_for_the_model(arrays):
+  """What an attack places itself hides nothing that a model transfers."""
+  w, key, x, y = arrays
+  with jax.transfer_guard('disallow'), pytest.raises(Exception,
+                                                     match='Disallowed'):
+    _ATTACKS['pgd'](lambda x: _apply(w, x) * 2, key, x, y)
