@@ -47,7 +47,7 @@ _DEFAULT_ATTACKS = 'clean,fgsm,pgd20,cw20,autoattack'
 
 def from_run(workdir: pathlib.Path,
              args: argparse.Namespace) -> results.Subject:
-  """Returns teacher and student of a work directory.
+  """Returns student and teacher, if any, of a work directory.
 
   Args:
     workdir: of the run.
@@ -70,13 +70,13 @@ def from_run(workdir: pathlib.Path,
   # One device: what divides the batches of training does not matter here.
   config.parallel = 'jit'
   try:
-    experiment = experiments.build(config)
+    experiment = experiments.build(config, to_train=False)
   except (OSError, ValueError) as error:
     kind = type(error) if isinstance(error, OSError) else ValueError
     raise kind(_in_own_words(error)) from error
   work_directory.claim(workdir, experiment.identity, start=False)
   state, epoch, _ = train.saved_state(experiment, workdir)
-  return train.run_subject(experiment, state, epoch)
+  return train.run_subject(experiment, workdir, state, epoch)
 
 
 # Flags of this command by the setting that they stand for, of the config's or
