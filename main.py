@@ -69,7 +69,7 @@ def _run(config: config_dict.ConfigDict, workdir: str,
   try:
     if _DISTRIBUTED.value:
       parallel.join_processes()
-    experiment = experiments.build(config)
+    experiment = experiments.build(config, to_train=training)
     work_directory.claim(workdir, experiment.identity, start=training)
     results = train.finished_results(workdir) if training else None
   except (ValueError, OSError) as error:

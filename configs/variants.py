@@ -58,6 +58,38 @@ def synthesise_natural_images(config: config_dict.ConfigDict) -> None:
   config.synthesis.w_adv = 0.1
 
 
+def train_adversarially(config: config_dict.ConfigDict) -> None:
+  """Turns distillation into adversarial training on real images, no teacher.
+
+  What is trained is the config's student; a run exports it as a teacher.
+  """
+  config.teacher.arch = 'none'
+  settings.use(config, 'synthesis', 'real')
+  settings.use(config, 'sampler', 'uniform')
+  config.warmup_epochs = 0
+  pgd_at(config)
+  config.log.samples_every = 0
+  # Robustness falls again in a long training: the best epoch is kept.
+  config.eval.select = 'validation_pgd20'
+
+
+def pgd_at(config: config_dict.ConfigDict) -> None:
+  """Takes PGD-AT's attack and loss (Madry et al., arXiv:1706.06083).
+
+  Clean and attacked images half and half: a generator that is to make images
+  for this teacher goes by its BatchNorm statistics, which else are those of
+  attacked images alone.
+  """
+  settings.use(config, 'inner', 'ce')
+  settings.use(config, 'outer', 'cross_entropy', w_clean=0.5, w_adv=0.5)
+
+
+def trades(config: config_dict.ConfigDict) -> None:
+  """Takes the attack and loss of TRADES (Zhang et al., arXiv:1901.08573)."""
+  settings.use(config, 'inner', 'trades')
+  settings.use(config, 'outer', 'trades')
+
+
 _SMALLEST = {'wrn_34_10': 'wrn_10_1', 'preact_resnet34': 'preact_resnet18',
              'cifar_resnet20': 'cifar_resnet8'}
 
@@ -69,17 +101,26 @@ def _smoke(config: config_dict.ConfigDict) -> None:
   needed, and the numbers mean nothing.
   """
   config.data.noise_examples = 24
-  config.teacher.arch = _SMALLEST.get(config.teacher.arch, config.teacher.arch)
-  config.teacher.path = 'random'
-  config.teacher.robustbench = None
-  config.teacher.width = config.student.width = 4
+  if config.teacher.arch == 'none':
+    config.student.arch = _SMALLEST.get(config.student.arch,
+                                        config.student.arch)
+  else:
+    config.teacher.arch = _SMALLEST.get(config.teacher.arch,
+                                        config.teacher.arch)
+    config.teacher.path = 'random'
+    config.teacher.robustbench = None
+    config.teacher.width = 4
+  config.student.width = 4
   config.num_epochs = 3
-  config.warmup_epochs = 1
-  config.synthesis.steps = 2
-  config.synthesis.batch_size = 8
-  config.synthesis.width = 8
-  config.synthesis.bottleneck.steps = 3
-  config.sampler.attack_steps = 2
+  config.warmup_epochs = min(config.warmup_epochs, 1)
+  config.distill.schedule, config.distill.milestones = 'cosine', ()
+  if config.synthesis.name == 'ferd':
+    config.synthesis.steps = 2
+    config.synthesis.batch_size = 8
+    config.synthesis.width = 8
+    config.synthesis.bottleneck.steps = 3
+  if 'attack_steps' in config.sampler:
+    config.sampler.attack_steps = 2
   config.distill.steps = 2
   config.distill.batch_size = 8
   config.inner.steps = 2
@@ -109,7 +150,7 @@ def apply(config: config_dict.ConfigDict, names: str,
   """Returns the config with the comma-separated variants applied.
 
   The config's own come first and `smoke` last, in whatever order they are
-  written.
+  written. `released` is there for the paper's method alone.
 
   Args:
     config: to change; its name gets the variants appended.
@@ -119,7 +160,9 @@ def apply(config: config_dict.ConfigDict, names: str,
   Raises:
     ValueError: for an unknown variant.
   """
-  variants: Mapping = own | _VARIANTS
+  variants: Mapping = own | {
+      name: change for name, change in _VARIANTS.items()
+      if name != 'released' or config.outer.name == 'decoupled_kl'}
   wanted = [name for name in names.split(',') if name]
   for name in wanted:
     if name not in variants:

@@ -48,7 +48,7 @@ _DEFAULT_ATTACKS = 'clean,fgsm,pgd20,cw20,autoattack'
 
 def from_run(workdir: pathlib.Path,
              args: argparse.Namespace) -> results.Subject:
-  """Returns teacher and student of a work directory.
+  """Returns student and teacher, if any, of a work directory.
 
   Args:
     workdir: of the run.
@@ -71,13 +71,13 @@ def from_run(workdir: pathlib.Path,
   # One device: what divides the batches of training does not matter here.
   config.parallel = 'jit'
   try:
-    experiment = experiments.build(config)
+    experiment = experiments.build(config, to_train=False)
   except (OSError, ValueError) as error:
     kind = type(error) if isinstance(error, OSError) else ValueError
     raise kind(_in_own_words(error)) from error
   work_directory.claim(workdir, experiment.identity, start=False)
   saved = train.saved_state(experiment, workdir)
-  return train.run_subject(experiment, saved.state, saved.epoch)
+  return train.run_subject(experiment, workdir, saved.state, saved.epoch)
 
 
 # Flags of this command by the setting that they stand for, of the config's or

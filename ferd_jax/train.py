@@ -3,7 +3,8 @@
 Every epoch: latents and labels ~ class probabilities -> generator -> FAEs ->
 pool; after the warm-up, pool -> UTAEs -> student; and what the sampler wants
 to know of the epoch's images, FERD's the margins of the attacked teacher, ->
-class probabilities of the next epoch.
+class probabilities of the next epoch. Real images can take the place of the
+FAEs: a run that reads some says so.
 """
 
 # ruff: noqa: E402
@@ -15,6 +16,7 @@ extras.need_training(__name__)
 from collections.abc import Callable
 from collections.abc import Iterator
 import contextlib
+import itertools
 import json
 import time
 from typing import Any
@@ -44,12 +46,13 @@ from ferd_jax.run import state as states
 from ferd_jax.run import step_log
 from ferd_jax.run import work_directory
 from ferd_jax.synthesis import pool as pools
+from ferd_jax.synthesis import real as reals
 from ferd_jax.weights import loading
 
 EVALUATION = 'evaluation.json'  # of a saved student, at any time
 _FOUND = 'evaluation'  # What an evaluation that is not finished has found.
 # Tags of keys beside those of steps, which are counted from below.
-_ROUNDS, _IMAGES, _MEASURED = (2 ** 32 - 1 - i for i in range(3))
+_ROUNDS, _IMAGES, _MEASURED, _REAL = (2 ** 32 - 1 - i for i in range(4))
 
 
 class Epoch(NamedTuple):
@@ -100,6 +103,7 @@ def epoch(method: methods.Method, steps: methods.Steps,
   begin_key = _key(method, synthesis_key, 0)
   image_keys = _keys(method, _stream(synthesis_key, _IMAGES), 0)
   fresh_keys = _keys(method, _stream(student_key, _IMAGES), 0)
+  real = _real(method, _stream(student_key, _REAL), state.sampler.probs)
   logs = {phase: step_log.StepLog(phase, number + 1, on_step)
           for phase in ('synthesis', 'distill')}
 
@@ -112,22 +116,25 @@ def epoch(method: methods.Method, steps: methods.Steps,
                        rounds.generator_steps, logs['synthesis'])
     made = None
     if rounds.pooled:
-      images, labels = steps.images(phase, frozen, next(image_keys))
+      images, labels = steps.images(phase, frozen, next(image_keys),
+                                    *next(real))
       made = method.parallel.gather((images, labels))
       pool.append(*made)
-      metrics['synthesis/kept_agreement'] = float(
-          steps.agreement(images, labels, frozen))
+      if frozens.ROBUST in teachers:
+        metrics['synthesis/kept_agreement'] = float(
+            steps.agreement(images, labels, frozen))
     if number >= method.warmup_epochs:
       order_key = jax.random.fold_in(
           _stream(student_key, _ROUNDS) if number_of_round else student_key,
           number_of_round)
       next_batch = (_pooled(method, pool, order_key) if rounds.pooled else
-                    _fresh(steps, phase, frozen, fresh_keys))
+                    _fresh(steps, phase, frozen, fresh_keys, real))
       student = train_student(
           steps, student, frozen.replace(student=None), next_batch,
           student_keys, rounds.student_steps, logs['distill'])
       frozen = frozen.replace(student=student.variables)
-  measured, made = _measured(method, steps, phase, frozen, synthesis_key, made)
+  measured, made = _measured(method, steps, phase, frozen, synthesis_key, made,
+                             real)
   sampler, outer, done = steps.end_epoch(
       state.sampler, student.outer, state.epoch, measured)
   state = state.replace(
@@ -196,21 +203,36 @@ def _pooled(method, pool, key):
   return next_batch
 
 
-def _fresh(steps, phase, frozen, keys):
+def _fresh(steps, phase, frozen, keys, real):
   """Returns what gives a round's batches, each made for its step alone."""
   def next_batch(student):
-    return distill.StudentBatch(
-        *steps.images(phase, frozen.replace(student=student), next(keys)))
+    return distill.StudentBatch(*steps.images(
+        phase, frozen.replace(student=student), next(keys), *next(real)))
   return next_batch
 
 
-def _measured(method, steps, phase, frozen, key, made):
+def _real(method, key, probs):
+  """Yields what `images` is given besides: a batch of real ones, or nothing.
+
+  As many as an epoch needs, with one to measure.
+  """
+  synthesis, rounds = method.synthesis, method.synthesis.rounds
+  if not rounds.reads_data:
+    yield from itertools.repeat(())
+  calls = rounds.per_epoch * (1 if rounds.pooled else rounds.student_steps)
+  for batch in reals.batches(method.training_data, np.asarray(probs), key,
+                             synthesis.batch_size, calls + 1):
+    yield (method.parallel.shard(batch),)
+
+
+def _measured(method, steps, phase, frozen, key, made, real):
   """Returns what the sampler measures, and images to show, on the host."""
   measurement = method.sampler.measurement
   if measurement is None and made is not None:
     return None, made
   images, labels = steps.measured_images(
-      phase, frozen, _key(method, _stream(key, _IMAGES), _MEASURED))
+      phase, frozen, _key(method, _stream(key, _IMAGES), _MEASURED),
+      *next(real))
   made = made or method.parallel.gather((images, labels))
   if measurement is None:
     return None, made
@@ -292,8 +314,8 @@ def _train(experiment, workdir, stop_after, reporter, owned):
       metrics['devices'] = _devices(method)
       if _due(number, config.eval.every, last=config.num_epochs):
         metrics |= curve.point(
-            state.student.variables, teachers[frozens.ROBUST], pool, curve_key,
-            reporter)
+            state.student.variables, teachers.get(frozens.ROBUST), pool,
+            curve_key, reporter)
       metrics['seconds'] = time.monotonic() - epoch_started
       if owned is not None:
         owned.confirm()
@@ -306,7 +328,7 @@ def _train(experiment, workdir, stop_after, reporter, owned):
 
 def evaluate_run(experiment: experiments.Experiment, workdir: epath.PathLike,
                  *, reporter: reporting.Reporter = reporting.TERMINAL) -> dict:
-  """Evaluates teacher and student and returns and writes the results.
+  """Evaluates student and teacher, if any, and writes the results.
 
   They become `evaluation.json`; what the run itself found stays. Each attack
   and table is kept as soon as it is finished, and is not repeated if the
@@ -330,11 +352,12 @@ def _evaluate(experiment, workdir, final, reporter):
   """Returns and writes results; if they are the run's own, exports besides."""
   saved = saved_state(experiment, workdir)
   subject = run_subject(
-      experiment, saved.state, saved.epoch, trained_epochs=saved.last_epoch,
+      experiment, workdir, saved.state, saved.epoch,
+      trained_epochs=saved.last_epoch,
       train_seconds=progresses.train_seconds(saved.metrics))
   protocol = experiment.protocol
   reporter.line(
-      f'Evaluating teacher and student of epoch {saved.epoch} on '
+      f'Evaluating {" and ".join(subject.models)} of epoch {saved.epoch} on '
       f'{len(subject.examples.labels)} images: {", ".join(protocol.attacks)}.')
   results = evaluations.evaluate(
       subject, protocol, experiment.parallel,
@@ -356,18 +379,23 @@ def _evaluate(experiment, workdir, final, reporter):
   return results
 
 
-def run_subject(experiment: experiments.Experiment, state: states.TrainState,
-                epoch_number: int, **about: Any) -> evaluations.Subject:
-  """Returns teacher and student of a run, to evaluate.
+def run_subject(experiment: experiments.Experiment, workdir: epath.PathLike,
+                state: states.TrainState, epoch_number: int,
+                **about: Any) -> evaluations.Subject:
+  """Returns student and teacher, if any, of a run, to evaluate.
 
   Args:
     experiment: of the run.
+    workdir: of the run, which knows whether it was data-free.
     state: of the epoch to evaluate.
     epoch_number: that epoch.
     **about: what else its results say, JSON values.
   """
   config = experiment.config
   noise = config.data.noise_examples
+  training_data = work_directory.training_data(workdir)
+  if training_data is not None:
+    about['training_data'] = training_data
   return evaluations.Subject(
       name=config.name, examples=experiment.examples,
       dataset=f'noise shaped like {config.data.name}' if noise
@@ -375,9 +403,7 @@ def run_subject(experiment: experiments.Experiment, state: states.TrainState,
       eps=config.eps, epoch=epoch_number, published=experiment.published,
       about={'num_epochs': config.num_epochs, 'select': config.eval.select,
              **about},
-      models={
-          'teacher': (experiment.teacher.model, experiment.teacher.variables),
-          'student': (experiment.student, state.student.variables)})
+      models=experiment.models(state.student.variables))
 
 
 class SavedState(NamedTuple):
@@ -463,12 +489,19 @@ def _what(error):
 
 
 def _announce(experiment, workdir, first_epoch, teachers, key, reporter):
-  """Shows where the run is and, at its start, how good the teacher is."""
+  """Shows where the run is and, at its start, what it learns from."""
   config = experiment.config
   text = f'{config.name} in {workdir}, {_devices(experiment.method)}'
   if first_epoch:
     reporter.line(f'{text}: going on after epoch {first_epoch}/'
                   f'{config.num_epochs}')
+  training_data = experiment.identity.get(work_directory.TRAINING_DATA)
+  if training_data is not None:
+    reporter.line(tables.not_data_free(training_data))
+  if first_epoch:
+    return
+  if experiment.teacher is None:
+    reporter.line(f'{text}; without a teacher')
     return
   # What no key of a file reveals, such as a wrong normalisation, shows here.
   curve = experiment.learning_curve

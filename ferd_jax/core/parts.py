@@ -80,6 +80,11 @@ class Registry:
     """Returns the settings of a part with their defaults, groups as dicts."""
     return {'name': name} | _defaults(self.find(name))
 
+  def asks(self, name: str) -> tuple[str, ...]:
+    """Returns what a part asks the run for: its fields without a default."""
+    return tuple(field.name for field in dataclasses.fields(self.find(name))
+                 if field.default is dataclasses.MISSING)
+
   def optional(self, name: str) -> dict[str, type]:
     """Returns the settings of a part that are unset by default, and types."""
     part = self.find(name)

@@ -3,7 +3,6 @@
 References: FERD, arXiv:2509.20793; GitHub mayaobuduyao/FERD test.py.
 """
 
-from collections.abc import Callable
 from collections.abc import Mapping
 import dataclasses
 from typing import Any
@@ -20,6 +19,7 @@ from ferd_jax.core import augment
 from ferd_jax.core import collectives
 from ferd_jax.core import validate
 from ferd_jax.distillation import base
+from ferd_jax.distillation import schedules
 from ferd_jax.models import forward
 from ferd_jax.models import frozen as frozens
 
@@ -54,8 +54,8 @@ class Settings:
       if name not in self.teachers:
         raise ValueError(
             f'Expected a teacher {name!r}, which the method needs; there '
-            f'{"is" if len(self.teachers) == 1 else "are"} '
-            f'{", ".join(map(repr, self.teachers))}.')
+            f'{"are" if len(self.teachers) > 1 else "is"} '
+            f'{", ".join(map(repr, self.teachers)) or "none"}.')
 
   @property
   def reads_clean(self) -> tuple[str, ...]:
@@ -88,7 +88,7 @@ class StudentBatch(flax.struct.PyTreeNode):
   labels: jax.Array | None
 
 
-def sgd(schedule: Callable[[jax.Array], jax.Array], momentum: float,
+def sgd(schedule: schedules.Schedule, momentum: float,
         weight_decay: float) -> optax.GradientTransformation:
   """Returns SGD as PyTorch has it.
 
@@ -105,29 +105,6 @@ def sgd(schedule: Callable[[jax.Array], jax.Array], momentum: float,
   validate.non_negative(weight_decay=weight_decay)
   return optax.chain(optax.add_decayed_weights(weight_decay),
                      optax.sgd(schedule, momentum))
-
-
-def cosine_by_epoch(learning_rate: float, num_epochs: int, first_epoch: int,
-                    steps_per_epoch: int
-                    ) -> Callable[[jax.Array], jax.Array]:
-  """Returns the schedule that falls to 0 by a cosine, once an epoch.
-
-  Args:
-    learning_rate: of epoch 0.
-    num_epochs: after which it would be 0.
-    first_epoch: that of the first step; those before, a warm-up, count.
-    steps_per_epoch: steps after which the rate falls.
-
-  Raises:
-    SettingError: for a setting out of range.
-  """
-  validate.positive(learning_rate=learning_rate)
-  validate.count(num_epochs=num_epochs, steps_per_epoch=steps_per_epoch)
-
-  def schedule(step):
-    epoch = first_epoch + step // steps_per_epoch
-    return 0.5 * learning_rate * (1 + jnp.cos(jnp.pi * epoch / num_epochs))
-  return schedule
 
 
 def init(settings: Settings, variables: Any,

@@ -8,6 +8,17 @@ from typing import Any
 _COLUMNS = ('average', 'worst', 'worst10', 'nsd')
 
 
+def not_data_free(training_data: Mapping) -> str:
+  """Returns what is said of a network that real images made.
+
+  Args:
+    training_data: `num_examples`, `dataset` and `split` of the images.
+  """
+  return ('NOT DATA-FREE: the student was trained on '
+          f'{training_data["num_examples"]:,} real images, '
+          f'{training_data["dataset"]} {training_data["split"]}.')
+
+
 def text(results: Mapping) -> str:
   """Returns all that is printed of results: `table` and `target_table`s."""
   tables = [table(results)]
@@ -25,7 +36,8 @@ def table(results: Mapping) -> str:
   Args:
     results: as written to `results.json`: `config`, `norm`, `eps`, `seed`,
       `dataset`, `split` (None for noise), `num_examples`, `class_counts`,
-      `epoch` (None for models from files) and `models`, a dict by model
+      `epoch` (None for models from files), `training_data` if the student was
+      trained on real images, and `models`, a dict by model
       ('teacher', 'student') of dicts by attack of `metrics.summarise`, with
       `num_examples` of an attack that got the first so many only.
   """
@@ -49,7 +61,10 @@ def table(results: Mapping) -> str:
     for attack, values in found.items():
       for warning in values.get('warnings', ()):
         warned.setdefault((model, warning), []).append(attack)
-  notes = [f'Warning: {model}, {", ".join(attacks)}: {warning}'
+  notes = []
+  if results.get('training_data'):
+    notes.append(not_data_free(results['training_data']))
+  notes += [f'Warning: {model}, {", ".join(attacks)}: {warning}'
            for (model, warning), attacks in warned.items()]
   return '\n'.join([
       f'{results["config"]}: {source}, {", ".join(filter(None, title))}', '',

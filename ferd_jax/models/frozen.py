@@ -5,7 +5,8 @@ from typing import Any
 import flax.struct
 import jax
 
-ROBUST = 'robust'  # The teacher that every run has; others have other names.
+# The teacher that distillation is from; further ones have other names.
+ROBUST = 'robust'
 STUDENT = 'student'
 
 
@@ -13,7 +14,8 @@ class Frozen(flax.struct.PyTreeNode):
   """Networks that a step does not change, and where the run is.
 
   Attributes:
-    teachers: variables by name; `ROBUST` is always there.
+    teachers: variables by name; without `ROBUST` in a run that trains on real
+      images with their labels alone.
     student: its variables in a generator phase, None in its own.
     epoch: int32 scalar, epochs completed.
   """

@@ -22,6 +22,7 @@ from ferd_jax.core import errors
 from ferd_jax.core import parallel as parallels
 from ferd_jax.core import validate
 from ferd_jax.distillation import distill
+from ferd_jax.distillation import schedules
 from ferd_jax.evaluation import results
 from ferd_jax.evaluation import robustness
 from ferd_jax.models import forward
@@ -38,6 +39,7 @@ from ferd_jax.weights import native
 from ferd_jax.weights import robustbench
 
 RANDOM = 'random'
+NO_TEACHER = 'none'  # as its arch
 OWN = 'passed from Python'  # as a network's arch
 
 
@@ -49,7 +51,8 @@ class Experiment:
     config: as given, locked.
     method: what is trained and how.
     examples: images and labels of the evaluation.
-    teachers: what they are, their modules and variables, by name.
+    validation: those of the learning curve.
+    teachers: what they are, their modules and variables, by name; {} without.
     student_network: what the student is; None for a module from Python whose
       architecture has no name.
     published: clean accuracy of the teacher where it is known, a fraction.
@@ -58,15 +61,16 @@ class Experiment:
   config: config_dict.ConfigDict
   method: methods.Method
   examples: data.Examples
+  validation: data.Examples
   teachers: Mapping[str, loading.Loaded]
   student_network: native.Network | None
   published: float | None
   identity: Mapping[str, Any]
 
   @property
-  def teacher(self) -> loading.Loaded:
-    """The teacher that every run has."""
-    return self.teachers[frozens.ROBUST]
+  def teacher(self) -> loading.Loaded | None:
+    """The teacher that distillation is from, None without one."""
+    return self.teachers.get(frozens.ROBUST)
 
   @property
   def student(self) -> nn.Module:
@@ -91,7 +95,7 @@ class Experiment:
 
   @functools.cached_property
   def evaluators(self) -> dict[str, robustness.Evaluator]:
-    """Teacher and student under all attacks of the config.
+    """Teacher, if there is one, and student under all attacks of the config.
 
     Each is compiled at its first use, and once.
     """
@@ -101,8 +105,19 @@ class Experiment:
     protocol = dataclasses.replace(self.protocol, attacks=names)
     return {name: protocol.evaluator(model, self.method.num_classes,
                                      self.parallel)
-            for name, model in (('teacher', self.teacher.model),
-                                ('student', self.student))}
+            for name, (model, _) in self.models(None).items()}
+
+  def models(self, student: Any) -> dict[str, tuple[nn.Module, Any]]:
+    """Returns what is evaluated: modules and variables by name.
+
+    Args:
+      student: its variables.
+    """
+    models = {'student': (self.student, student)}
+    if self.teacher is not None:
+      models = {'teacher': (self.teacher.model, self.teacher.variables)
+                } | models
+    return models
 
   @property
   def learning_curve(self) -> learning_curve.LearningCurve:
@@ -115,8 +130,8 @@ class Experiment:
     return learning_curve.LearningCurve(
         evaluator=self.evaluators['student'],
         attacks=tuple(options.curve_attacks), split=split_name(self.config),
-        images=self.examples.images[:number],
-        labels=self.examples.labels[:number], teacher_predictions=predictor)
+        images=self.validation.images[:number],
+        labels=self.validation.labels[:number], teacher_predictions=predictor)
 
   def place_teachers(self) -> dict[str, Any]:
     """Returns the teachers' variables by name, on every device."""
@@ -126,13 +141,16 @@ class Experiment:
 
 def split_name(config: config_dict.ConfigDict) -> str:
   """Returns what metrics call the images of the learning curve by."""
+  if config.data.validation_split:
+    return 'validation'
   return re.match(r'\w*', config.data.split)[0] or 'test'
 
 
 def build(config: config_dict.ConfigDict,
           devices: tuple[jax.Device, ...] | None = None, *,
           teacher: tuple[nn.Module, Any] | None = None,
-          student: nn.Module | None = None) -> Experiment:
+          student: nn.Module | None = None,
+          to_train: bool = True) -> Experiment:
   """Returns the experiment that a config describes.
 
   Args:
@@ -141,6 +159,8 @@ def build(config: config_dict.ConfigDict,
     teacher: any Flax module and its variables, {'params': ...} and
       'batch_stats' if it has some, in place of `config.teacher`.
     student: any Flax module, in place of `config.student`.
+    to_train: False for an evaluation alone, which reads no images of the
+      learning curve's own and none to train on.
 
   Raises:
     ValueError: for a setting out of range, a teacher whose file does not fit
@@ -164,38 +184,48 @@ def build(config: config_dict.ConfigDict,
       'eps': config.eps, 'step_size': _step_size(config),
       'num_epochs': config.num_epochs, 'warmup_epochs': config.warmup_epochs,
       'num_classes': info.num_classes, 'image_shape': info.image_shape,
-      'teacher': teachers[frozens.ROBUST].model, 'student': student,
-      'teachers': flax_core.FrozenDict(
+      'teacher': teachers[frozens.ROBUST].model if teachers else None,
+      'student': student, 'teachers': flax_core.FrozenDict(
           {name: loaded.model for name, loaded in teachers.items()}),
       'student_steps': config.distill.steps,
+      'student_batch_size': config.distill.batch_size,
       'pad': config.augment.pad, 'flip': config.augment.flip}
   method = _method(config, given, parallel)
   _check_batches(config, method)
   _check_train_mode(student, config.distill.batch_size, parallel,
                     info.image_shape)
   with validate.named('data', data_dir='dir'):
-    examples = _examples(config, info)
+    examples, validation, training = _examples(
+        config, info, to_train, method.synthesis.rounds.reads_data)
+  method = dataclasses.replace(method, training_data=training)
   return Experiment(
-      config=config, method=method, examples=examples, teachers=teachers,
-      student_network=student_network, published=published,
-      identity=_identity(config, teachers, student_network, student, given))
+      config=config, method=method, examples=examples, validation=validation,
+      teachers=teachers, student_network=student_network, published=published,
+      identity=_identity(config, teachers, student_network, student, given,
+                         training))
 
 
 def _method(config, given, parallel):
   """Returns the method of a config."""
-  parts = {
-      group: registry.build(config[group].to_dict(), given)
-      for group, registry in settings.REGISTRIES.items()}
+  parts = {}
+  for group, registry in settings.REGISTRIES.items():
+    if not given['teachers'] and 'teacher' in registry.asks(config[group].name):
+      raise _needs_teacher(config, group)
+    parts[group] = registry.build(config[group].to_dict(), given)
   synthesis, options = parts['synthesis'], config.distill
+  if not (given['teachers'] or synthesis.samples_labels):
+    raise _needs_teacher(config, 'synthesis')
   rounds = synthesis.rounds
   with validate.named('distill'):
     distillation = distill.Settings(
         teachers=given['teachers'], student=given['student'],
         inner=parts['inner'], outer=parts['outer'],
         optimizer=distill.sgd(
-            distill.cosine_by_epoch(
-                options.learning_rate, config.num_epochs,
-                config.warmup_epochs, rounds.student_steps * rounds.per_epoch),
+            schedules.build(
+                options.schedule, options.learning_rate,
+                num_epochs=config.num_epochs, first_epoch=config.warmup_epochs,
+                steps_per_epoch=rounds.student_steps * rounds.per_epoch,
+                milestones=options.milestones),
             options.momentum, options.weight_decay),
         batch_size=options.batch_size, pad=given['pad'], flip=given['flip'])
   measurement = parts['sampler'].measurement
@@ -210,7 +240,15 @@ def _method(config, given, parallel):
       image_shape=given['image_shape'], parallel=parallel)
 
 
-def _identity(config, teachers, student_network, student, given):
+def _needs_teacher(config, group):
+  """Returns the error of a part that cannot do without a teacher."""
+  return validate.SettingError(
+      f'{group}.name', config[group].name,
+      f'to need no teacher; teacher.arch={config.teacher.arch!r} says that '
+      'there is none.')
+
+
+def _identity(config, teachers, student_network, student, given, training):
   """Returns what tells a run from another, JSON values."""
   identity = config.to_dict() | {
       'format': work_directory.FORMAT, 'ferd_jax': ferd_jax.__version__,
@@ -221,8 +259,13 @@ def _identity(config, teachers, student_network, student, given):
                            for name, loaded in teachers.items()}}
   if student_network is None:
     identity['student'] = _own(student)
-  if teachers[frozens.ROBUST].network.arch == OWN:
+  if teachers and teachers[frozens.ROBUST].network.arch == OWN:
     identity['teacher'] = _own(given['teacher'])
+  if training is not None:
+    identity[work_directory.TRAINING_DATA] = {
+        'dataset': 'noise' if config.data.noise_examples else config.data.name,
+        'split': config.data.train_split, 'num_examples': len(training.labels),
+        'digest': _digest([training.images, training.labels])}
   return identity
 
 
@@ -275,6 +318,11 @@ def _check(config):
     validate.one_of((checkpoints.LAST, learning_curve.SYNTHETIC_PGD,
                      *measured),
                     select=options.select)
+    if (options.select == learning_curve.SYNTHETIC_PGD
+        and config.teacher.arch == NO_TEACHER):
+      raise validate.SettingError(
+          'select', options.select, 'to need no teacher to judge by; there is '
+          'none.')
     if options.select != checkpoints.LAST and not options.every:
       raise validate.SettingError(
           'every', options.every, f'> 0, as eval.select={options.select!r} is '
@@ -400,6 +448,16 @@ def _teachers(config, info, parallel, own):
     network = native.Network(OWN, info.image_shape[-1], info.num_classes)
     found[frozens.ROBUST] = loading.Loaded(
         network, module, {'batch_stats': {}, **variables})
+  elif config.teacher.arch == NO_TEACHER:
+    for name in ('path', 'robustbench'):
+      if config.teacher[name]:
+        raise validate.SettingError(
+            f'teacher.{name}', config.teacher[name], 'to be unset: '
+            f'teacher.arch={NO_TEACHER!r} says that there is no teacher.')
+    if config.teachers:
+      raise validate.SettingError(
+          'teacher.arch', NO_TEACHER, 'to be another: there are teachers '
+          f'{", ".join(config.teachers)} beside it.')
   else:
     found[frozens.ROBUST], published = _teacher(
         'teacher', config.teacher, config, info, parallel)
@@ -444,9 +502,13 @@ def _no_file(group, options, dataset):
   if any(entry.dataset == dataset for entry in robustbench.entries()):
     return (f'{text}, or a RobustBench id by --config.{group}.robustbench=ID; '
             'python -m ferd_jax.teachers list shows them.')
-  return (f'{text}. RobustBench has no network for {dataset}: '
-          'train a robust one, adversarially, and save its state dict with '
-          'torch.save or as .safetensors (docs/teachers.md).')
+  text = f'{text}. RobustBench has no network for {dataset}: '
+  if dataset in data.NAMES:
+    return (f'{text}python main.py --config=teachers/{dataset} trains a robust '
+            f'one, runs/teacher_{dataset}/export/student.pt '
+            '(docs/teachers.md).')
+  return (f'{text}train a robust one, adversarially, as the configs of '
+          'configs/teachers do (docs/teachers.md).')
 
 
 def _random_teacher(group, options, config, info, parallel):
@@ -465,16 +527,55 @@ def _random_teacher(group, options, config, info, parallel):
   return loading.Loaded(network, model, variables)
 
 
-def _examples(config, info):
+def _examples(config, info, to_train, reads_data):
+  """Returns examples of the evaluation, the learning curve and the training.
+
+  The last are None if none are needed.
+
+  Raises:
+    SettingError: if examples to judge by are among those to train on.
+  """
   options = config.data
-  if options.noise_examples:
-    rng = np.random.default_rng(config.seed)
-    size = options.noise_examples
-    return data.Examples(
-        images=rng.integers(0, 256, (size, *info.image_shape), np.uint8),
-        labels=rng.integers(0, info.num_classes, size, np.int32),
-        class_names=info.class_names)
-  return data.load(options.name, options.split, data_dir=options.dir or None)
+  def load(split, number):
+    if options.noise_examples:
+      return _noise(config, info, number)
+    return data.load(options.name, split, data_dir=options.dir or None)
+  judges = {'split': load(options.split, 0)}
+  if options.validation_split and to_train:
+    judges['validation_split'] = load(options.validation_split, 1)
+  training = None
+  if to_train and reads_data:
+    training = load(options.train_split, 2)
+    for name, examples in judges.items():
+      _check_disjoint(options, name, examples, training)
+  return judges['split'], judges.get('validation_split',
+                                     judges['split']), training
+
+
+def _noise(config, info, number):
+  """Returns examples that are no images, others for each number."""
+  rng = np.random.default_rng([config.seed, number] if number else config.seed)
+  size = config.data.noise_examples
+  return data.Examples(
+      images=rng.integers(0, 256, (size, *info.image_shape), np.uint8),
+      labels=rng.integers(0, info.num_classes, size, np.int32),
+      class_names=info.class_names)
+
+
+# Of examples to judge by, those that may be among the training images all the
+# same: data sets have a few images twice.
+_TWICE = 0.05
+
+
+def _check_disjoint(options, name, examples, training):
+  """Raises SettingError if a network would be judged by what it learned."""
+  known = {image.tobytes() for image in training.images}
+  both = sum(image.tobytes() in known for image in examples.images)
+  if both > _TWICE * len(examples.images):
+    raise validate.SettingError(
+        name, options[name], f'to have other images than train_split='
+        f'{options.train_split!r}: {both} of {len(examples.images)} are the '
+        'same, and a network is not judged by what it was trained on.')
 
 
 def _digest(variables):
@@ -487,7 +588,8 @@ def _digest(variables):
 
 
 # What an identity holds beside the config.
-_FOUND = ('format', 'ferd_jax', 'teacher_digests', 'teacher_networks')
+_FOUND = ('format', 'ferd_jax', 'teacher_digests', 'teacher_networks',
+          work_directory.TRAINING_DATA)
 
 
 def saved_config(workdir: epath.PathLike) -> config_dict.ConfigDict:

@@ -92,14 +92,18 @@ def model_card(experiment: experiments.Experiment,
   # Defaults too, as no key of the weights tells them.
   unsaid = {name: getattr(model, name) for name in _UNSAID
             if hasattr(model, name)}
-  teacher = identity['teacher_networks'][frozens.ROBUST]
+  teacher = None
+  if experiment.teacher is not None:
+    teacher = {
+        **identity['teacher'], **identity['teacher_networks'][frozens.ROBUST],
+        'digest': identity['teacher_digests'][frozens.ROBUST]}
   return {
       'student': {'arch': described['arch']} | described['options'] | unsaid | {
           'num_classes': method.num_classes,
           'image_shape': list(method.image_shape),
           'definition': torch_io.definition(model)},
-      'teacher': {**identity['teacher'], **teacher} | {
-          'digest': identity['teacher_digests'][frozens.ROBUST]},
+      'teacher': teacher,
+      'training_data': results.get('training_data'),
       'method': _method(experiment.config),
       'seed': results['seed'], 'norm': results['norm'], 'eps': results['eps'],
       'epoch': results['epoch'], 'config': identity, 'results': dict(results)}
@@ -108,7 +112,7 @@ def model_card(experiment: experiments.Experiment,
 def _method(config):
   """Returns the parts of the method by name."""
   parts = ' x '.join(config[group].name for group in settings.REGISTRIES)
-  return f'{parts}, trained without data, by ferd_jax'
+  return f'{parts}, by ferd_jax'
 
 
 def card_text(card: Mapping) -> str:
@@ -129,19 +133,15 @@ def card_text(card: Mapping) -> str:
     pixels = (f'in [0, 1], from which the mean {student["mean"]} is to be '
               f'subtracted and which are divided by {student["std"]} before '
               'the network')
-  file = (teacher.get('path', '').replace('\\', '/').split('/')[-1]
-          or (f'RobustBench {teacher["robustbench"]}'
-              if teacher.get('robustbench') else teacher.get('module', '')))
   return f"""# {results['config']}: {student['arch']}
 
-A student of {card['method']}.
+A student of {card['method']}. {_data(card)}
 
 * Network: {student['arch']}{f' ({options})' if options else ''}, \
 {student['num_classes']} classes. Its keys are those of
   {student['definition']}.
 * Input: [N, {channels}, {height}, {width}] images {pixels}.
-* Teacher: {teacher['arch']}, {file}, sha256 of its weights \
-{teacher['digest'][:16]}.
+* Teacher: {_teacher(teacher)}.
 * Made for {card['norm']} attacks of radius {card['eps']:.5g}; seed \
 {card['seed']}, epoch {card['epoch']} of {results['num_epochs']}.
 * All settings and numbers: model_card.json.
@@ -157,3 +157,21 @@ net.load_state_dict(state_dict, strict=True)
 
 {tables.text(results)}
 """
+
+
+def _data(card):
+  """Returns whether data were used, and which."""
+  if card['training_data'] is None:
+    return 'Trained without data.'
+  return f'**{tables.not_data_free(card["training_data"])}**'
+
+
+def _teacher(teacher):
+  """Returns what the teacher is and where it is from."""
+  if teacher is None:
+    return 'none'
+  file = (teacher.get('path', '').replace('\\', '/').split('/')[-1]
+          or (f'RobustBench {teacher["robustbench"]}'
+              if teacher.get('robustbench') else teacher.get('module', '')))
+  return (f'{teacher["arch"]}, {file}, sha256 of its weights '
+          f'{teacher["digest"][:16]}')

@@ -46,7 +46,7 @@ class LearningCurve:
 
     Args:
       student: its variables.
-      teacher: its variables.
+      teacher: its variables; None without `teacher_predictions`.
       pool: of synthetic images.
       key: typed PRNG key of the attacks.
       reporter: shows how far it is.

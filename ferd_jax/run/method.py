@@ -9,6 +9,7 @@ import chex
 import jax.numpy as jnp
 
 from ferd_jax import attacks
+from ferd_jax import data
 from ferd_jax.core import collectives
 from ferd_jax.core import parallel as parallels
 from ferd_jax.core import scalars
@@ -33,6 +34,7 @@ class Method:
     num_classes: K.
     image_shape: (H, W, channels).
     parallel: the device mapping.
+    training_data: real examples for a synthesis that reads such, else None.
   """
   synthesis: base.Synthesis
   sampler: base.Sampler
@@ -41,20 +43,22 @@ class Method:
   num_classes: int
   image_shape: tuple[int, int, int]
   parallel: parallels.Parallel
+  training_data: data.Examples | None = None
 
 
 class Steps(NamedTuple):
   """The compiled functions of a method.
 
-  `phase` stands for the synthesis' state in a generator phase.
+  `phase` stands for the synthesis' state in a generator phase, `real` for a
+  batch of real images, for a synthesis that reads such, or nothing.
   """
   begin: Callable  # kept, probs, indices, key -> phase
-  generate: Callable  # phase, Frozen, key -> phase, Scalars
-  images: Callable  # phase, Frozen, key -> images, labels
+  generate: Callable | None  # phase, Frozen, key -> phase, Scalars
+  images: Callable  # phase, Frozen, key, real -> images, labels
   agreement: Callable  # images, labels, Frozen -> scalar
   end: Callable  # kept, phase -> kept
   student: Callable  # StudentState, StudentBatch, Frozen, key -> its, Scalars
-  measured_images: Callable  # phase, Frozen, key -> images, labels
+  measured_images: Callable  # phase, Frozen, key, real -> images, labels
   attack: Callable | None  # variables, key, images, labels, indices=: images
   measure: Callable | None  # images, labels, variables -> Sums
   end_epoch: Callable  # states of sampler and outer, epoch, Sums | None -> same
@@ -64,10 +68,12 @@ def compile_steps(method: Method) -> Steps:
   """Returns the steps mapped over the devices."""
   synthesis, sampler = method.synthesis, method.sampler
   settings = method.distillation
-  teacher = settings.teachers[frozens.ROBUST]
+  teacher = settings.teachers.get(frozens.ROBUST)
   kept, phase = synthesis.specs()
   step, measurement = method.parallel.compile, sampler.measurement
   batch = distill.StudentBatch(images=SHARDED, labels=SHARDED)
+  rounds = synthesis.rounds
+  made_of = (phase, REPLICATED, REPLICATED) + rounds.reads_data * (SHARDED,)
 
   def labelled(make, needs_labels, *args, axis_name=None):
     """Returns images and their labels, the teacher's if none are sampled."""
@@ -95,13 +101,12 @@ def compile_steps(method: Method) -> Steps:
   return Steps(
       begin=step(synthesis.begin,
                  (kept, REPLICATED, SHARDED, REPLICATED), phase),
-      generate=step(scalars.packed(synthesis.step),
-                    (phase, REPLICATED, REPLICATED), (phase, REPLICATED),
-                    donate=(0,)),
+      generate=None if not rounds.generator_steps else step(
+          scalars.packed(synthesis.step), (phase, REPLICATED, REPLICATED),
+          (phase, REPLICATED), donate=(0,)),
       images=step(
-          functools.partial(labelled, synthesis.images,
-                            synthesis.rounds.pooled),
-          (phase, REPLICATED, REPLICATED), (SHARDED, SHARDED)),
+          functools.partial(labelled, synthesis.images, rounds.pooled),
+          made_of, (SHARDED, SHARDED)),
       agreement=step(functools.partial(_agreement, teacher),
                      (SHARDED, SHARDED, REPLICATED), REPLICATED),
       end=step(synthesis.end, (kept, phase), kept),
@@ -111,7 +116,7 @@ def compile_steps(method: Method) -> Steps:
           (REPLICATED, REPLICATED), donate=(0,)),
       measured_images=step(
           functools.partial(labelled, synthesis.measured_images, True),
-          (phase, REPLICATED, REPLICATED), (SHARDED, SHARDED)),
+          made_of, (SHARDED, SHARDED)),
       attack=attack, measure=measure,
       end_epoch=step(
           functools.partial(_end_epoch, sampler, settings.outer),

@@ -36,10 +36,14 @@ _RUN = {
     'parallel': ('auto', 'auto, jit, pmap or shard_map'),
     'max_minutes': (0., 'start no epoch that would end later; 0: no limit'),
 }
-_DATA = {  # for evaluation only
+_DATA = {  # for evaluation, unless the synthesis reads real images
     'name': ('cifar10', 'of ferd_jax.data.NAMES, or a path to an .npz'),
     'dir': ('', "of TFDS; '' is TFDS's own default"),
     'split': ('test', 'TFDS syntax, such as test[:1000]'),
+    'validation_split': ('', 'of the learning curve and the choice of epoch; '
+                         "'': the first images of split"),
+    'train_split': ('train', 'real images, of a synthesis that reads such '
+                    '(real); no others are read for training'),
     'noise_examples': (0, '> 0: that many images of noise instead (smoke)'),
 }
 _NETWORK = {
@@ -61,7 +65,8 @@ _FILE = {
 }
 _TEACHER = {
     'arch': ('wrn_34_10', "architecture; 'auto': recognised from the file, "
-             'what that does not say is asked'),
+             "what that does not say is asked; 'none': no teacher, for methods "
+             'that need none'),
     **_NETWORK, **_FILE,
 }
 _STUDENT = {'arch': ('resnet18', 'architecture'), **_NETWORK}
@@ -76,7 +81,13 @@ _DISTILL = {
     'steps': (400, 'N_S, student steps an epoch; a round of a synthesis that '
               'has several'),
     'batch_size': (256, 'images a step, over all devices'),
-    'learning_rate': (0.1, 'of SGD; falls to 0 by a cosine over num_epochs'),
+    'learning_rate': (0.1, 'of SGD, the largest'),
+    'schedule': ('cosine', 'of the learning rate: cosine falls to 0 over '
+                 'num_epochs, once an epoch; milestones, to a tenth at each; '
+                 'one_cycle rises in the first 30% of the steps and falls to '
+                 '0'),
+    'milestones': ((), 'epochs completed when the rate falls, of '
+                   'schedule=milestones'),
     'momentum': (0.9, 'of SGD'),
     'weight_decay': (5e-4, 'of SGD'),
 }
@@ -89,10 +100,12 @@ _EVAL = {
     'batch_size': (512, 'images a step, over all devices'),
     'every': (10, 'epochs between points of the learning curve; 0: none'),
     'curve_attacks': (('clean', 'pgd20'), 'of the learning curve'),
-    'curve_examples': (1000, 'first images of data.split for it; 0: all'),
+    'curve_examples': (1000, 'first images for it, of data.validation_split '
+                       'or else data.split; 0: all'),
     'select': ('last', 'the epoch to report: last, or the best by '
                'synthetic_pgd (needs no data) or by a point of the learning '
-               'curve, <split>_<attack> or <split>_<attack>_worst'),
+               'curve, <split>_<attack> or <split>_<attack>_worst, <split> '
+               'being validation with data.validation_split'),
     'nsd_ddof': (0, "1: the sample's standard deviation over classes"),
 }
 _LOG = {

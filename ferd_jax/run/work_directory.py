@@ -30,6 +30,9 @@ from ferd_jax.run import settings
 # Of what a work directory holds. It changes when an older one could not be
 # gone on with; a new setting does not change it, its default is filled in.
 FORMAT = 2
+# What an identity says of the real images that a run was trained on; a
+# data-free one says nothing.
+TRAINING_DATA = 'training_data'
 # What may differ when a run goes on: of these only `parallel` changes numbers
 # of the training, by rounding. What the teachers are, wherever they come from,
 # is compared by digest and network.
@@ -38,7 +41,7 @@ _FREE = ('data.dir', 'eval.attacks', 'eval.autoattack_examples',
          'max_minutes', 'parallel', 'teacher', 'teachers')
 # What may differ, besides, when a saved student is only evaluated.
 _FREE_TO_EVALUATE = ('data', 'eps', 'eval.curve_attacks', 'eval.curve_examples',
-                     'eval.every', 'step_size')
+                     'eval.every', 'step_size', TRAINING_DATA)
 CONFIG, RESULTS = 'config.json', 'results.json'
 _ABSENT = object()
 
@@ -161,6 +164,17 @@ def saved_epochs(workdir: epath.PathLike) -> list[int]:
   return sorted(int(path.name)
                 for path in (epath.Path(workdir) / 'checkpoints').glob('[0-9]*')
                 if path.name.isdigit())  # Unfinished ones have a suffix.
+
+
+def training_data(workdir: epath.PathLike) -> dict[str, Any] | None:
+  """Returns on which real images a run was trained, None for a data-free one.
+
+  Its `dataset`, `split`, `num_examples` and `digest`.
+
+  Raises:
+    ValueError: if the run's config is not there or cannot be read.
+  """
+  return saved_identity(workdir).get(TRAINING_DATA)
 
 
 def check_format(workdir: epath.PathLike, identity: Mapping[str, Any]) -> None:

@@ -7,9 +7,10 @@ others.
 
 from ferd_jax.core import parts
 from ferd_jax.synthesis import ferd
+from ferd_jax.synthesis import real
 from ferd_jax.synthesis import samplers
 
-SYNTHESES = parts.Registry('synthesis', ferd=ferd.Ferd)
+SYNTHESES = parts.Registry('synthesis', ferd=ferd.Ferd, real=real.Real)
 SAMPLERS = parts.Registry(
     'sampler', margin_softmax=samplers.MarginSoftmax,
     margin_minmax=samplers.MarginMinMax, uniform=samplers.Uniform)

@@ -12,6 +12,7 @@ from typing import NamedTuple
 from typing import Protocol
 
 from flax import linen as nn
+import flax.struct
 import jax
 import jax.numpy as jnp
 
@@ -31,24 +32,40 @@ class Rounds:
   """How an epoch goes on.
 
   Attributes:
-    generator_steps: a round has, at least 1.
+    generator_steps: a round has, at least 1; 0 where nothing is learned, which
+      is only if real images are read.
     student_steps: that follow them, at least 1 but for warm-up epochs.
     per_epoch: rounds an epoch.
     pooled: whether a round's images join a pool, from which the student's are
       drawn; else each student step gets images made for it alone.
+    reads_data: whether images are made of a batch of real ones, which comes
+      with every call of `images` and `measured_images`: the run is not
+      data-free then, and says so.
   """
   generator_steps: int
   student_steps: int
   per_epoch: int = 1
   pooled: bool = True
+  reads_data: bool = False
 
   def __post_init__(self):
-    validate.count(steps=self.generator_steps, rounds=self.per_epoch)
-    validate.count(student_steps=self.student_steps)
+    validate.count(0 if self.reads_data else 1, steps=self.generator_steps)
+    validate.count(rounds=self.per_epoch, student_steps=self.student_steps)
+
+
+class RealBatch(flax.struct.PyTreeNode):
+  """Images of the training split, drawn by the sampler's probabilities.
+
+  Attributes:
+    images: uint8 `[B, H, W, C]` in 0..255.
+    labels: int32 `[B]`, their own.
+  """
+  images: jax.Array
+  labels: jax.Array
 
 
 class Synthesis(Protocol):
-  """Makes images from the teacher alone.
+  """Makes images, from the teacher alone unless its rounds read data.
 
   All arrays of a state are either the same on every device or belong to the
   examples of the batch, one row each; `specs` says which.
@@ -57,8 +74,9 @@ class Synthesis(Protocol):
     rounds: how an epoch goes on.
     batch_size: images that it makes at a time, over all devices.
     samples_labels: whether images are made for labels that are drawn by the
-      sampler's probabilities; else those that `images` returns are not looked
-      at, and the labels are what the `ROBUST` teacher predicts.
+      sampler's probabilities, or have labels of their own; else those that
+      `images` returns are not looked at, and the labels are what the `ROBUST`
+      teacher predicts.
   """
   rounds: Rounds
   batch_size: int
@@ -92,6 +110,8 @@ class Synthesis(Protocol):
            axis_name: str | None = None) -> tuple[Any, dict[str, jax.Array]]:
     """Returns the state after one generator step, and scalar metrics.
 
+    Not asked of a synthesis whose rounds have none.
+
     Args:
       state: of the phase.
       frozen: teachers, student and epoch.
@@ -100,17 +120,25 @@ class Synthesis(Protocol):
         means over it.
     """
 
-  def images(self, state: Any, frozen: frozens.Frozen, key: jax.Array, *,
-             axis_name: str | None = None
+  def images(self, state: Any, frozen: frozens.Frozen, key: jax.Array,
+             *real: RealBatch, axis_name: str | None = None
              ) -> tuple[jax.Array, jax.Array | None]:
     """Returns images `[B, H, W, C]` in [0, 1] to train on, and labels `[B]`.
 
     Those that a round leaves, or, without a pool, new ones at every call, for
     the student as it is then.
+
+    Args:
+      state: of the phase.
+      frozen: teachers, student and epoch.
+      key: typed PRNG key of this call.
+      *real: one batch, if `rounds.reads_data`; else there is none.
+      axis_name: mapped axis over which the examples are sharded.
     """
 
   def measured_images(self, state: Any, frozen: frozens.Frozen,
-                      key: jax.Array, *, axis_name: str | None = None
+                      key: jax.Array, *real: RealBatch,
+                      axis_name: str | None = None
                       ) -> tuple[jax.Array, jax.Array | None]:
     """Returns the images and labels that the sampler measures."""
 

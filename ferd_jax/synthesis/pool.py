@@ -164,13 +164,18 @@ class Pool:
 
 
 def index_plan(key: jax.Array, count: int, capacity: int, batch_size: int,
-               num_batches: int) -> np.ndarray:
+               num_batches: int,
+               weights: np.ndarray | None = None) -> np.ndarray:
   """Returns indices `[num_batches, batch_size]` that pass over the pool.
 
   Permutations of the pool, one after the other, cut into batches: every image
   is drawn floor or ceil of `num_batches * batch_size / count` times. Each
   permutation sorts random numbers, one for each place of the pool, that only
   the key decides: wherever a pool is kept, its order is the same.
+
+  With weights an image is drawn in proportion to its own. Its nth turn, from
+  0, comes at the time `(n + u) / weight`, u uniform in [0, 1): equal weights
+  give permutations one after the other again, the same ones.
 
   Args:
     key: typed PRNG key.
@@ -179,13 +184,27 @@ def index_plan(key: jax.Array, count: int, capacity: int, batch_size: int,
       so that no epoch compiles again.
     batch_size: images of a batch.
     num_batches: how many.
+    weights: `[count]`, at least 0, not all 0; None for equal ones.
   """
   total = num_batches * batch_size
-  passes = -(-total // count)
-  order = np.concatenate([
-      np.argsort(np.asarray(_numbers(jax.random.fold_in(key, i), capacity)
-                            )[:count], kind='stable') for i in range(passes)])
-  return order[:total].reshape(num_batches, batch_size)
+  def numbers(turn):
+    return np.asarray(_numbers(jax.random.fold_in(key, turn), capacity))[:count]
+  if weights is None:
+    passes = -(-total // count)
+    order = np.concatenate([np.argsort(numbers(turn), kind='stable')
+                            for turn in range(passes)])
+    return order[:total].reshape(num_batches, batch_size)
+  # By the time `until` an image has had `floor(until * weight)` turns or more:
+  # all together enough.
+  weights = np.asarray(weights, np.float64) / np.max(weights)
+  until = (total + count) / np.sum(weights)
+  indices, times = [], []
+  for turn in range(int(np.ceil(until))):
+    due, = np.nonzero(until * weights > turn)
+    indices.append(due)
+    times.append((turn + numbers(turn)[due] / 2 ** 32) / weights[due])
+  order = np.argsort(np.concatenate(times), kind='stable')[:total]
+  return np.concatenate(indices)[order].reshape(num_batches, batch_size)
 
 
 @functools.partial(jax.jit, static_argnums=1)

@@ -18,6 +18,7 @@ from ferd_jax.distillation import base
 from ferd_jax.distillation import distill
 from ferd_jax.distillation import inner
 from ferd_jax.distillation import outer
+from ferd_jax.distillation import schedules
 from ferd_jax.models import forward
 from ferd_jax.models import frozen as frozens
 from ferd_jax.models import layers
@@ -72,7 +73,7 @@ SETTINGS = distill.Settings(
     teachers=flax_core.FrozenDict({frozens.ROBUST: MODEL}), student=MODEL,
     inner=Noiseless(eps=0.1, step_size=0.1, steps=1),
     outer=outer.DecoupledKL(),
-    optimizer=distill.sgd(distill.cosine_by_epoch(0.1, 220, 20, 2), MOMENTUM,
+    optimizer=distill.sgd(schedules.cosine_by_epoch(0.1, 220, 20, 2), MOMENTUM,
                           DECAY),
     batch_size=BATCH, pad=0, flip=False)
 
@@ -173,7 +174,7 @@ def expected(start, batches, frozen, run):
 
 def test_learning_rate_is_a_cosine_from_the_first_epoch():
   # Epochs 1, 21 and 220 follow 0, 20 and 219 completed ones.
-  schedule = distill.cosine_by_epoch(0.1, 220, 0, 1)
+  schedule = schedules.cosine_by_epoch(0.1, 220, 0, 1)
   for epoch, rate in ((0, 0.1), (20, 0.09797), (219, 5.10e-6), (110, 0.05)):
     np.testing.assert_allclose(schedule(epoch), rate, rtol=1e-3)
   np.testing.assert_allclose(
@@ -181,7 +182,7 @@ def test_learning_rate_is_a_cosine_from_the_first_epoch():
 
 
 def test_learning_rate_falls_once_an_epoch_and_counts_the_warm_up():
-  schedule = distill.cosine_by_epoch(0.1, 10, 3, 4)
+  schedule = schedules.cosine_by_epoch(0.1, 10, 3, 4)
   rates = [float(schedule(jnp.asarray(step))) for step in range(28)]
   by_epoch = 0.05 * (1 + np.cos(np.pi * np.arange(3, 10) / 10))
   np.testing.assert_allclose(rates, np.repeat(by_epoch, 4))
@@ -241,7 +242,7 @@ def test_one_more_link_of_the_optimiser(start, batches, frozen, run, expected):
 def test_optimiser_is_the_formula_bit_for_bit(dtype):
   learning_rate, num_epochs, first_epoch, steps = 0.1, 6, 2, 3
   optimizer = distill.sgd(
-      distill.cosine_by_epoch(learning_rate, num_epochs, first_epoch, steps),
+      schedules.cosine_by_epoch(learning_rate, num_epochs, first_epoch, steps),
       MOMENTUM, DECAY)
   rng = np.random.default_rng(0)
   params = {'scale': jnp.asarray(rng.normal(size=7), dtype),
@@ -276,7 +277,7 @@ def test_sgd_against_torch():
             for name, value in params.items()}
   sgd = torch.optim.SGD(leaves.values(), lr=0.1, momentum=MOMENTUM,
                         weight_decay=DECAY)
-  schedule = distill.cosine_by_epoch(0.1, 3, 0, 1)
+  schedule = schedules.cosine_by_epoch(0.1, 3, 0, 1)
   optimizer = distill.sgd(schedule, MOMENTUM, DECAY)
   opt_state = optimizer.init(params)
   for epoch in range(3):
@@ -323,9 +324,9 @@ def test_state_at_the_start():
 
 
 @pytest.mark.parametrize(('make', 'message'), [
-    (lambda: distill.cosine_by_epoch(0., 220, 20, 2), 'learning_rate=0.0'),
-    (lambda: distill.cosine_by_epoch(0.1, 0, 20, 2), 'num_epochs=0'),
-    (lambda: distill.cosine_by_epoch(0.1, 220, 20, 0), 'steps_per_epoch=0'),
+    (lambda: schedules.cosine_by_epoch(0., 220, 20, 2), 'learning_rate=0.0'),
+    (lambda: schedules.cosine_by_epoch(0.1, 0, 20, 2), 'num_epochs=0'),
+    (lambda: schedules.cosine_by_epoch(0.1, 220, 20, 0), 'steps_per_epoch=0'),
     (lambda: distill.sgd(lambda step: 0.1, 1.5, DECAY), 'momentum=1.5'),
     (lambda: distill.sgd(lambda step: 0.1, MOMENTUM, -1.), 'weight_decay=-1.0'),
     (lambda: dataclasses.replace(SETTINGS, pad=-1), 'pad=-1'),
