@@ -27,9 +27,9 @@ def _run(workdir):
   import tiny
 
   from ferd_jax import train
+  from ferd_jax.run import checkpoints as checkpointing
   from ferd_jax.run import progress
   from ferd_jax.run import state as states
-  from ferd_jax.run import work_directory
 
   config = tiny.config(**{'eval.attacks': ('clean', 'fgsm'), 'eval.every': 1})
   # A teacher whose channels are robust in part.
@@ -44,7 +44,7 @@ def _run(workdir):
   epochs = [{name: value for name, value in json.loads(line).items()
              if not name.endswith(('seconds', 'ms_per_step', 'devices'))}
             for line in lines]
-  with work_directory.Checkpoints(workdir, experiment.method) as checkpoints:
+  with checkpointing.Checkpoints(workdir, experiment.method) as checkpoints:
     state = checkpoints.restore(
         states.init(experiment.method, 0), checkpoints.latest_epoch)
   norms = {

@@ -15,6 +15,7 @@ from ferd_jax import distillation
 from ferd_jax import synthesis
 from ferd_jax import train
 from ferd_jax.core import collectives
+from ferd_jax.run import checkpoints as checkpointing
 from ferd_jax.run import method as methods
 from ferd_jax.run import settings
 from ferd_jax.run import state as states
@@ -31,7 +32,7 @@ def _toy_config(**changes):
 
 def _saved(experiment, workdir, epoch):
   """Returns the state of an epoch as saved, on the host."""
-  with work_directory.Checkpoints(workdir, experiment.method) as checkpoints:
+  with checkpointing.Checkpoints(workdir, experiment.method) as checkpoints:
     state = checkpoints.restore(
         states.init(experiment.method, experiment.config.seed), epoch)
   state = states.gathered(experiment.method, state)

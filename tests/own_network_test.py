@@ -131,8 +131,9 @@ def test_module_from_python_is_trained_and_gone_on_with(tmp_path):
   assert not (exported / 'student.npz').exists()
   card = json.loads((exported / 'model_card.json').read_text())
   assert card['student']['arch'] == 'Plain'
-  state, number, _ = train.saved_state(build(), tmp_path)
-  assert number == 2
+  saved = train.saved_state(build(), tmp_path)
+  state = saved.state
+  assert saved.epoch == 2
   assert state.student.variables['batch_stats']
   before = states.init(build().method, 0).student.variables['batch_stats']
   assert any(not np.array_equal(one, other) for one, other in zip(

@@ -12,6 +12,7 @@ import tiny
 from ferd_jax import torch_io
 from ferd_jax import train
 from ferd_jax.evaluation import tables
+from ferd_jax.run import checkpoints as checkpointing
 from ferd_jax.run import state as states
 from ferd_jax.run import work_directory
 
@@ -27,7 +28,7 @@ def _run(config, workdir, **kwargs):
 
 def _saved(run, workdir, epoch):
   """Returns the state of an epoch as saved, keys as their data."""
-  with work_directory.Checkpoints(
+  with checkpointing.Checkpoints(
       workdir, run.method, run.config.eval.select) as checkpoints:
     state = checkpoints.restore(
         states.init(run.method, run.config.seed), epoch)
@@ -140,12 +141,12 @@ def test_second_epoch_compiles_nothing(mode, tmp_path, monkeypatch):
                    **{'eval.every': 1, 'log.samples_every': 1})
   run = tiny.claim(config, tmp_path, 4)
   compiled = [[]]
-  save = work_directory.Checkpoints.save
+  save = checkpointing.Checkpoints.save
 
   def save_and_count_anew(self, epoch, *args):
     save(self, epoch, *args)  # Orbax compiles slices at its first save.
     compiled.append([])
-  monkeypatch.setattr(work_directory.Checkpoints, 'save', save_and_count_anew)
+  monkeypatch.setattr(checkpointing.Checkpoints, 'save', save_and_count_anew)
 
   def count(event, duration, fun_name='', **kwargs):
     del duration, kwargs
@@ -165,13 +166,15 @@ def test_non_finite_loss_stops_and_keeps_the_last_good_epoch(
   config = _config()
   _run(config, tmp_path, stop_after=2)
   run = tiny.build(config)
-  restore = work_directory.Checkpoints.restore
+  resume = checkpointing.Checkpoints.resume
 
-  def poisoned(self, like, epoch):
-    state = restore(self, like, epoch)
-    student = jax.tree.map(lambda leaf: leaf * np.nan, state.student.variables)
-    return state.replace(student=state.student.replace(variables=student))
-  monkeypatch.setattr(work_directory.Checkpoints, 'restore', poisoned)
+  def poisoned(self, *args):
+    resumed = resume(self, *args)
+    student = jax.tree.map(lambda leaf: leaf * np.nan,
+                           resumed.state.student.variables)
+    return resumed._replace(state=resumed.state.replace(
+        student=resumed.state.student.replace(variables=student)))
+  monkeypatch.setattr(checkpointing.Checkpoints, 'resume', poisoned)
   with pytest.raises(FloatingPointError,
                      match=r'synthesis.*=nan at epoch 3, step 1.*epoch 2'):
     train.train(run, tmp_path)
@@ -197,7 +200,7 @@ def test_state_that_is_not_finite_is_not_saved(tmp_path, monkeypatch):
 
 
 def _latest(workdir):
-  with work_directory.Checkpoints(workdir, None) as checkpoints:
+  with checkpointing.Checkpoints(workdir, None) as checkpoints:
     return checkpoints.latest_epoch
 
 
@@ -224,7 +227,7 @@ def test_best_epoch_is_kept_and_evaluated(tmp_path, select):
   curve = [epoch[select] for epoch in _metrics(tmp_path)]
   # Of equal ones any may be kept.
   assert curve[results['epoch'] - 1] == max(curve)
-  with work_directory.Checkpoints(tmp_path, None, select) as checkpoints:
+  with checkpointing.Checkpoints(tmp_path, None, select) as checkpoints:
     assert checkpoints.latest_epoch == 4
     assert checkpoints.selected_epoch == results['epoch']
 
@@ -235,17 +238,55 @@ def test_evaluation_alone_gives_the_same_numbers(whole):
   _assert_same(again, results)
 
 
+def _truncate(workdir, epoch):
+  for path in (workdir / 'checkpoints' / str(epoch)).rglob('*'):
+    if path.is_file() and path.stat().st_size > 1000:
+      path.write_bytes(path.read_bytes()[:100])
+
+
 def test_damaged_checkpoint_is_named(whole, tmp_path):
   run, workdir, _ = whole
   copy = tmp_path / 'copy'
   shutil.copytree(workdir, copy)
-  for path in (copy / 'checkpoints' / '4').rglob('*'):
-    if path.is_file() and path.stat().st_size > 1000:
-      path.write_bytes(path.read_bytes()[:100])
-  with pytest.raises(OSError, match=r'Cannot read .*checkpoints.4'):
+  _truncate(copy, 4)
+  with pytest.raises(OSError, match=r'Cannot read .*checkpoints.4.*epoch 3 is'):
     train.evaluate_run(run, copy)
   shutil.rmtree(copy / 'checkpoints' / '4')  # as the message says
   assert train.evaluate_run(run, copy)['epoch'] == 3
+
+
+def test_run_goes_on_from_the_checkpoint_before_a_damaged_one(
+    whole, tmp_path, capfd):
+  run, workdir, results = whole
+  copy = tmp_path / 'copy'
+  shutil.copytree(workdir, copy)
+  (copy / 'results.json').unlink()
+  _truncate(copy, 4)
+  _assert_same(train.train(run, copy), results)
+  warning, *lines = capfd.readouterr().err.splitlines()
+  assert warning.startswith(f'Warning: Cannot read {copy}/checkpoints/4')
+  assert 'Going on after epoch 3' in warning
+  assert not [line for line in lines if 'Error' in line or 'Traceback' in line]
+  assert (copy / 'damaged' / 'checkpoint_4').exists()
+  chex.assert_trees_all_equal(_saved(run, copy, 4), _saved(run, workdir, 4))
+  chex.assert_trees_all_equal(_pool(copy), _pool(workdir))
+  (copy / 'results.json').unlink()
+  for epoch in (3, 4):
+    _truncate(copy, epoch)
+  with pytest.raises(OSError, match=f'remove {copy}/checkpoints to start'):
+    train.train(run, copy)
+
+
+def test_best_epoch_is_not_chosen_by_a_damaged_number(tmp_path):
+  config = _config(**{'eval.select': 'test_clean', 'eval.every': 1,
+                      'eval.curve_attacks': ('clean',)})
+  run, results = _run(config, tmp_path)
+  path = (tmp_path / 'checkpoints' / str(results['epoch'])
+          / '_CHECKPOINT_METADATA')
+  path.write_text(path.read_text().replace('test_clean', 'test_klean'))
+  with checkpointing.Checkpoints(tmp_path, None, 'test_clean') as checkpoints:
+    assert checkpoints.selected_epoch != results['epoch'] or len(list(
+        (tmp_path / 'checkpoints').iterdir())) == 1
 
 
 def test_evaluation_without_a_checkpoint(tmp_path):

@@ -10,6 +10,8 @@ import gc
 import json
 import logging
 import math
+import sys
+import textwrap
 from typing import Any
 from typing import NamedTuple
 
@@ -259,7 +261,10 @@ class Checkpoints:
   def _record(self, epoch):
     """Returns the record of an epoch; None if its version kept none."""
     with _damage(self._directory / str(epoch)), _quiet():
-      return records.read(self._manager.metadata(epoch).custom_metadata)
+      metadata = self._manager.metadata(epoch)
+      if metadata.init_timestamp_nsecs is None:  # So Orbax takes damage.
+        raise ValueError('its metadata cannot be read')
+      return records.read(metadata.custom_metadata)
 
   def _rank(self, epoch):
     """Returns the metric by which an epoch is chosen."""
@@ -340,8 +345,9 @@ def _damage(path) -> Iterator[None]:
   try:
     yield
   except Exception as error:
-    raise records.Damaged(f'Cannot read {path}: {errors.reason(error)}.'
-                          ) from error
+    # Some quote whole specifications.
+    reason = textwrap.shorten(errors.reason(error), 200, placeholder=' ...')
+    raise records.Damaged(f'Cannot read {path}: {reason}.') from error
 
 
 @contextlib.contextmanager
@@ -357,21 +363,23 @@ def _writing(path) -> Iterator[None]:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
   """Keeps libraries from logging errors that are raised and told anyway."""
-  before = logging.root.manager.disable
+  disabled, hook = logging.root.manager.disable, sys.unraisablehook
   logging.disable(logging.CRITICAL)
+  sys.unraisablehook = lambda _: None  # Of reads that were still under way.
   try:
     yield
   except BaseException:
-    gc.collect()  # Coroutines that were not awaited say so when they go.
+    gc.collect()  # What was not awaited says so when it goes.
     raise
   finally:
-    logging.disable(before)
+    logging.disable(disabled)
+    sys.unraisablehook = hook
 
 
 def _structure(tree):
   """Returns type and shape of each leaf as text, by its path."""
   leaves = jax.tree_util.tree_leaves_with_path(states.without_keys(tree))
-  return {_path(path): _described(np.result_type(leaf), np.shape(leaf))
+  return {_path(path): _described(leaf.dtype, np.shape(leaf))
           for path, leaf in leaves}
 
 

@@ -46,11 +46,15 @@ class Progress:
     """
     self._path = epath.Path(workdir) / METRICS
     self._reporter = reporter
-    if kept is None:
-      self._lines = lines(workdir, done_epochs)
-    else:
+    if kept is not None:
       self._lines = list(kept)
       self._restore(done_epochs)
+    else:
+      try:
+        self._lines = lines(workdir, done_epochs)
+      except OSError as error:
+        raise OSError(f'{error} Without this file the run goes on, and what '
+                      'was measured so far is lost.') from error
     self._task = reporter.task('', total_steps, initial=done_steps)
     self._start, self._first = time.monotonic(), done_steps
     self._done, self._total = done_steps, total_steps
@@ -98,20 +102,20 @@ class Progress:
 
   def _restore(self, done_epochs):
     """Writes the lines again if the file has others of the same epochs."""
+    damage = f'{self._path} has other lines than the last checkpoint.'
     try:
       if self._lines == lines(self._path.parent, done_epochs):
         return
-      damage = 'has other lines than the checkpoint kept'
     except OSError as error:
       damage = str(error)
     if not self._path.exists():
-      damage = f'{self._path} is not there'
+      damage = f'{self._path} is not there.'
     elif jax.process_index() == 0:
       aside = self._path.parent / checkpoints.DAMAGED / METRICS
       checkpoints.put_aside(self._path, aside)
-      damage += f' ({aside} keeps it)'
-    self._reporter.line(f'Warning: {damage}; {METRICS} is made again from the '
-                        'checkpoint.')
+      damage += f' It is kept as {aside}.'
+    self._reporter.line(
+        f'Warning: {damage} It is made again from the checkpoint.')
     self._write()
 
   def _write(self):
@@ -151,9 +155,7 @@ def lines(workdir: epath.PathLike, last_epoch: int) -> list[str]:
       except ValueError as error:
         raise ValueError(f'line {number} is no JSON') from error
   except (OSError, ValueError) as error:
-    raise OSError(
-        f'Cannot read {path}: {errors.reason(error)}. Without this file the '
-        'run goes on, and what was measured so far is lost.') from error
+    raise OSError(f'Cannot read {path}: {errors.reason(error)}.') from error
   return found
 
 

@@ -54,10 +54,35 @@ def test_bar_on_a_terminal(tmp_path, monkeypatch):
   assert not cleared.strip() and not end  # what follows starts a clean line
 
 
-def test_damaged_metrics_are_named(tmp_path):
-  (tmp_path / 'metrics.jsonl').write_text('{"epoch": 1, "sec')
-  with pytest.raises(OSError, match=r'Cannot read .*metrics\.jsonl'):
+@pytest.mark.parametrize(('text', 'reason'), [
+    ('{"epoch": 1, "sec', 'line 1 is no JSON'),
+    ('{"epoch": 1}\n{"loss": 1}\n', 'line 2 has no epoch'),
+    ('[]\n', 'line 1 has no epoch'), ('{"epoch": "1"}', 'line 1 has no epoch')])
+def test_damaged_metrics_are_named(tmp_path, text, reason):
+  (tmp_path / 'metrics.jsonl').write_text(text)
+  with pytest.raises(OSError, match=(
+      rf'Cannot read .*metrics\.jsonl: {reason}. Without this file the run')):
     progress.Progress(tmp_path, total_steps=4, done_epochs=1)
+
+
+@pytest.mark.parametrize('text', [
+    '{"epoch": 1, "sec', '{"loss": 1}\n', '[]', '', '{"epoch": 1, "loss": 3}',
+    None])
+def test_damaged_metrics_are_made_again(tmp_path, capsys, text):
+  path, kept = tmp_path / 'metrics.jsonl', ['{"epoch": 1, "loss": 2}']
+  if text is not None:
+    path.write_text(text)
+  with progress.Progress(tmp_path, 4, 1, 2, reporting.TERMINAL, kept) as shown:
+    assert path.read_text() == '{"epoch": 1, "loss": 2}\n'
+    shown.epoch(2, 4, {'loss': 1})
+  line = capsys.readouterr().err.splitlines()[0]
+  assert line.startswith('Warning: ') and str(path) in line
+  assert line.endswith('made again from the checkpoint.')
+  if text is not None:
+    assert (tmp_path / 'damaged' / 'metrics.jsonl').read_text() == text
+  progress.Progress(tmp_path, 4, 2, 4, reporting.TERMINAL,
+                    [*kept, '{"epoch": 2, "loss": 1}'])
+  assert 'Warning' not in capsys.readouterr().err
 
 
 def test_resuming_drops_epochs_that_were_not_saved(tmp_path):

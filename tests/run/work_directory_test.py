@@ -11,6 +11,7 @@ import tiny
 
 from ferd_jax import models
 from ferd_jax import train
+from ferd_jax.run import checkpoints as checkpointing
 from ferd_jax.run import experiment as experiments
 from ferd_jax.run import state as states
 from ferd_jax.run import work_directory
@@ -113,7 +114,7 @@ def test_work_directory_of_another_format(whole, copy, start):
 
 
 def _restore(workdir, experiment, like):
-  with work_directory.Checkpoints(workdir, experiment.method) as checkpoints:
+  with checkpointing.Checkpoints(workdir, experiment.method) as checkpoints:
     return checkpoints.restore(like, 2)
 
 
@@ -126,7 +127,7 @@ def test_state_of_another_version_is_compared_before_it_is_read(whole):
   other = like.replace(sampler=like.sampler.replace(probs=np.zeros(7)))
   for state, words in (
       (more, ['it lacks sampler.later', 'besides sampler.fragility']),
-      (other, ['of other shapes are sampler.probs'])):
+      (other, ['of other types or shapes are sampler.probs'])):
     with pytest.raises(ValueError) as error:
       _restore(workdir, experiment, state)
     for word in (*words, 'checkpoints/2', 'nothing is damaged'):
@@ -144,11 +145,48 @@ def test_state_is_restored_as_it_was_saved(whole):
   assert state.epoch == 2
 
 
-@pytest.mark.parametrize('text', ['[]', '3', '{', ''])
-def test_identity_that_is_none(whole, copy, text):
+@pytest.mark.parametrize('text', ['[]', '{}', '3', '{', '', None])
+def test_identity_that_is_none_is_made_again(whole, copy, text, capsys):
+  experiment, workdir = whole
+  path = copy / 'config.json'
+  if text is None:
+    path.unlink()
+  else:
+    path.write_text(text)
+  other = tiny.build(tiny.config(num_epochs=2, seed=3))
+  with pytest.raises(ValueError, match='seed is 3, was 0'):
+    work_directory.claim(copy, other.identity)
+  assert experiments.saved_config(copy).num_epochs == 2  # which only reads
+  assert not path.exists() or path.read_text() == text
+  work_directory.claim(copy, experiment.identity)
+  line, = capsys.readouterr().err.splitlines()
+  assert line.startswith(f'Warning: Cannot read {path}: ')
+  assert path.read_text() == (workdir / 'config.json').read_text()
+
+
+@pytest.mark.parametrize('text', ['[]', '{'])
+def test_identity_that_no_checkpoint_has(whole, copy, text):
   (copy / 'config.json').write_text(text)
-  with pytest.raises(ValueError, match=r'Cannot read .*config\.json'):
+  for path in copy.glob('checkpoints/*/_CHECKPOINT_METADATA'):
+    path.write_text(text)
+  with pytest.raises(ValueError, match=r'Cannot read .*config\.json.*put the f'):
     work_directory.claim(copy, whole[0].identity)
+
+
+@pytest.mark.parametrize('text', ['[]', '{}', '{"models": {}}', '', 'null', '3',
+                                  '{"models": {"student": 1}}'])
+def test_results_that_are_none_are_made_again(copy, text, capsys):
+  path = copy / 'results.json'
+  path.write_text(text)
+  assert train.finished_results(copy) is None
+  line, = capsys.readouterr().err.splitlines()
+  assert line.startswith(f'Warning: Cannot read {path}: ')
+  assert (copy / 'damaged' / 'results.json').read_text() == text
+  shutil.rmtree(copy / 'checkpoints')
+  path.write_text(text)
+  with pytest.raises(ValueError, match='without this file the run starts anew'):
+    train.finished_results(copy)
+  assert path.read_text() == text
 
 
 def test_teacher_may_move_but_not_change(whole, copy):

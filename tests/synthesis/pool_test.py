@@ -24,6 +24,10 @@ def draw(size, seed):
           rng.integers(0, 10, size))
 
 
+def restore(pool, directory, num_epochs, size=3, **options):
+  return pool.restore(epath.Path(directory), num_epochs, size, 10, **options)
+
+
 def filled(epochs, size, dtype='float32', capacity=None):
   pool = pools.Pool.empty(capacity or epochs * size, SHAPE, dtype)
   for epoch in range(epochs):
@@ -144,13 +148,13 @@ def test_restored_pool_equals_the_saved_one(tmp_path, dtype):
     pool.append(*draw(3, epoch))
     pool.save_last(directory, epoch, 3)
   restored = pools.Pool.empty(12, SHAPE, dtype)
-  restored.restore(directory, 3)
+  restore(restored, directory, 3)
   assert restored.count == 9
   np.testing.assert_array_equal(restored.images, pool.images)
   np.testing.assert_array_equal(restored.labels, pool.labels)
   # An older epoch, as after a checkpoint that was not the last.
   earlier = pools.Pool.empty(12, SHAPE, dtype)
-  earlier.restore(directory, 2)
+  restore(earlier, directory, 2)
   assert earlier.count == 6
   np.testing.assert_array_equal(earlier.images[:6], pool.images[:6])
   earlier.append(*draw(3, 3))
@@ -175,19 +179,67 @@ def test_saving_an_epoch_again_replaces_its_file(tmp_path):
     pool.append(*draw(3, seed))
     pool.save_last(directory, 1, 3)
   restored = pools.Pool.empty(3, SHAPE)
-  restored.restore(directory, 1)
+  restore(restored, directory, 1)
   np.testing.assert_array_equal(restored.images, draw(3, 2)[0])
+
+
+def _restore_one(path, error, **options):
+  with pytest.raises(pools.DamagedPool, match=error) as raised:
+    restore(pools.Pool.empty(6, SHAPE), path, 2, **options)
+  assert 'epoch_00002' in str(raised.value) and raised.value.epoch == 2
+
+
+def _two_epochs(path):
+  """Writes two epochs and returns their digests and the second file."""
+  pool, digests = pools.Pool.empty(6, SHAPE), []
+  for epoch in (1, 2):
+    pool.append(*draw(3, epoch))
+    pool.save_last(epath.Path(path), epoch, 3)
+    digests.append(pool.last_digest(3))
+  return digests, path / 'epoch_00002.npz'
 
 
 def test_missing_epoch(tmp_path):
   filled(1, 3).save_last(epath.Path(tmp_path), 1, 3)
-  with pytest.raises(FileNotFoundError, match='epoch_00002'):
-    pools.Pool.empty(6, SHAPE).restore(epath.Path(tmp_path), 2)
+  _restore_one(tmp_path, 'there is no such file')
 
 
 def test_damaged_file_is_named(tmp_path):
-  filled(1, 3).save_last(epath.Path(tmp_path), 1, 3)
-  path, = tmp_path.iterdir()
+  _, path = _two_epochs(tmp_path)
   path.write_bytes(path.read_bytes()[:200])
-  with pytest.raises(OSError, match=r'Cannot read .*epoch_00001\.npz'):
-    pools.Pool.empty(3, SHAPE).restore(epath.Path(tmp_path), 1)
+  _restore_one(tmp_path, 'Cannot read ')
+
+
+@pytest.mark.parametrize(('changes', 'error'), [
+    (lambda images, labels: (images[:2], labels[:2]), r'\(2, 4, 4, 1\).*\(3, 4'),
+    (lambda images, labels: (images.astype(np.float64), labels), 'float64'),
+    (lambda images, labels: (images[..., 0], labels), r'shape \(3, 4, 4\)'),
+    (lambda images, labels: (images, labels + 99), 'labels from .* 0 to 9'),
+    (lambda images, labels: (images, labels - 20), 'labels from -'),
+    (lambda images, labels: (images, labels.astype(float)), 'labels are float'),
+    (lambda images, labels: (images, labels[:, None]), r'shape \(3, 1\)'),
+    (lambda images, labels: (images * np.float32(np.nan), labels), 'finite'),
+    (lambda images, labels: (images / 2, labels), 'not the images that epoch 2'),
+    (lambda images, labels: (images, labels[::-1]), 'not the images that')])
+def test_wrong_file_is_named(tmp_path, changes, error):
+  digests, path = _two_epochs(tmp_path)
+  with np.load(path) as arrays:
+    images, labels = changes(arrays['images'], arrays['labels'])
+  np.savez(path, images=images, labels=labels)
+  _restore_one(tmp_path, error, digests=digests)
+
+
+def test_digests_of_a_restored_pool(tmp_path):
+  digests, _ = _two_epochs(tmp_path)
+  assert len(set(digests)) == 2
+  assert restore(pools.Pool.empty(6, SHAPE), tmp_path, 2) == digests
+
+
+@pytest.mark.parametrize('dtype', pools.DTYPES)
+def test_images_that_are_not_finite_do_not_join(dtype):
+  pool = pools.Pool.empty(3, SHAPE, dtype)
+  images, labels = draw(3, 0)
+  images[1, 0, 0, 0] = np.nan
+  with pytest.raises(FloatingPointError, match='synthetic images'):
+    pool.append(images, labels)
+  assert pool.count == 0
