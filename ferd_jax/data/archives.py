@@ -2,8 +2,6 @@
 
 from collections.abc import Sequence
 import dataclasses
-import functools
-import hashlib
 import pathlib
 
 from ferd_jax.core import downloads
@@ -30,6 +28,11 @@ class Archive:
   def filename(self) -> str:
     return self.url.rsplit('/', 1)[-1]
 
+  @property
+  def digest(self) -> downloads.Digest:
+    """What its bytes are known by."""
+    return downloads.Digest(self.checksum, self.algorithm, self.size)
+
 
 def fetch(archives: Sequence[Archive], directory: pathlib.Path,
           download: bool,
@@ -37,8 +40,8 @@ def fetch(archives: Sequence[Archive], directory: pathlib.Path,
           ) -> list[pathlib.Path]:
   """Makes sure that a directory holds archives, unharmed.
 
-  Files that are there, by whatever way they came, are verified; the others are
-  downloaded, under another name until they are complete and verified.
+  Files that are there, by whatever way they came, are verified; the others,
+  and those that are damaged, are downloaded.
 
   Args:
     archives: the wanted files.
@@ -50,33 +53,34 @@ def fetch(archives: Sequence[Archive], directory: pathlib.Path,
     Their paths, in the same order.
 
   Raises:
-    FileNotFoundError: if some are missing and could not or must not be
-      downloaded.
-    ValueError: if a file differs from the official one.
+    FileNotFoundError: if some are missing or damaged and could not or must not
+      be downloaded.
+    ValueError: if what a server has is not the official file.
   """
   paths = [directory / archive.filename for archive in archives]
-  missing = []
-  for archive, path in zip(archives, paths, strict=True):
-    if path.exists():
-      _verify(path, archive, str(path))
-    else:
-      missing.append(archive)
-  while missing:
-    if not download:
-      raise FileNotFoundError(
-          _instructions(missing, directory, 'downloading is switched off'))
+  for i, (archive, path) in enumerate(zip(archives, paths, strict=True)):
     try:
-      downloads.fetch(
-          missing[0].url, directory / missing[0].filename, reporter=reporter,
-          accept=functools.partial(_verify, archive=missing[0],
-                                   name=missing[0].url))
+      if download:
+        downloads.get(archive.url, path, digest=archive.digest,
+                      reporter=reporter)
+        continue
+      reason = 'downloading is switched off'
+      if path.exists():
+        archive.digest.check(path)
+        continue
+    except ValueError as error:
+      if download:
+        raise ValueError(f'{archive.url} is not the official '
+                         f'{archive.filename}: {error}.') from error
+      reason = f'{path} is damaged: {error}'
     except OSError as error:
-      reason = f'download failed: {errors.reason(error)}'
-      # Its causes are as many layers of the network as there are; the reason
-      # says enough.
-      raise FileNotFoundError(
-          _instructions(missing, directory, reason)) from None
-    del missing[0]
+      damaged = f'{path} is damaged; ' if path.exists() else ''
+      reason = f'{damaged}download failed: {errors.reason(error)}'
+    left = [each for each, there in zip(archives[i:], paths[i:], strict=True)
+            if each is archive or not there.exists()]
+    # Its causes are as many layers of the network as there are; the reason
+    # says enough.
+    raise FileNotFoundError(_instructions(left, directory, reason)) from None
   return paths
 
 
@@ -86,17 +90,4 @@ def _instructions(missing: Sequence[Archive], directory: pathlib.Path,
   files = '\n'.join(
       f'  {a.filename}  ({a.size:,} bytes, {a.algorithm} {a.checksum})\n'
       f'    from {a.url}' for a in missing)
-  return f'Missing data ({reason}). Place in {directory}:\n{files}'
-
-
-def _verify(path: pathlib.Path, archive: Archive, name: str) -> None:
-  """Raises ValueError unless a file is the official one."""
-  with open(path, 'rb') as file:
-    checksum = hashlib.file_digest(file, archive.algorithm).hexdigest()
-  size = path.stat().st_size
-  if (size, checksum) != (archive.size, archive.checksum):
-    raise ValueError(
-        f'{name} is not the official {archive.filename}: expected '
-        f'{archive.size:,} bytes with {archive.algorithm} {archive.checksum}, '
-        f'found {size:,} bytes with {checksum}. Delete it if it is there and '
-        'get it again.')
+  return f'Missing or damaged data ({reason}). Place in {directory}:\n{files}'

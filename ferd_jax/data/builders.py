@@ -24,8 +24,12 @@ from ferd_jax.data import formats
 from ferd_jax.data import splits
 
 _CIFAR_URL = 'https://www.cs.toronto.edu/~kriz'
+# The authors' own server, S3's for web sites, has no https.
 _FASHION_MNIST_URL = (
-    'http://fashion-mnist.s3-website.eu-central-1.amazonaws.com')
+    'https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/'
+    'data/fashion')
+_MNIST_URL = 'https://storage.googleapis.com/cvdf-datasets/mnist'
+_SVHN_URL = 'https://ufldl.stanford.edu/housenumbers'
 
 
 class _LocalInfo(tfds.core.DatasetInfo):
@@ -131,9 +135,42 @@ class Cifar100(Cifar10, skip_registration=True):
       'test': ('cifar-100-binary/test.bin',)}
 
 
-class FashionMNIST(_Builder, skip_registration=True):
-  """Fashion-MNIST (https://github.com/zalandoresearch/fashion-mnist)."""
+class Mnist(_Builder, skip_registration=True):
+  """MNIST (http://yann.lecun.com/exdb/mnist)."""
   VERSION = tfds.core.Version('3.0.1')
+  ARCHIVES = (
+      archives.Archive(
+          f'{_MNIST_URL}/train-images-idx3-ubyte.gz', 9912422,
+          '440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609'),
+      archives.Archive(
+          f'{_MNIST_URL}/train-labels-idx1-ubyte.gz', 28881,
+          '3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c'),
+      archives.Archive(
+          f'{_MNIST_URL}/t10k-images-idx3-ubyte.gz', 1648877,
+          '8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6'),
+      archives.Archive(
+          f'{_MNIST_URL}/t10k-labels-idx1-ubyte.gz', 4542,
+          'f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6'))
+  SIZES = {'train': 60000, 'test': 10000}
+
+  _LABEL_FEATURE = tfds.features.ClassLabel(num_classes=10)
+
+  def _features(self) -> dict[str, tfds.features.FeatureConnector]:
+    return {
+        'image': tfds.features.Image(shape=(28, 28, 1)),
+        'label': self._LABEL_FEATURE}
+
+  def _generate_examples(self, split: str) -> Iterator[tuple[int, dict]]:
+    files = self._files[:2] if split == 'train' else self._files[2:]
+    images, labels = map(formats.read_idx, files)
+    for i, (image, label) in enumerate(zip(images, labels, strict=True)):
+      yield i, {
+          'image': formats.encode_png(image[..., None]),
+          'label': int(label)}
+
+
+class FashionMNIST(Mnist, skip_registration=True):
+  """Fashion-MNIST (https://github.com/zalandoresearch/fashion-mnist)."""
   ARCHIVES = (
       archives.Archive(
           f'{_FASHION_MNIST_URL}/train-images-idx3-ubyte.gz', 26421880,
@@ -147,20 +184,57 @@ class FashionMNIST(_Builder, skip_registration=True):
       archives.Archive(
           f'{_FASHION_MNIST_URL}/t10k-labels-idx1-ubyte.gz', 5148,
           '67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5'))
-  SIZES = {'train': 60000, 'test': 10000}
+
+  _LABEL_FEATURE = tfds.features.ClassLabel(names=class_names.FASHION_MNIST)
+
+
+class SvhnCropped(_Builder, skip_registration=True):
+  """SVHN's cropped digits (http://ufldl.stanford.edu/housenumbers).
+
+  Without TFDS's split of 531,131 extra images, a download of 1.3 GB.
+  """
+  VERSION = tfds.core.Version('3.1.0')
+  ARCHIVES = (
+      archives.Archive(
+          f'{_SVHN_URL}/train_32x32.mat', 182040794,
+          '435e94d69a87fde4fd4d7f3dd208dfc32cb6ae8af2240d066de1df7508d083b8'),
+      archives.Archive(
+          f'{_SVHN_URL}/test_32x32.mat', 64275384,
+          'cdce80dfb2a2c4c6160906d0bd7c68ec5a99d7ca4831afa54f09182025b6a75b'))
+  SIZES = {'train': 73257, 'test': 26032}
 
   def _features(self) -> dict[str, tfds.features.FeatureConnector]:
     return {
-        'image': tfds.features.Image(shape=(28, 28, 1)),
-        'label': tfds.features.ClassLabel(names=class_names.FASHION_MNIST)}
+        'id': tfds.features.Text(),
+        'image': tfds.features.Image(shape=(32, 32, 3)),
+        'label': tfds.features.ClassLabel(num_classes=10)}
 
   def _generate_examples(self, split: str) -> Iterator[tuple[int, dict]]:
-    files = self._files[:2] if split == 'train' else self._files[2:]
-    images, labels = map(formats.read_idx, files)
+    images, labels = formats.read_svhn(self._files[split == 'test'])
     for i, (image, label) in enumerate(zip(images, labels, strict=True)):
-      yield i, {
-          'image': formats.encode_png(image[..., None]),
-          'label': int(label)}
+      yield i, {'id': f'{split}_{i:06d}', 'image': formats.encode_png(image),
+                'label': int(label)}
+
+
+class Stl10(_Builder, skip_registration=True):
+  """STL-10 (https://cs.stanford.edu/~acoates/stl10), without unlabelled."""
+  VERSION = tfds.core.Version('1.0.0')
+  ARCHIVES = (
+      archives.Archive(
+          'https://ai.stanford.edu/~acoates/stl10/stl10_binary.tar.gz',
+          2640397119,
+          'f31fd99273a1acb8609c8db427cebb1de3f71de77758cdc0e22956e1289b9866'),)
+  SIZES = {'train': 5000, 'test': 8000}
+
+  def _features(self) -> dict[str, tfds.features.FeatureConnector]:
+    return {
+        'image': tfds.features.Image(shape=(96, 96, 3)),
+        'label': tfds.features.ClassLabel(names=class_names.STL10)}
+
+  def _generate_examples(self, split: str) -> Iterator[tuple[int, dict]]:
+    images, labels = formats.read_stl10(self._files[0], split)
+    for i, (image, label) in enumerate(zip(images, labels, strict=True)):
+      yield i, {'image': formats.encode_png(image), 'label': int(label)}
 
 
 class TinyImagenet(_Builder, skip_registration=True):
@@ -168,7 +242,7 @@ class TinyImagenet(_Builder, skip_registration=True):
   VERSION = tfds.core.Version('1.0.0')
   ARCHIVES = (
       archives.Archive(
-          'http://cs231n.stanford.edu/tiny-imagenet-200.zip', 248100043,
+          'https://cs231n.stanford.edu/tiny-imagenet-200.zip', 248100043,
           '90528d7ca1a48142e341f4ef8d21d0de', 'md5'),)
   SIZES = {'train': 100000, 'test': 10000}
 
@@ -191,7 +265,8 @@ class TinyImagenet(_Builder, skip_registration=True):
 
 
 _BUILDERS = {builder.name: builder
-             for builder in (Cifar10, Cifar100, FashionMNIST, TinyImagenet)}
+             for builder in (Mnist, FashionMNIST, SvhnCropped, Cifar10, Cifar100,
+                            Stl10, TinyImagenet)}
 
 
 def read(name: str, split: str, data_dir: pathlib.Path,

@@ -11,8 +11,11 @@ import zipfile
 import numpy as np
 from PIL import Image
 
+from ferd_jax.core import errors
+
 _IDX_UINT8 = 0x08
 _CIFAR_SHAPE = (3, 32, 32)
+_STL10_SHAPE = (3, 96, 96)
 
 
 def read_idx(path: pathlib.Path) -> np.ndarray:
@@ -61,6 +64,67 @@ def read_cifar(path: pathlib.Path, members: Iterable[str],
       -1, num_labels + np.prod(_CIFAR_SHAPE))
   images = records[:, num_labels:].reshape(-1, *_CIFAR_SHAPE)
   return images.transpose(0, 2, 3, 1), records[:, :num_labels]
+
+
+def read_svhn(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
+  """Reads SVHN's cropped digits (http://ufldl.stanford.edu/housenumbers).
+
+  Args:
+    path: the .mat file, with `X` `[32, 32, 3, N]` and `y` `[N, 1]`, in which
+      10 is the digit 0.
+
+  Returns:
+    Images uint8 `[N, 32, 32, 3]` and labels uint8 `[N]`, the digits.
+
+  Raises:
+    ValueError: if the file holds something else.
+  """
+  from scipy import io as scipy_io  # Takes a while, and few need it.
+  try:
+    content = scipy_io.loadmat(path, variable_names=('X', 'y'))
+    images, labels = content['X'], content['y'][:, 0]
+  except Exception as error:  # Damage can raise any error.
+    raise ValueError(f'{path} is not a file of SVHN: '
+                     f'{errors.reason(error)}.') from error
+  if images.dtype != np.uint8 or images.shape[:3] != (32, 32, 3) or (
+      labels.min() < 1 or labels.max() > 10):
+    raise ValueError(f'{path} is not a file of SVHN: X is {images.dtype} '
+                     f'{images.shape}, y in {labels.min()}..{labels.max()}.')
+  return images.transpose(3, 0, 1, 2), (labels % 10).astype(np.uint8)
+
+
+def read_stl10(path: pathlib.Path, split: str) -> tuple[np.ndarray, np.ndarray]:
+  """Reads STL-10's binary version (https://cs.stanford.edu/~acoates/stl10).
+
+  Images are channels first, their columns before their rows, and labels begin
+  at 1.
+
+  Args:
+    path: the .tar.gz file.
+    split: 'train' or 'test'.
+
+  Returns:
+    Images uint8 `[N, 96, 96, 3]` and labels uint8 `[N]`, from 0.
+
+  Raises:
+    KeyError: if the archive lacks the split.
+    ValueError: if it is not a whole number of images.
+  """
+  content = {}
+  wanted = {f'stl10_binary/{split}_{name}.bin': name for name in 'Xy'}
+  with tarfile.open(path) as tar:
+    for member in tar:  # The rest of it is 2.5 GB of unlabelled images.
+      name = member.name.removeprefix('./')
+      if name in wanted:
+        content[wanted[name]] = np.frombuffer(tar.extractfile(member).read(),
+                                              np.uint8)
+      if len(content) == 2:
+        break
+  missing = sorted(set('Xy') - content.keys())
+  if missing:
+    raise KeyError(f'{path} has no stl10_binary/{split}_{missing[0]}.bin.')
+  images = content['X'].reshape(-1, *_STL10_SHAPE)
+  return images.transpose(0, 3, 2, 1), content['y'] - np.uint8(1)
 
 
 def list_tiny_imagenet(

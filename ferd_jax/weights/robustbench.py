@@ -133,7 +133,7 @@ def cached_path(teacher: Teacher) -> pathlib.Path:
 
 def fetch(teacher: Teacher,
           reporter: reporting.Reporter = reporting.TERMINAL) -> pathlib.Path:
-  """Returns the file of a network, downloaded if it is not there.
+  """Returns the file of a network, downloaded if it is not there unharmed.
 
   Args:
     teacher: the network.
@@ -144,17 +144,17 @@ def fetch(teacher: Teacher,
       where.
   """
   path = cached_path(teacher)
-  if not path.exists():
-    try:
-      downloads.fetch(_direct(teacher.address), path, connect=_connect,
-                      accept=torch_io.check_format, reporter=reporter)
-    except (OSError, ValueError) as error:
-      # Its causes are as many layers of the network as there are.
-      raise OSError(
-          f'The file of {teacher.id} is not there and could not be downloaded '
-          f'({errors.reason(error)}). Get it from {teacher.address} and put it '
-          f'at {path}, or name it where it is (of a config: teacher.path); '
-          f'{_LIST} shows the others.') from None
+  try:
+    downloads.get(_direct(teacher.address), path, opener=_connect,
+                  accept=torch_io.check_format, reporter=reporter)
+  except (OSError, ValueError) as error:
+    state = 'damaged' if path.exists() else 'not there'
+    # Its causes are as many layers of the network as there are.
+    raise OSError(
+        f'The file of {teacher.id} is {state} and could not be downloaded '
+        f'({errors.reason(error)}). Get it from {teacher.address} and put it '
+        f'at {path}, or name it where it is (of a config: teacher.path); '
+        f'{_LIST} shows the others.') from None
   return path
 
 
@@ -167,9 +167,9 @@ def _direct(address):
           f'id={drive[1]}&export=download&confirm=t')
 
 
-def _connect(address):
+def _connect(address, headers):
   """Opens an address, through the form that Drive puts before large files."""
-  response = downloads.connect(address)
+  response = downloads.connect(address, headers)
   if not downloads.is_page(response):
     return response
   with response:
@@ -178,7 +178,7 @@ def _connect(address):
   if not form.fields or form.action is None:
     raise OSError(downloads.PAGE)
   action = parse.urljoin(response.url, form.action)
-  return downloads.connect(f'{action}?{parse.urlencode(form.fields)}')
+  return downloads.connect(f'{action}?{parse.urlencode(form.fields)}', headers)
 
 
 class _Form(html_parser.HTMLParser):

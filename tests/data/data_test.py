@@ -11,14 +11,15 @@ import subprocess
 import sys
 import tarfile
 import urllib.error
-import urllib.request
 import zipfile
 
 import numpy as np
 from PIL import Image
 import pytest
+from scipy import io as scipy_io
 
 from ferd_jax import data
+from ferd_jax.core import downloads
 from ferd_jax.data import archives
 from ferd_jax.data import builders
 from ferd_jax.data import formats
@@ -42,12 +43,12 @@ def opened(monkeypatch):
   """Cuts the network off; returns the list of URLs that were asked for."""
   urls = []
 
-  def urlopen(url, timeout):
-    del timeout
+  def connect(url, headers):
+    del headers
     urls.append(url)
     raise urllib.error.URLError('no route to host')
 
-  monkeypatch.setattr(urllib.request, 'urlopen', urlopen)
+  monkeypatch.setattr(downloads, 'connect', connect)
   return urls
 
 
@@ -127,6 +128,9 @@ def test_unknown_name_lists_the_known():
 
 @pytest.mark.parametrize('name, num_classes, shape, last', [
     ('digits', 10, (8, 8, 1), '9'),
+    ('mnist', 10, (28, 28, 1), '9'),
+    ('svhn', 10, (32, 32, 3), '9'),
+    ('stl10', 10, (96, 96, 3), 'truck'),
     ('fashion_mnist', 10, (28, 28, 1), 'Ankle boot'),
     ('cifar10', 10, (32, 32, 3), 'truck'),
     ('cifar100', 100, (32, 32, 3), 'worm'),
@@ -226,11 +230,30 @@ _Y = np.array([0, 1])
 
 @pytest.mark.parametrize('arrays, message', [
     ({'x': _X}, 'missing y'),
-    ({'images': _X, 'labels': _Y}, 'missing x and y.*images, labels'),
+    ({'pictures': _X, 'tags': _Y}, 'missing x and y.*Keras.*pictures, tags'),
+    ({'x_train': _X, 'y_train': _Y}, 'missing x and y.*x_test'),
     ({'x': _X.astype(np.float32), 'y': _Y}, 'x must be uint8.*float32'),
-    ({'x': _X[..., 0], 'y': _Y}, r'x must be uint8.*\[2, 4, 4\]'),
+    ({'x': _X[0], 'y': _Y}, r'y 2|x must be uint8'),
+    ({'x': _X[..., 0, 0], 'y': _Y}, r'x must be uint8.*\[2, 4\]'),
+    # Each with the cure.
+    ({'x': _X / np.float32(255), 'y': _Y}, r'save np.round\(x \* 255\)'),
+    ({'x': _X.astype(np.float32) + 255, 'y': _Y}, r'save x.astype\(np.uint8\)'),
+    ({'x': _X.astype(np.int64) + 9, 'y': _Y}, r'save x.astype\(np.uint8\)'),
+    ({'x': _X == 0, 'y': _Y}, r'save x.astype\(np.uint8\) \* 255'),
+    ({'x': _X - 1.5, 'y': _Y}, 'from -1.5 to -1.5; undo the normalisation'),
+    ({'x': np.zeros((2, 3, 4, 8), np.uint8), 'y': _Y},
+     r'channels first.*save x.transpose\(0, 2, 3, 1\)'),
+    ({'x': _X, 'y': _Y + 1}, r'labels are 1..2 and must begin at 0; subtract'),
+    ({'x': _X, 'y': _Y + 1, 'class_names': ['a', 'b']}, 'subtract 1'),
+    ({'x': _X, 'y': np.array([0, 255])}, 'between 0 and 255, which 1 image'),
+    ({'x': _X, 'y': np.array([0, 255]), 'class_names': ['a', 'b']},
+     'at least 256 strings.*remove the 1 image'),
+    ({'x': _X, 'y': np.eye(2, dtype=int)}, r'one-hot labels save y.argmax'),
+    ({'x': _X, 'y': np.array(['a', 'b'])}, 'save class_names, y = np.unique'),
+    ({'x': _X, 'y': _Y * 1.}, r'save y.astype\(np.int64\)'),
+    ({'test_images': _X, 'test_labels': _Y - 1}, 'remove images without'),
     ({'x': _X, 'y': _Y.astype(np.float32)}, 'y must be integer.*float32'),
-    ({'x': _X, 'y': _Y[:, None]}, r'y must be integer.*\[2, 1\]'),
+    ({'x': _X, 'y': _Y[:, None, None]}, r'y must be integer.*\[2, 1, 1\]'),
     ({'x': _X, 'y': _Y[:1]}, '2 examples but y 1'),
     ({'x': _X[:0], 'y': _Y[:0]}, 'x is empty'),
     ({'x': _X, 'y': _Y - 1}, 'at least 0, the smallest is -1'),
@@ -249,6 +272,34 @@ def test_npz_errors(tmp_path, arrays, message):
   for function in (data.load, data.info):
     with pytest.raises(ValueError, match=f'a.npz is not.*{message}'):
       function(path)
+
+
+@pytest.mark.parametrize('names', [
+    {'train': ('x_train', 'y_train'), 'test': ('x_test', 'y_test')},
+    {split: (f'{split}_images', f'{split}_labels')
+     for split in ('train', 'val', 'test')}])
+def test_layouts_with_splits(tmp_path, names):
+  """Those of Keras and of MedMNIST, grey and with a column of labels."""
+  sizes, arrays = {'train': 5, 'val': 3, 'test': 4}, {}
+  for split, (x, y) in names.items():
+    arrays[x] = _RNG.integers(0, 256, (sizes[split], 4, 4), np.uint8)
+    arrays[y] = np.arange(sizes[split])[:, None]
+  path = _npz(tmp_path / 'a.npz', **arrays)
+  assert data.info(path) == data.DatasetInfo(5, (4, 4, 1), tuple('01234'))
+  for split, (x, y) in names.items():
+    examples = data.load(path, split)
+    np.testing.assert_array_equal(examples.images[..., 0], arrays[x])
+    np.testing.assert_array_equal(examples.labels, arrays[y][:, 0])
+  both = data.load(path, 'train[1:2]+test')
+  assert both.labels.tolist() == [1, 0, 1, 2, 3]
+  with pytest.raises(ValueError, match='Unknown split'):
+    data.load(path, 'validation')
+
+
+def test_npz_of_other_names(tmp_path):
+  path = _npz(tmp_path / 'a.npz', images=_X, labels=_Y,
+              class_names=np.array([b'a', 'ü'.encode()]))
+  assert data.load(path).class_names == ('a', 'ü')
 
 
 @pytest.mark.parametrize('content', [b'', b'PK\x03\x04 broken', b'text'])
@@ -564,6 +615,64 @@ def test_cifar_features_are_those_of_tfds(name):
       assert found[key].names == expected[key].names
 
 
+def test_mnist(tmp_path, monkeypatch):
+  images = _RNG.integers(0, 256, (4, 28, 28), np.uint8)
+  labels = np.arange(4, dtype=np.uint8)
+  _place(monkeypatch, tmp_path, builders.Mnist,
+         [_idx(images), _idx(labels)] * 2, {'train': 4, 'test': 4})
+  examples = data.load('mnist', data_dir=str(tmp_path))
+  _assert_same_examples(examples, images[..., None], labels)
+
+
+def test_svhn(tmp_path, monkeypatch):
+  images = _RNG.integers(0, 256, (3, 32, 32, 3), np.uint8)
+  def mat(labels):
+    buffer = io.BytesIO()
+    scipy_io.savemat(buffer, {'X': images.transpose(1, 2, 3, 0),
+                              'y': np.array(labels, np.uint8)[:, None]})
+    return buffer.getvalue()
+  _place(monkeypatch, tmp_path, builders.SvhnCropped,
+         [mat([1, 2, 3]), mat([10, 1, 9])], {'train': 3, 'test': 3})
+  examples = data.load('svhn', data_dir=str(tmp_path))
+  _assert_same_examples(examples, images, [0, 1, 9])
+  assert sorted(examples.ids) == [b'test_000000', b'test_000001',
+                                  b'test_000002']
+  for content in (b'text', mat([0, 1, 2])):
+    (tmp_path / 'a.mat').write_bytes(content)
+    with pytest.raises(ValueError, match='a.mat is not a file of SVHN'):
+      formats.read_svhn(tmp_path / 'a.mat')
+
+
+def test_stl10(tmp_path, monkeypatch):
+  images = _RNG.integers(0, 256, (2, 96, 96, 3), np.uint8)
+  members = {}
+  for split in ('test', 'train'):
+    members[f'stl10_binary/{split}_X.bin'] = images.transpose(
+        0, 3, 2, 1).tobytes()
+    members[f'stl10_binary/{split}_y.bin'] = bytes([1, 10])
+  _place(monkeypatch, tmp_path, builders.Stl10, [_tar(members)],
+         {'train': 2, 'test': 2})
+  examples = data.load('stl10', data_dir=str(tmp_path))
+  _assert_same_examples(examples, images, [0, 9])
+  (tmp_path / 'a.tar.gz').write_bytes(_tar({'stl10_binary/test_X.bin': b''}))
+  with pytest.raises(KeyError, match='test_y.bin'):
+    formats.read_stl10(tmp_path / 'a.tar.gz', 'test')
+
+
+@pytest.mark.parametrize('name, builder', [
+    ('mnist', builders.Mnist), ('svhn_cropped', builders.SvhnCropped),
+    ('stl10', builders.Stl10)])
+def test_versions_and_archives_are_those_of_tfds(name, builder):
+  """Directories of either then serve the other."""
+  import tensorflow_datasets as tfds
+  theirs = tfds.builder_cls(name)
+  assert str(theirs.VERSION) == str(builder.VERSION)
+  known = {pathlib.PurePosixPath(url).name: (info.size, info.checksum)
+           for url, info in theirs.url_infos.items()}
+  for archive in builder.ARCHIVES:
+    assert known[archive.filename] == (archive.size, archive.checksum)
+
+
 def test_tiny_imagenet_makes_grey_images_rgb(tmp_path, monkeypatch):
   def jpeg(shape):
     buffer = io.BytesIO()
@@ -652,7 +761,7 @@ def _archive(content, filename='a.bin'):
 
 class _Response(io.BytesIO):
   """What a server answers that does not say how long it is."""
-  headers = email.message.Message()
+  headers, status = email.message.Message(), 200
 
 
 def test_no_network_says_which_files_go_where(tmp_path, opened):
@@ -679,7 +788,8 @@ def test_only_missing_files_are_listed(tmp_path, opened):
   assert 'a.bin' not in str(e.value)
 
 
-@pytest.mark.parametrize('name', ['cifar100', 'fashion_mnist', 'tiny_imagenet'])
+@pytest.mark.parametrize('name', [
+    'cifar100', 'fashion_mnist', 'tiny_imagenet', 'svhn', 'stl10'])
 def test_without_download_the_network_is_left_alone(name, tmp_path, opened):
   with pytest.raises(FileNotFoundError, match='switched off'):
     data.load(name, data_dir=str(tmp_path), download=False)
@@ -690,8 +800,8 @@ def test_without_download_the_network_is_left_alone(name, tmp_path, opened):
 def test_download(tmp_path, monkeypatch, capsys):
   content = _RNG.bytes(3_000_000)
   archive = _archive(content)
-  monkeypatch.setattr(
-      urllib.request, 'urlopen', lambda url, timeout: _Response(content))
+  monkeypatch.setattr(downloads, 'connect',
+                      lambda url, headers: _Response(content))
   directory = tmp_path / 'downloads'
   assert archives.fetch([archive], directory, True) == [directory / 'a.bin']
   assert (directory / 'a.bin').read_bytes() == content
@@ -701,8 +811,8 @@ def test_download(tmp_path, monkeypatch, capsys):
 
 def test_download_of_something_else(tmp_path, monkeypatch):
   archive = _archive(b'right')
-  monkeypatch.setattr(
-      urllib.request, 'urlopen', lambda url, timeout: _Response(b'wrong!'))
+  monkeypatch.setattr(downloads, 'connect',
+                      lambda url, headers: _Response(b'wrong!'))
   with pytest.raises(ValueError) as e:
     archives.fetch([archive], tmp_path, True)
   for part in (archive.url, archive.checksum, 'expected 5', 'found 6'):
@@ -717,7 +827,7 @@ def test_broken_download_leaves_nothing(tmp_path, monkeypatch):
     def read(self, size):
       raise TimeoutError('timed out')
 
-  monkeypatch.setattr(urllib.request, 'urlopen', lambda url, timeout: Broken())
+  monkeypatch.setattr(downloads, 'connect', lambda url, headers: Broken())
   with pytest.raises(FileNotFoundError, match='timed out'):
     archives.fetch([_archive(b'right')], tmp_path, True)
   assert not any(tmp_path.iterdir())
@@ -728,12 +838,12 @@ def test_wrong_file_placed_by_hand(fashion_mnist, tmp_path, opened):
   path = directory / 't10k-labels-idx1-ubyte.gz'
   size = path.stat().st_size
   path.write_bytes(b'x' * size)
-  with pytest.raises(ValueError) as e:
-    data.load('fashion_mnist', data_dir=str(tmp_path))
   expected = builders.FashionMNIST.ARCHIVES[3].checksum
-  assert str(path) in str(e.value) and expected in str(e.value)
-  assert hashlib.sha256(b'x' * size).hexdigest() in str(e.value)
-  assert not opened
+  for download in (False, True):
+    with pytest.raises(FileNotFoundError, match='is damaged') as e:
+      data.load('fashion_mnist', data_dir=str(tmp_path), download=download)
+    assert str(path) in str(e.value) and expected in str(e.value)
+    assert path.exists() and len(opened) == download
   assert not (tmp_path / 'fashion_mnist').exists()
 
 

@@ -4,19 +4,19 @@ None touches the internet.
 """
 
 import collections
-import http.server
 import os
 import re
 import subprocess
 import sys
-import threading
 
+import https
 import numpy as np
 import pytest
 
 from ferd_jax import models
 from ferd_jax import teachers
 from ferd_jax import torch_io
+from ferd_jax.core import downloads
 from ferd_jax.weights import robustbench
 
 
@@ -111,53 +111,33 @@ def test_cache(monkeypatch):
         f'{start}teachers/cifar100/Rice2020Overfitting.pt')
 
 
-class Server(http.server.BaseHTTPRequestHandler):
-  """Serves what a path of a test stands for."""
-  weights = b''
-  requests: list[str] = []
-
-  def do_GET(self):
-    self.requests.append(self.path)
-    path, _, query = self.path.partition('?')
-    kind, body, length = 'application/octet-stream', self.weights, None
-    if path == '/gone':
-      self.send_error(404)
-      return
-    if path == '/short':
-      body, length = body[:-10], len(body)
-    if path == '/quota':
-      kind, body = 'text/html', b'<html><p>Too many users</p></html>'
-    if path == '/page':  # A page that says it is a file.
-      body = b'<!DOCTYPE html><html></html>'
-    if path == '/form' and not query:
-      kind, body = 'text/html', (
-          b'<html><form id="download-form" action="/form" method="get">'
-          b'<input type="submit" value="Download anyway"/>'
-          b'<input type="hidden" name="id" value="a b">'
-          b'<input type="hidden" name="uuid" value="7"></form></html>')
-    self.send_response(200)
-    self.send_header('Content-Type', kind)
-    self.send_header('Content-Length', str(length or len(body)))
-    self.end_headers()
-    self.wfile.write(body)
-
-  def log_message(self, *args):
-    pass
+@pytest.fixture(scope='module')
+def running():
+  with https.serving() as server:
+    yield server
 
 
 @pytest.fixture
-def server(tmp_path, monkeypatch):
+def server(running, tmp_path, monkeypatch):
   monkeypatch.setenv('FERD_JAX_CACHE', str(tmp_path / 'cache'))
   torch_io.write_state_dict(tmp_path / 'net.pt', {'a': np.zeros((40, 40))})
-  Server.weights = (tmp_path / 'net.pt').read_bytes()
-  Server.requests = []
-  server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Server)
-  thread = threading.Thread(target=server.serve_forever)
-  thread.start()
-  yield f'http://127.0.0.1:{server.server_port}'
-  server.shutdown()
-  thread.join()
-  server.server_close()
+  weights, page = (tmp_path / 'net.pt').read_bytes(), 'text/html'
+  running.requests.clear()
+  form = (b'<html><form id="download-form" action="%s" method="get">'
+          b'<input type="submit" value="Download anyway"/>'
+          b'<input type="hidden" name="id" value="a b">'
+          b'<input type="hidden" name="uuid" value="7"></form></html>')
+  running.files = {
+      '/net': https.File(weights),
+      '/short': https.File(weights, ranges=False, cuts=[len(weights) - 10] * 9),
+      '/quota': https.File(b'<html><p>Too many users</p></html>', page),
+      # A page that says it is a file.
+      '/page': https.File(b'<!DOCTYPE html><html></html>'),
+      '/form': https.File(form % b'/form', page),
+      '/form?id=a+b&uuid=7': https.File(weights),
+      '/trap': https.File(form % b'http://127.0.0.1:9/form', page)}
+  running.weights = weights
+  return running
 
 
 def entry_at(address):
@@ -168,20 +148,26 @@ def entry_at(address):
 @pytest.mark.parametrize(('path', 'requests'), [
     ('/net', ['/net']), ('/form', ['/form', '/form?id=a+b&uuid=7'])])
 def test_fetch(server, path, requests):
-  entry = entry_at(server + path)
+  entry = entry_at(server.address + path)
   for _ in range(2):  # The second time it is there.
     fetched = robustbench.fetch(entry)
     assert fetched == robustbench.cached_path(entry)
-    assert fetched.read_bytes() == Server.weights
-    assert [p.name for p in fetched.parent.iterdir()] == ['Standard.pt']
-  assert Server.requests == requests
+    assert fetched.read_bytes() == server.weights
+    assert sorted(p.name for p in fetched.parent.iterdir()) == [
+        'Standard.pt', 'Standard.pt.sha256']
+  assert [path for path, _ in server.requests] == requests
+  damaged = bytearray(server.weights)
+  damaged[len(damaged) // 2] ^= 1
+  fetched.write_bytes(damaged)
+  assert robustbench.fetch(entry).read_bytes() == server.weights
 
 
 @pytest.mark.parametrize(('path', 'reason'), [
     ('/gone', '404'), ('/short', r'[\d,]+ of [\d,]+ bytes came|Incomplete'),
-    ('/quota', 'a page instead of the file'), ('/page', 'HTML page')])
+    ('/quota', 'a page instead of the file'), ('/page', 'HTML page'),
+    ('/trap', 'by https, got http://127.0.0.1:9/form')])
 def test_failed_downloads_say_which_file_to_put_where(server, path, reason):
-  entry = entry_at(server + path)
+  entry = entry_at(server.address + path)
   with pytest.raises(OSError, match=reason) as error:
     robustbench.fetch(entry)
   message = str(error.value)
@@ -195,7 +181,7 @@ def test_without_a_network(tmp_path, monkeypatch, capsys):
   monkeypatch.setenv('FERD_JAX_CACHE', str(tmp_path))
   def refuse(*args, **kwargs):
     raise OSError('Name or service not known')
-  monkeypatch.setattr('urllib.request.urlopen', refuse)
+  monkeypatch.setattr(downloads, 'connect', refuse)
   with pytest.raises(SystemExit) as stop:
     teachers.main(['fetch', 'cifar10', 'Rice2020Overfitting'])
   assert 'Name or service not known' in stop.value.code
