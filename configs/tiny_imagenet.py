@@ -1,7 +1,11 @@
 """Tiny-ImageNet-200: PreActResNet-34 -> PreActResNet-18.
 
-  python main.py --config=configs/tiny_imagenet.py \
-    --config.teacher.path=tiny_preact_resnet34.pt
+  python main.py --config=teachers/tiny_imagenet
+  python main.py --config=tiny_imagenet \
+    --config.teacher.path=runs/teacher_tiny_imagenet/export/student.pt
+
+The first trains the teacher; no public robust one is known. Another is taken
+from its own file.
 
 Variants: `released`, `smoke`.
 """

@@ -21,8 +21,13 @@ VARIANTS = {
     'digits': (),
     'fashion_mnist': (),
 }
+TEACHERS = {f'teachers.{name}': (variant,) for name, variant in (
+    ('digits', 'trades'), ('fashion_mnist', 'trades'), ('cifar10', 'pgd_at'),
+    ('cifar100', 'pgd_at'), ('tiny_imagenet', 'pgd_at'))}
 EVERY = [(name, variant) for name, own in VARIANTS.items()
          for variant in ('', *own, 'released', 'smoke', 'released,smoke')]
+EVERY += [(name, variant) for name, own in TEACHERS.items()
+          for variant in ('', *own, 'smoke', f'{own[0]},smoke')]
 
 
 def flat(config):
@@ -44,6 +49,8 @@ def test_every_config_is_listed():
   folder = pathlib.Path(default.__file__).parent
   found = {path.stem for path in folder.glob('*.py')}
   assert found - {'default', 'variants', '__init__'} == set(VARIANTS)
+  found = {f'teachers.{path.stem}' for path in folder.glob('teachers/*.py')}
+  assert found == set(TEACHERS)
 
 
 @pytest.mark.parametrize(('name', 'variant'), EVERY)
@@ -55,7 +62,7 @@ def test_overrides_name_existing_settings_of_the_same_type(name, variant):
     if base[key] is not None:
       assert type(value) is type(base[key]), key
   suffix = f'_{variant.replace(",", "_")}' if variant else ''
-  assert config['name'] == name + suffix
+  assert config['name'] == name.replace('teachers.', 'teacher_') + suffix
 
 
 @pytest.mark.parametrize('name', VARIANTS)
@@ -67,6 +74,31 @@ def test_unknown_variant(name):
   for variant in (*VARIANTS[name], 'released', 'smoke'):
     assert f"'{variant}'" in message
   assert message.count("'") == 2 * (len(VARIANTS[name]) + 4)
+
+
+@pytest.mark.parametrize('name', TEACHERS)
+def test_teachers_are_trained_without_one(name):
+  config = get(name)
+  assert config.teacher.arch == 'none' and not config.teacher.path
+  assert config.synthesis.name == 'real' and not config.warmup_epochs
+  # An epoch is a pass over the images.
+  size = {'digits': 1198, 'fashion_mnist': 55_000, 'tiny_imagenet': 98_000
+          }.get(config.data.name, 49_000)
+  assert config.distill.steps == size // config.distill.batch_size
+  with pytest.raises(ValueError, match="variant='released'"):
+    get(name, 'released')
+
+
+@pytest.mark.parametrize('name', ['digits', 'fashion_mnist', 'cifar10',
+                                  'cifar100', 'tiny_imagenet'])
+def test_what_is_trained_is_the_teacher_of_the_config(name):
+  trained, wanted = get(f'teachers.{name}'), get(name)
+  assert trained.eps == wanted.eps and trained.data.name == wanted.data.name
+  arch = robustbench.find(name, wanted.teacher.robustbench).arch if (
+      wanted.teacher.robustbench) else wanted.teacher.arch
+  assert trained.student.arch == arch
+  for option in ('shortcut', 'shortcut_input', 'activation', 'mean', 'width'):
+    assert trained.student[option] == wanted.teacher[option]
 
 
 def test_configs_are_independent():

@@ -96,7 +96,8 @@ def load(place: str, root: pathlib.Path) -> config_dict.ConfigDict:
                 root / 'configs' / path, root / 'configs' / f'{path}.py']
   file = next((each for each in candidates if each.is_file()), None)
   if file is None:
-    close = difflib.get_close_matches(pathlib.Path(path).stem, _names(root))
+    name = path.removeprefix('configs/').removesuffix('.py')
+    close = difflib.get_close_matches(name, _names(root))
     hint = f' Did you mean {" or ".join(close)}?' if close else ''
     raise ValueError(f'Expected --config={path} to be a file or one of '
                      f'{", ".join(_names(root))}.{hint}')
@@ -134,8 +135,10 @@ def help_text(config: config_dict.ConfigDict) -> str:
 
 def _names(root):
   """Returns the names of the configs that there are."""
+  configs = root / 'configs'
   return sorted(
-      path.stem for path in (root / 'configs').glob('*.py')
+      path.relative_to(configs).with_suffix('').as_posix()
+      for path in configs.rglob('*.py')
       if path.stem not in ('__init__', 'default', 'variants'))
 
 

@@ -134,6 +134,10 @@ def test_a_part_that_asks_for_what_the_run_does_not_have():
     registry().build({'name': 'bare'}, {'step_size': 1, 'teacher': 2})
 
 
+def test_what_a_part_asks_the_run_for():
+  assert registry().asks('bare') == ('eps',)
+
+
 @pytest.mark.parametrize('method', ['find', 'defaults', 'meanings'])
 def test_unknown_names(method):
   with pytest.raises(validate.SettingError, match="inner.name='port' .*'part'"):

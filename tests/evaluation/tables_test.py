@@ -57,6 +57,14 @@ def test_warnings_follow_the_table():
       'Warning: student, pgd20: zeros']
 
 
+def test_real_training_images_are_named_below_the_table():
+  training_data = {'dataset': 'digits', 'split': 'train', 'num_examples': 1198}
+  table = tables.table(_RESULTS | {'training_data': training_data})
+  assert table.endswith('NOT DATA-FREE: the student was trained on 1,198 real '
+                        'images, digits train.')
+  assert 'DATA' not in tables.table(_RESULTS)
+
+
 def test_a_warning_of_several_attacks_is_shown_once():
   def found(*warnings):
     return _SUMMARY | {'warnings': list(warnings)}

@@ -80,6 +80,7 @@ def test_config_is_locked():
 @pytest.mark.parametrize('arguments, words', [
     ([], ['--config=NAME', 'cifar10']),
     (['--config=cifar'], ['--config=cifar', 'Did you mean cifar10']),
+    (['--config=teachers/digit'], ['Did you mean', 'teachers/digits']),
     (['--config=digits:smok'], ['digits.py, line', "'smok'", "'smoke'"]),
     (['--config=digits', '--config.epss=1'], ['config.epss', 'mean eps?']),
     (['--config=digits', '--config.gamma=1'], ['mean inner.gamma']),

@@ -10,7 +10,7 @@ def card(**student):
       'teacher': {'arch': 'wrn_34_10', 'path': '/home/x/net.pt',
                   'robustbench': None,
                   'digest': 'abcdef' * 10},
-      'method': 'FERD', 'seed': 3, 'norm': 'Linf', 'eps': 8 / 255, 'epoch': 5,
+      'training_data': None, 'method': 'FERD', 'seed': 3, 'norm': 'Linf', 'eps': 8 / 255, 'epoch': 5,
       'results': {
           'config': 'mine', 'num_epochs': 6, 'num_examples': 4, 'seed': 3,
           'class_counts': [2, 2], 'eps': 8 / 255, 'epoch': 5,
@@ -30,3 +30,14 @@ def test_card_says_what_keys_do_not():
   text = export.card_text(card(mean=[0.5], std=[0.25], width=8))
   assert 'resnet18 (width 8), 2 classes' in text
   assert 'the mean [0.5] is to be subtracted' in text
+
+
+def test_card_says_whether_data_were_used():
+  assert 'A student of FERD. Trained without data.' in export.card_text(card())
+  training_data = {'dataset': 'cifar10', 'split': 'train', 'num_examples': 50}
+  text = export.card_text(
+      card() | {'training_data': training_data, 'teacher': None})
+  assert ('**NOT DATA-FREE: the student was trained on 50 real images, cifar10 '
+          'train.**') in text
+  assert 'Trained without data' not in text
+  assert '* Teacher: none.' in text

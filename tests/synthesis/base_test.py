@@ -41,3 +41,9 @@ def test_arrays_per_example_are_sharded():
 def test_invalid_rounds(options, message):
   with pytest.raises(ValueError, match=message):
     base.Rounds(**{'generator_steps': 1, 'student_steps': 1} | options)
+
+
+def test_real_images_need_no_generator_steps():
+  assert not base.Rounds(0, 1, reads_data=True).generator_steps
+  with pytest.raises(ValueError, match='^Expected steps=-1'):
+    base.Rounds(-1, 1, reads_data=True)

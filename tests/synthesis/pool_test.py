@@ -112,6 +112,30 @@ def test_plan_reshuffles_each_pass_and_depends_on_the_key_only():
   assert not np.array_equal(plan_of(1, 20, 10, 4), plan)
 
 
+@hypothesis.settings(max_examples=60, deadline=None, derandomize=True)
+@hypothesis.given(
+    weights=st.lists(st.sampled_from([0., 0.01, 0.3, 1., 7.]), min_size=1,
+                     max_size=CAPACITY).filter(any),
+    batch_size=st.integers(1, 50), num_batches=st.integers(1, 6))
+def test_plan_draws_images_by_their_weights(weights, batch_size, num_batches):
+  plan = pools.index_plan(jax.random.key(0), len(weights), CAPACITY, batch_size,
+                          num_batches, np.array(weights))
+  assert plan.shape == (num_batches, batch_size)
+  times = np.bincount(plan.ravel(), minlength=len(weights))
+  # At every moment two images had turns in proportion, but for a turn each.
+  for weight, turns in zip(weights, times, strict=True):
+    for other, others in zip(weights, times, strict=True):
+      assert (turns - 1) * other <= (others + 1) * weight + 1e-9
+      assert weight or not turns
+
+
+@pytest.mark.parametrize('weight', [0.1, 1, 3.])
+def test_equal_weights_are_none(weight):
+  plan = pools.index_plan(jax.random.key(0), 20, CAPACITY, 7, 9,
+                          np.full(20, weight))
+  np.testing.assert_array_equal(plan, plan_of(0, 20, 7, 9))
+
+
 def test_every_image_may_stand_everywhere():
   # Not a rotation, nor any other few of the permutations.
   found = {tuple(plan_of(seed, 3, 3, 1)[0]) for seed in range(60)}
