@@ -63,7 +63,8 @@ def read(path: pathlib.Path, args: argparse.Namespace
     select = select or entry.select
   loaded = loading.load_any(
       path, arch=arch, options=options, select=select, channels=args.channels,
-      num_classes=args.num_classes, image_shape=args.image_size)
+      num_classes=args.num_classes, image_shape=args.image_size,
+      normaliser=args.normaliser)
   return loaded.network, loaded.variables
 
 

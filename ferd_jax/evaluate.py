@@ -147,7 +147,8 @@ def from_file(path: pathlib.Path | None,
   loaded = loading.load(path, arch=arch, options=options, select=select,
                         channels=info.image_shape[-1],
                         num_classes=info.num_classes,
-                        image_shape=info.image_shape)
+                        image_shape=info.image_shape,
+                        normaliser=args.normaliser)
   print(f'{path}: {loaded}', file=sys.stderr)
   own = args.data.endswith('.npz')
   if own:
@@ -165,7 +166,8 @@ def from_file(path: pathlib.Path | None,
                           'network_options': network['options']})
 
 
-_FILE_OPTIONS = ('arch', 'select', 'robustbench', *file_options.OPTIONS)
+_FILE_OPTIONS = ('arch', 'select', 'normaliser', 'robustbench',
+                 *file_options.OPTIONS)
 
 
 def _refuse(args, names, kind):

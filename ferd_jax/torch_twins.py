@@ -51,7 +51,8 @@ def twin(model, channels: int = 3, nz: int | None = None) -> nn.Module:
                        **options)
     case resnet.ResNet():
       net = ResNet(model.blocks, model.width, classes,
-                   bottleneck=model.bottleneck, **options)
+                   bottleneck=model.bottleneck, stem=model.stem,
+                   pooling=model.pooling, **options)
     case cifar_resnet.CifarResNet():
       net = CifarResNet(model.depth, model.width, classes, model.shortcut,
                         _NAMINGS[model.shortcut], **options)
@@ -87,6 +88,17 @@ class Conv3(nn.Conv2d):
 
   def forward(self, x):
     return super().forward(F.pad(x, self.zeros) if self.same else x)
+
+
+class Conv7(nn.Conv2d):
+  """7x7 convolution; 'same' pads one row and column less at stride 2."""
+
+  def __init__(self, inputs, outputs, stride, same):
+    super().__init__(inputs, outputs, 7, stride, 0, bias=False)
+    self.zeros = (2, 3, 2, 3) if same and stride == 2 else (3, 3, 3, 3)
+
+  def forward(self, x):
+    return super().forward(F.pad(x, self.zeros))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -290,23 +302,23 @@ class BasicBlock(nn.Module):
 
 class Bottleneck(nn.Module):
 
-  def __init__(self, inputs, outputs, stride, style):
+  def __init__(self, inputs, outputs, stride, style, shortcut='shortcut'):
     super().__init__()
     inside = outputs // 4
     self.conv1, self.bn1 = conv1(inputs, inside), nn.BatchNorm2d(inside)
     self.conv2 = style.conv3(inside, inside, stride)
     self.bn2 = nn.BatchNorm2d(inside)
     self.conv3, self.bn3 = conv1(inside, outputs), nn.BatchNorm2d(outputs)
-    self.act = style.act
-    self.shortcut = nn.Sequential()
+    self.act, self.name = style.act, shortcut
+    self.add_module(shortcut, nn.Sequential())
     if stride != 1 or inputs != outputs:
-      self.shortcut = nn.Sequential(
-          conv1(inputs, outputs, stride), nn.BatchNorm2d(outputs))
+      self.add_module(shortcut, nn.Sequential(
+          conv1(inputs, outputs, stride), nn.BatchNorm2d(outputs)))
 
   def forward(self, x):
     out = self.act(self.bn1(self.conv1(x)))
     out = self.act(self.bn2(self.conv2(out)))
-    return self.act(self.bn3(self.conv3(out)) + self.shortcut(x))
+    return self.act(self.bn3(self.conv3(out)) + getattr(self, self.name)(x))
 
 
 def groups(block, inputs, counts, expansion=1):
@@ -322,26 +334,38 @@ def groups(block, inputs, counts, expansion=1):
 
 
 class ResNet(Twin):
+  """kuangliu's for small images, with another stem or pooling torchvision's."""
 
   def __init__(self, counts, width, classes, channels=3, bottleneck=False,
-               style=STYLE):
+               style=STYLE, stem='3x3', pooling='none'):
     super().__init__()
-    self.act = style.act
-    self.conv1 = style.conv3(channels, width)
+    small = (stem, pooling) == ('3x3', 'none')
+    shortcut, self.classifier = (('shortcut', 'linear') if small
+                                 else ('downsample', 'fc'))
+    self.act, self.pool = style.act, pooling == 'max'
+    size, stride = resnet.STEMS[stem]
+    self.conv1 = style.conv3(channels, width, stride) if size == 3 else (
+        Conv7(channels, width, stride, style.padding == 'same'))
     self.bn1 = nn.BatchNorm2d(width)
-    block, expansion = (Bottleneck, 4) if bottleneck else (BasicBlock, 1)
-    for i, group in enumerate(groups(
-        lambda *shape: block(*shape, style), width, counts, expansion)):
+    if bottleneck:
+      block, expansion = lambda *shape: Bottleneck(*shape, style, shortcut), 4
+    else:
+      names = ('conv1', 'bn1', 'conv2', 'bn2', shortcut)
+      block, expansion = (
+          lambda *shape: BasicBlock(*shape, style, names=names)), 1
+    for i, group in enumerate(groups(block, width, counts, expansion)):
       self.add_module(f'layer{i + 1}', group)
-    self.linear = nn.Linear(width * 8 * expansion, classes)
+    self.add_module(self.classifier, nn.Linear(width * 8 * expansion, classes))
 
   def stages(self, x):
     x = self.act(self.bn1(self.conv1(self.normalised(x))))
+    if self.pool:
+      x = F.max_pool2d(x, 3, 2, 1)
     yield 'conv1', x
     for name in ('layer1', 'layer2', 'layer3', 'layer4'):
       x = getattr(self, name)(x)
       yield name, x
-    yield 'head', self.linear(pooled(x))
+    yield 'head', getattr(self, self.classifier)(pooled(x))
 
 
 class CifarResNet(Twin):

@@ -10,6 +10,7 @@ from collections.abc import Collection
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
+import itertools
 import re
 from typing import Any
 
@@ -29,8 +30,9 @@ from ferd_jax.models import wide_resnet
 from ferd_jax.models.generator import Generator
 from ferd_jax.models.staged import StagedModel
 
-__all__ = ['ARCHITECTURES', 'GENERATOR', 'Generator', 'StagedModel', 'build',
-           'check_name', 'init_variables', 'names', 'register', 'resnet_name']
+__all__ = ['ARCHITECTURES', 'GENERATOR', 'Generator', 'StagedModel',
+           'abstract_variables', 'build', 'check_name', 'init_variables',
+           'names', 'register', 'resnet_name']
 
 GENERATOR = 'generator'  # Its name where those of classifiers are.
 # What stands for something else where a network is named.
@@ -56,6 +58,9 @@ ARCHITECTURES = (
 )
 
 _COMMON = ('width', 'mean', 'std', 'activation', 'padding', 'axis_name')
+_STEM = ('stem', 'pooling')
+# Calls of modules' methods for each of its arrays: more than any network has.
+_CALLS_PER_ARRAY, _MORE_CALLS = 10, 100
 # Blocks by depth, of which the deeper ones are bottlenecks.
 _BASIC = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
 _BOTTLENECKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
@@ -105,13 +110,13 @@ _FAMILIES = (
     _Family(r'wrn_(\d+)_(\d+)', wide_resnet.WideResNet, _wide_fields),
     _Family(r'dm_wrn_(\d+)_(\d+)', wide_resnet.WideResNet, _wide_fields,
             defaults=_DEEPMIND),
-    _Family(r'resnet(18|34)', resnet.ResNet, _basic_fields),
-    _Family(f'resnet{_COUNTS}', resnet.ResNet, _counted_fields),
+    _Family(r'resnet(18|34)', resnet.ResNet, _basic_fields, _STEM),
+    _Family(f'resnet{_COUNTS}', resnet.ResNet, _counted_fields, _STEM),
     _Family(r'resnet(50|101|152)', resnet.ResNet,
-            lambda depth: {'blocks': _BOTTLENECKS[int(depth)]},
+            lambda depth: {'blocks': _BOTTLENECKS[int(depth)]}, _STEM,
             defaults={'bottleneck': True}),
     _Family(f'resnet_bottleneck{_COUNTS}', resnet.ResNet, _counted_fields,
-            defaults={'bottleneck': True}),
+            _STEM, defaults={'bottleneck': True}),
     _Family(r'cifar_resnet(\d+)', cifar_resnet.CifarResNet, _cifar_fields,
             ('shortcut',)),
     _Family(r'preact_resnet(18|34)', preact_resnet.PreActResNet,
@@ -199,9 +204,10 @@ def build(arch: str, num_classes: int, **options: Any) -> nn.Module:
       none); `activation` (see `layers.ACTIVATIONS`; default: 'relu', for
       DeepMind's networks 'silu'); `padding` (see `layers.PADDINGS`; default:
       'both', for DeepMind's 'same'); `axis_name`, the axis over which BatchNorm
-      synchronises; for CIFAR ResNets `shortcut` (see `resnet.SHORTCUTS`), for
-      PreActResNets `shortcut_input` (see `preact_resnet.SHORTCUT_INPUTS`) and
-      `final_bn`.
+      synchronises; for ResNets `stem` and `pooling` (see `resnet.STEMS` and
+      `resnet.POOLINGS`; default: '3x3' and 'none'); for CIFAR ResNets
+      `shortcut` (see `resnet.SHORTCUTS`), for PreActResNets `shortcut_input`
+      (see `preact_resnet.SHORTCUT_INPUTS`) and `final_bn`.
 
   Returns:
     A frozen, hashable module, a `StagedModel` unless it is a registered one;
@@ -253,6 +259,37 @@ def init_variables(model: nn.Module, key: jax.Array,
   return {'params': {}, 'batch_stats': {}, **variables}
 
 
+def abstract_variables(model: nn.Module, image_shape: Sequence[int],
+                       limit: int | None = None) -> dict[str, Any]:
+  """Returns the shapes and types of what `init_variables` draws.
+
+  Args:
+    model: as there.
+    image_shape: as there.
+    limit: number of arrays that the model may have, as those of a file are that
+      names it; None for any number. One of very many more is not traced to its
+      end, since a few bytes can name a network of 60,000 layers.
+
+  Raises:
+    ValueError: if it has very many more.
+  """
+  if limit is None:
+    most = float('inf')
+  else:
+    most = _CALLS_PER_ARRAY * limit + _MORE_CALLS
+  calls = itertools.count(1)
+
+  def counted(method, args, kwargs, context):
+    if next(calls) > most:
+      raise ValueError(f'{type(model).__name__} has many more layers than the '
+                       f'{limit} arrays that are there.')
+    return method(*args, **kwargs)
+
+  with nn.intercept_methods(counted):
+    return jax.eval_shape(
+        lambda key: init_variables(model, key, image_shape), jax.random.key(0))
+
+
 def _is_built_in(name):
   return any(re.fullmatch(family.pattern, name) for family in _FAMILIES)
 
@@ -278,6 +315,10 @@ def _check(family, options):
     validate.one_of(tuple(layers.ACTIVATIONS), activation=options['activation'])
   if 'padding' in options:
     validate.one_of(layers.PADDINGS, padding=options['padding'])
+  if 'stem' in options:
+    validate.one_of(tuple(resnet.STEMS), stem=options['stem'])
+  if 'pooling' in options:
+    validate.one_of(resnet.POOLINGS, pooling=options['pooling'])
   if 'shortcut' in options:
     validate.one_of(resnet.SHORTCUTS, shortcut=options['shortcut'])
   if 'shortcut_input' in options:

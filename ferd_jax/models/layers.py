@@ -277,6 +277,15 @@ def global_mean(x: jax.Array) -> jax.Array:
   return jnp.mean(x, axis=(1, 2))
 
 
+def max_pool(x: jax.Array) -> jax.Array:
+  """Returns the largest of 3x3 pixels at every other one of [B, H, W, C].
+
+  What lies outside of the image does not count, as in PyTorch's MaxPool2d(3, 2,
+  1); the result has shape [B, ceil(H/2), ceil(W/2), C].
+  """
+  return nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+
+
 def upsample(x: jax.Array) -> jax.Array:
   """Doubles both sides of [B, H, W, C] by repeating every pixel."""
   return jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)

@@ -1,4 +1,4 @@
-"""ResNet-18 to -152 for small images, and the blocks they are made of."""
+"""ResNet-18 to -152, and the blocks they are made of."""
 
 from flax import linen as nn
 import jax
@@ -6,6 +6,12 @@ import jax.numpy as jnp
 
 from ferd_jax.models import layers
 from ferd_jax.models import staged
+
+# The first convolution: side of its kernel, and stride; '7x7/2' is that of
+# networks for ImageNet.
+STEMS = {'3x3': (3, 1), '3x3/2': (3, 2), '7x7': (7, 1), '7x7/2': (7, 2)}
+# What follows it: nothing, or a maximum over 3x3 pixels of stride 2.
+POOLINGS = ('none', 'max')
 
 # What joins a block's input to its output where the shape changes: a 1x1
 # convolution with BatchNorm, or the subsampled input with zero channels put
@@ -83,23 +89,28 @@ def _projected(x, features, strides, style, train):
 
 
 class ResNet(staged.StyledModel):
-  """ResNet with four groups of blocks and no max-pooling.
+  """ResNet with four groups of blocks.
 
-  Stage 'conv1' includes its BatchNorm and activation.
+  Stage 'conv1' includes its BatchNorm, activation and pooling.
 
   Attributes:
     blocks: number of blocks in every group.
     bottleneck: whether they are bottlenecks instead of basic blocks.
     width: channels of the first group's 3x3 convolutions; each next group has
       twice as many.
+    stem: one of `STEMS`; '3x3' is that for small images.
+    pooling: one of `POOLINGS`, after the stem.
 
   References:
     kuangliu/pytorch-cifar, models/resnet.py; mayaobuduyao/FERD,
-    models/resnet.py.
+    models/resnet.py; with stem '7x7/2' and pooling 'max' pytorch/vision,
+    torchvision/models/resnet.py.
   """
   blocks: tuple[int, ...] = (2, 2, 2, 2)
   bottleneck: bool = False
   width: int = 64
+  stem: str = '3x3'
+  pooling: str = 'none'
 
   @property
   def stages(self) -> tuple[str, ...]:
@@ -111,8 +122,9 @@ class ResNet(staged.StyledModel):
 
   def run_stage(self, stage: str, x: jax.Array, train: bool) -> jax.Array:
     if stage == 'conv1':
-      x = self.style.conv(self.width, name='conv1')(x)
-      return self.style.activate(self.style.norm('bn1')(x, train=train))
+      x = self.style.conv(self.width, *STEMS[self.stem], name='conv1')(x)
+      x = self.style.activate(self.style.norm('bn1')(x, train=train))
+      return layers.max_pool(x) if self.pooling == 'max' else x
     if stage == 'head':
       return layers.Dense(self.num_classes, name='linear')(
           layers.global_mean(x))

@@ -413,7 +413,7 @@ def _step_size(config):
 
 
 # Settings of a network that are no options of its module.
-_NO_OPTIONS = ('arch', 'path', 'select', 'robustbench')
+_NO_OPTIONS = ('arch', 'path', 'select', 'normaliser', 'robustbench')
 
 
 def _options(network):
@@ -491,7 +491,8 @@ def _teacher(group, options, config, info, parallel):
     loaded = loading.load(
         pathlib.Path(path).expanduser(), arch=arch, options=given,
         channels=info.image_shape[-1], num_classes=info.num_classes,
-        select=select, image_shape=info.image_shape)
+        select=select, image_shape=info.image_shape,
+        normaliser=options.normaliser)
   return loaded, published
 
 

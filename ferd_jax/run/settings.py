@@ -55,13 +55,19 @@ _NETWORK = {
     'shortcut': (_Unset(str), 'of cifar_resnet: pad_both, pad_after or conv'),
     'shortcut_input': (_Unset(str), 'of preact_resnet: input or preact'),
     'final_bn': (_Unset(bool), 'of preact_resnet'),
+    'stem': (_Unset(str), 'of resnet, first convolution and its stride: 3x3, '
+             '3x3/2, 7x7 or 7x7/2'),
+    'pooling': (_Unset(str), 'of resnet, after it: none or max'),
 }
 _FILE = {
     'robustbench': (_Unset(str), 'a RobustBench id (python -m '
                     'ferd_jax.teachers list), which sets arch and all that '
                     'belongs to it; its file is fetched if no path is given'),
     'path': ('', "its file; 'random': no file (smoke)"),
-    'select': (_Unset(str), 'dict of weights in the file'),
+    'select': (_Unset(str), 'dict of weights in the file, or what its keys '
+               'begin with'),
+    'normaliser': (_Unset(str), 'keys of mean and std in the file, with a '
+                   'comma, where their names do not tell'),
 }
 _TEACHER = {
     'arch': ('wrn_34_10', "architecture; 'auto': recognised from the file, "
@@ -268,7 +274,8 @@ def give_way(config: config_dict.ConfigDict,
       if 'path' in settings:
         if settings.path != 'random':
           settings.path = ''
-        settings.robustbench, settings.select = None, None
+        for name in ('robustbench', 'select', 'normaliser'):
+          settings[name] = None
     elif given.get(f'{network}.path') and 'robustbench' in settings:
       settings.robustbench = None
     elif given.get(f'{network}.robustbench') and 'path' in settings:

@@ -67,6 +67,9 @@ DEEPMIND_PREACT = Published(
     ), ('relu', 'silu'), 'same')
 PREACT = Published(f'{_ROBUSTBENCH}resnet.py, PreActResNet')
 RESNET = Published('kuangliu/pytorch-cifar, models/resnet.py')
+TORCHVISION = Published(
+    'pytorch/vision, torchvision/models/resnet.py',
+    ((r'\.shortcut\.', '.downsample.'), (r'^linear$', 'fc')))
 FERD_MOBILENET = Published('mayaobuduyao/FERD, models/mobilenetv2.py',
                            ((r'^linear$', 'fc'),))
 MOBILENET = Published('kuangliu/pytorch-cifar, models/mobilenetv2.py')
@@ -90,6 +93,10 @@ _CIFAR = {'pad_both': (AKAMASTER, STAGES), 'pad_after': (STAGES, AKAMASTER),
           'conv': (CHENYAOFO, AKAMASTER)}
 
 
+def _is_small(model):
+  return (model.stem, model.pooling) == ('3x3', 'none')
+
+
 def of_model(model: nn.Module) -> tuple[registry.Layout, ...]:
   """Returns the layouts in which weights of a network exist.
 
@@ -105,7 +112,9 @@ def of_model(model: nn.Module) -> tuple[registry.Layout, ...]:
     case preact_resnet.PreActResNet():
       return (PREACT,) if model.shortcut_size == 1 else (DEEPMIND_PREACT,)
     case resnet.ResNet():
-      return (RESNET,)
+      # Of another stem there is no code with the names of the first.
+      return ((RESNET, TORCHVISION) if _is_small(model)
+              else (TORCHVISION, RESNET))
     case mobilenet_v2.MobileNetV2():
       return (FERD_MOBILENET, MOBILENET)
     case cifar_resnet.CifarResNet():
@@ -130,6 +139,9 @@ def definition(model: nn.Module) -> str:
   if layout is GENERATOR or not isinstance(layout, Published):
     return text
   arguments, changes = [], []
+  if layout is TORCHVISION:
+    changes += [f'a stem of {model.stem}'] * (model.stem != '7x7/2')
+    changes += ['no max-pooling'] * (model.pooling == 'none')
   if layout is PREACT:
     arguments += [f'bn_before_fc={model.final_bn}',
                   f'out_shortcut={model.shortcut_input == "preact"}']

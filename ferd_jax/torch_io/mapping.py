@@ -13,13 +13,15 @@ from typing import Any
 
 from flax import linen as nn
 from flax import traverse_util
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from ferd_jax import models
+from ferd_jax.core import errors
+from ferd_jax.torch_io import choosing
 from ferd_jax.torch_io import files
 from ferd_jax.torch_io import layouts
+from ferd_jax.torch_io import normalisers
 from ferd_jax.torch_io import recognise
 
 # Last name of a Flax variable -> of a PyTorch tensor, where they differ.
@@ -46,7 +48,7 @@ def torch_shapes(model: nn.Module,
     model: a classifier or a generator.
     image_shape: shape of one input, without the batch.
   """
-  leaves = _abstract(model, image_shape)
+  leaves = _abstract(model, tuple(image_shape))
   paths = _keyed(leaves, layouts.of_model(model)[0])
   shapes = {key: _torch_shape(path, leaves[path].shape)
             for key, path in paths.items()}
@@ -77,39 +79,95 @@ def variables_from_state_dict(model: nn.Module,
       message), no real numbers, not finite or variances below 0 (the first ten
       of a kind), or contradict the model's normalisation.
   """
-  found = {key: value for key, value in state_dict.items()
-           if not key.endswith('num_batches_tracked')
-           and not key.startswith('sub_block1.')}
-  found = _check_normalisation(model, found)
-
-  leaves = _abstract(model, image_shape)
-  keyed = [_keyed(leaves, layout) for layout in layouts.of_model(model)]
-  paths = max(keyed, key=lambda keys: len(keys.keys() & found.keys()))
-  wanted = {key: _torch_shape(path, leaves[path].shape)
-            for key, path in paths.items()}
+  found = _used(state_dict)
+  paths, wanted, leaves = _expected(model, found, image_shape)
+  found = _check_normalisation(model, found, wanted)
   _check_keys(model, wanted, found, image_shape)
+  values = checked_values(
+      {key: found[key] for key, path in paths.items() if path[0] in _FLOATS},
+      [key for key, path in paths.items() if path[-1] == 'var'])
+  others = {key: found[key] for key in paths if key not in values}
+  _check_real(others)
 
-  _check_real({key: found[key] for key in paths})
+  # What numbers further collections hold is the model's affair: it may count.
+  flat = {path: jnp.asarray(
+      _to_flax(path, values[key]) if key in values
+      else np.asarray(others[key], leaves[path].dtype))
+          for key, path in paths.items()}
+  return {'params': {}, 'batch_stats': {}, **traverse_util.unflatten_dict(flat)}
+
+
+def fits(model: nn.Module, state_dict: Mapping[str, np.ndarray],
+         image_shape: Sequence[int]) -> bool:
+  """Returns whether keys and shapes are exactly those of a model.
+
+  Args:
+    model: a classifier or a generator.
+    state_dict: as for `variables_from_state_dict`.
+    image_shape: the same.
+  """
+  own = _used(state_dict)
+  for key in normalisers.renamed({'mean': 'mean', 'std': 'std'}).values():
+    own.pop(key, None)
+  _, wanted, _ = _expected(model, own, image_shape)
+  return wanted == {key: value.shape for key, value in own.items()}
+
+
+def marks(model: nn.Module, image_shape: Sequence[int]) -> tuple[str, ...]:
+  """Returns one key of a model by each of the layouts that it is read from."""
+  leaves = _abstract(model, tuple(image_shape))
+  # A long one: other layers may have the end of a short one.
+  return tuple(max(_keyed(leaves, layout), key=len)
+               for layout in layouts.of_model(model) if leaves)
+
+
+def checked_values(values: Mapping[str, np.ndarray],
+                   variances: Sequence[str] = ()) -> dict[str, np.ndarray]:
+  """Returns weights as float32, if they are numbers that a network computes by.
+
+  Args:
+    values: by name.
+    variances: the names of those.
+
+  Raises:
+    ValueError: if some are no real numbers, not finite as float32, or variances
+      below 0; of each kind the first ten are named.
+  """
+  _check_real(values)
   # What is too large for float32 becomes infinite, which the check reports.
   with np.errstate(over='ignore'):
-    values = {key: np.asarray(found[key], np.float32) for key in paths}
+    values = {key: np.asarray(value, np.float32)
+              for key, value in values.items()}
   bad = [key for key, value in values.items() if not np.isfinite(value).all()]
   if bad:
     raise ValueError('Expected weights that are finite as float32; not finite: '
                      f'{_some(bad)}.')
   # The root of a negative variance would only be NaN later on.
-  negative = [f'{key} ({values[key].min():g})' for key, path in paths.items()
-              if path[-1] == 'var' and values[key].min() < 0]
+  negative = [f'{key} ({values[key].min():g})' for key in variances
+              if values[key].size and values[key].min() < 0]
   if negative:
     raise ValueError('Expected variances of at least 0; negative: '
                      f'{_some(negative)}.')
+  return values
 
-  # What numbers further collections hold is the model's affair: it may count.
-  flat = {path: jnp.asarray(
-      _to_flax(path, values[key]) if path[0] in _FLOATS
-      else np.asarray(found[key], leaves[path].dtype))
-          for key, path in paths.items()}
-  return {'params': {}, 'batch_stats': {}, **traverse_util.unflatten_dict(flat)}
+
+def _used(state_dict):
+  """Returns the arrays that a forward pass uses."""
+  return {key: value for key, value in state_dict.items()
+          if not key.endswith('num_batches_tracked')
+          and not key.startswith('sub_block1.')}
+
+
+def _expected(model, found, image_shape):
+  """Returns a model's paths and shapes by PyTorch's names, and its leaves.
+
+  In the layout that has most keys in common with what was found.
+  """
+  leaves = _abstract(model, tuple(image_shape), limit=len(found))
+  keyed = [_keyed(leaves, layout) for layout in layouts.of_model(model)]
+  paths = max(keyed, key=lambda keys: len(keys.keys() & found.keys()))
+  return paths, {key: _torch_shape(path, leaves[path].shape)
+                 for key, path in paths.items()}, leaves
 
 
 def normalisation(state_dict: Mapping[str, np.ndarray]
@@ -129,10 +187,12 @@ def normalisation(state_dict: Mapping[str, np.ndarray]
   stored = {name: value for name, _, value in _buffers(state_dict)}
   if not stored:
     return {}
-  size = np.size(next(iter(stored.values())))
-  return {name: tuple(np.asarray(stored.get(name, np.full(size, default)),
-                                 np.float64).reshape(-1).tolist())
-          for name, default in (('mean', 0.), ('std', 1.))}
+  sizes = {value.size for value in stored.values()}
+  values = {name: np.broadcast_to(_as_vector(stored.get(name, default)),
+                                  max(sizes)) if sizes <= {1, max(sizes)}
+            else _as_vector(stored[name])
+            for name, default in (('mean', 0.), ('std', 1.))}
+  return {name: tuple(value.tolist()) for name, value in values.items()}
 
 
 def state_dict_from_variables(model: nn.Module,
@@ -167,24 +227,40 @@ def load_variables(path: str | os.PathLike[str], model: nn.Module,
                    select: str | None = None) -> dict[str, Any]:
   """Reads the variables of a model from a file of PyTorch weights.
 
-  See `files.read_state_dict` and `variables_from_state_dict`.
+  See `files.read` and `variables_from_state_dict`.
 
   Raises:
     FileNotFoundError: if there is no such file.
     ValueError: if the file cannot be read or does not fit the model.
   """
-  state_dict = files.read_state_dict(path, select)
+  weights = files.read(path, select, choosing.Wanted(
+      marks(model, image_shape),
+      lambda arrays: fits(model, arrays, image_shape)))
   try:
-    return variables_from_state_dict(model, state_dict, image_shape)
+    return variables_from_state_dict(model, weights.arrays, image_shape)
   except ValueError as error:
     raise ValueError(f'{os.fspath(path)}: {error}') from error
 
 
-def _abstract(model, image_shape):
-  """Returns the shapes of the variables by path, {('params', ...): shape}."""
-  init = functools.partial(models.init_variables, model,
-                           image_shape=tuple(image_shape))
-  return traverse_util.flatten_dict(jax.eval_shape(init, jax.random.key(0)))
+def _abstract(model, image_shape, limit=None):
+  """Returns the shapes of the variables by path, {('params', ...): shape}.
+
+  Args:
+    model: a classifier or a generator.
+    image_shape: of one input.
+    limit: number of arrays that are there; None for any.
+  """
+  try:
+    return _abstract_once(model, image_shape, limit)
+  except TypeError:  # A module of somebody else's that has no hash.
+    return _abstract_once.__wrapped__(model, image_shape, limit)
+
+
+# Files are compared before they are converted, and tracing takes a while.
+@functools.lru_cache(maxsize=16)
+def _abstract_once(model, image_shape, limit):
+  return traverse_util.flatten_dict(
+      models.abstract_variables(model, image_shape, limit))
 
 
 def _keyed(paths, layout):
@@ -243,14 +319,15 @@ def _to_flax(path, value):
   return np.ascontiguousarray(value).reshape(value.shape)
 
 
-def _check_normalisation(model, state_dict):
+def _check_normalisation(model, state_dict, wanted):
   """Returns the entries that are no normaliser's buffers, checked to agree.
 
   Raises:
     ValueError: if a buffer differs from the model's mean or std, or holds no
       real numbers.
   """
-  buffers = _buffers(state_dict)
+  buffers = _buffers({key: value for key, value in state_dict.items()
+                      if key not in wanted})
   for name, key, value in buffers:
     field = getattr(model, name, None)
     expected = {'mean': 0.0, 'std': 1.0}[name] if field is None else field
@@ -268,14 +345,19 @@ def _check_normalisation(model, state_dict):
 
 
 def _buffers(state_dict):
-  """Returns (name of the field, key, value) of normalising layers' buffers."""
-  found = []
-  for key, value in state_dict.items():
-    name = files.NORMALISER_NAMES.get(key.removeprefix('normalize.'))
-    if name is not None:
-      _check_real({key: value})
-      found.append((name, key, value))
+  """Returns (name of the field, key, value) of a normalising layer's buffers.
+  """
+  layers = normalisers.find(state_dict)
+  # Under any name where they stand by themselves, else under this package's.
+  head = '' if '' in layers else normalisers.PREFIX.rstrip('.')
+  found = [(name, key, state_dict[key]) for own in {head, 'normalize'}
+           for name, key in layers.get(own, {}).items()]
+  _check_real({key: value for _, key, value in found})
   return found
+
+
+def _as_vector(value):
+  return np.asarray(value, np.float64).reshape(-1)
 
 
 def _check_real(state_dict):
@@ -315,22 +397,34 @@ def _check_keys(model, wanted, found, image_shape):
             or _size_hint(wanted, found, misshaped, image_shape)
             or _architecture_hint(found))
   raise ValueError(f'The weights do not fit {type(model).__name__}.{hint} '
-                   f'Keys {"; ".join(parts)}.')
+                   f'Keys {"; ".join(parts)}.{_normaliser_hint(found, wanted)}')
 
 
 def _some(texts):
   """Returns ten texts at most, and how many there are if that is more."""
-  shown = ', '.join(texts[:10])
+  shown = ', '.join(errors.shown(text, 200) for text in texts[:10])
   return shown if len(texts) <= 10 else f'{shown}, ... ({len(texts)} in all)'
 
 
 def _architecture_hint(found):
   """Returns a sentence on what the weights are, or nothing."""
+  arrays = {key: value for key, value in found.items() if value.ndim}
   try:
-    arrays = {key: value for key, value in found.items() if value.ndim}
     return f' The keys are those of {recognise.recognise(arrays)}.'
   except ValueError:
+    other = recognise.foreign(arrays)
+    return f' The keys are those of {other}.' if other else ''
+
+
+def _normaliser_hint(found, wanted):
+  """Returns a sentence if some keys may be a normalising layer's, or nothing.
+  """
+  keys = normalisers.unclear({key: value for key, value in found.items()
+                              if key not in wanted})
+  if not keys:
     return ''
+  return (f' If {_some(keys)} normalise the images, name those of mean and '
+          'standard deviation by normaliser.')
 
 
 def _classes_hint(wanted, found, misshaped):

@@ -2,21 +2,40 @@
 
 A pickle is a program for a stack machine, which may import and call any
 function. This machine knows the operations that build plain data; whatever a
-pickle names comes from a table of the caller's, and a name that is not in it
-ends the reading. Nothing recurses, and no number of the pickle is believed
-before what it counts is there.
+pickle names comes from a table of the caller's. What is not in it becomes an
+`Unread`, which takes in whatever the pickle does to it and keeps nothing. So
+files with objects of any kind beside the weights are read, and still nothing
+that they name is imported or called.
+
+Nothing recurses, no number of the pickle is believed before what it counts is
+there, and what is built is charged to a budget: a program of a few bytes can
+ask for a text that doubles with each step.
 """
 
 from collections.abc import Callable
 from collections.abc import Mapping
+import dataclasses
 import struct
 from typing import Any
 from typing import NamedTuple
+
+from ferd_jax.core import errors
 
 ENDS_EARLY = 'it ends too early; download it again.'
 
 # Of keys with parts, such as nested tuples, hashing can take forever.
 _KEYS = (str, int, float, bool, bytes, type(None))
+# Whole numbers that differ by multiples of 2 ** 61 - 1 have one hash.
+_LARGEST_KEY = 2 ** 60
+
+# What a program may cost: operations, and bytes beyond twice its own. The
+# checkpoint of a network of 1,000 layers with its optimiser takes a tenth.
+MOST_OPERATIONS = 4_000_000
+_BUDGET = 256 << 20
+# Charges in bytes, of the order of what Python needs.
+_OPERATION, _SET, _CALL, _ELEMENT = 64, 256, 512, 64
+
+_ALONE = 'save its state_dict alone with torch'
 
 
 class Refusal(ValueError):
@@ -26,6 +45,21 @@ class Refusal(ValueError):
 class Constructor(NamedTuple):
   """A function that a pickle may call, by the name of what it stands for."""
   build: Callable[..., Any]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Unread:
+  """What stands for an object that is no plain data, or could not be built.
+
+  Attributes:
+    name: of what the pickle asked for, 'datetime.datetime'.
+    cure: how to save it so that it is read.
+  """
+  name: str
+  cure: str = _ALONE
+
+  def __str__(self) -> str:
+    return f'a pickled {self.name}'
 
 
 class Pickled(NamedTuple):
@@ -39,9 +73,10 @@ def load(data: bytes, names: Mapping[str, Any],
   """Returns the value of the pickle that begins at `start`.
 
   Dicts, lists, tuples, sets, text, bytes, numbers, None and what `names` and
-  `persistent` return are all that it can be made of. Texts of Python 2 are
-  latin-1. Attributes that a pickle sets are passed to the method `set_state` of
-  objects that have one, and dropped for dicts.
+  `persistent` return are all that it can be made of, with an `Unread` in the
+  place of everything else. Texts of Python 2 are latin-1. Attributes that a
+  pickle sets are passed to the method `set_state` of objects that have one, and
+  dropped for dicts.
 
   Args:
     data: bytes in which the pickle lies, of protocols 0 to 5.
@@ -51,7 +86,8 @@ def load(data: bytes, names: Mapping[str, Any],
     start: position of its first byte.
 
   Raises:
-    Refusal: if the pickle names anything else, ends too early or is damaged.
+    Refusal: if the pickle ends too early, is damaged, or asks for more memory
+      than 256 MiB and twice its size.
   """
   machine = _Machine(data, start, names, persistent)
   try:
@@ -65,15 +101,16 @@ def load(data: bytes, names: Mapping[str, Any],
 
 
 class _Machine:
-  """The state of one reading: position, stack, marks and memo."""
+  """The state of one reading: position, stack, marks, memo and budget."""
 
   def __init__(self, data, start, names, persistent):
     self.data, self.position = data, start
     self.names, self.persistent = names, persistent
     self.stack, self.marks, self.memo = [], [], {}
+    self.budget = _BUDGET + 2 * len(data)
 
   def run(self):
-    while True:
+    for _ in range(MOST_OPERATIONS):
       code = self.take(1)
       if code == b'.':
         if len(self.stack) != 1 or self.marks:
@@ -84,6 +121,16 @@ class _Machine:
         raise Refusal(f'its pickle has the operation {code!r}, which none of '
                       'plain data needs.')
       operation(self)
+      self.charge(_OPERATION)
+    raise Refusal(f'its pickle has more than {MOST_OPERATIONS:,} operations, '
+                  f'which no state dict needs; {_ALONE}.')
+
+  def charge(self, size):
+    """Pays for what has been or will be built, in bytes."""
+    self.budget -= size
+    if self.budget < 0:
+      raise Refusal('its pickle asks for much more memory than its size, which '
+                    f'no state dict needs; {_ALONE}.')
 
   def take(self, size):
     """Returns the next bytes."""
@@ -132,31 +179,50 @@ class _Machine:
     self.memo[key] = self.top()
 
   def name(self, module, attribute):
+    if not (isinstance(module, str) and isinstance(attribute, str)):
+      raise Refusal('its pickle is damaged: it names what has no name.')
     # What Python 2 called `builtins`.
     module = {'__builtin__': 'builtins'}.get(module, module)
     name = f'{module}.{attribute}'
-    if name not in self.names:
-      raise Refusal(f'it contains a pickled {name}, which is not read; save '
-                    'its state_dict alone with torch.')
-    self.push(self.names[name])
+    self.push(self.names[name] if name in self.names
+              else Unread(errors.shown(name)))
 
   def call(self):
     arguments, constructor = self.pop(), self.pop()
-    if not isinstance(constructor, Constructor) or not isinstance(
-        arguments, tuple):
+    if type(arguments) is not tuple:
+      raise Refusal('its pickle calls with no arguments.')
+    if isinstance(constructor, Unread):
+      self.push(constructor)
+      return
+    if not isinstance(constructor, Constructor):
       raise Refusal('its pickle calls what is no function.')
+    self.charge(_CALL + sum(map(_size, arguments)))
     self.push(constructor.build(*arguments))
+
+  def call_named(self):
+    self.pop()  # Arguments by name, which nothing that is read has.
+    self.call()
+
+  def instance(self):
+    """Makes an object of a class of Python 2, which is never read."""
+    self.pop_to_mark()
+    self.name(_text(self.line()), _text(self.line()))
+    value = self.pop()
+    self.push(value if isinstance(value, Unread) else Unread('object'))
 
   def set_state(self):
     state, value = self.pop(), self.top()
     if hasattr(value, 'set_state'):
+      self.charge(_size(state))
       value.set_state(state)
-    elif not isinstance(value, dict):
+    elif not isinstance(value, dict | Unread):
       raise Refusal('its pickle is damaged: it sets attributes of a '
                     f'{type(value).__name__}.')
 
   def set_items(self, items):
     value = self.top()
+    if isinstance(value, Unread):
+      return
     if type(value) is not dict or len(items) % 2:
       raise Refusal('its pickle is damaged: it fills no dict.')
     for key, item in zip(items[::2], items[1::2], strict=True):
@@ -164,12 +230,20 @@ class _Machine:
 
   def append(self, items):
     value = self.top()
+    if isinstance(value, Unread):
+      return
     if type(value) is not list:
       raise Refusal('its pickle is damaged: it fills no list.')
     value.extend(items)
 
+  def new_set(self, values=()):
+    self.charge(_SET)
+    self.push(set(map(checked_key, values)))
+
   def add(self, items):
     value = self.top()
+    if isinstance(value, Unread):
+      return
     if type(value) is not set:
       raise Refusal('its pickle is damaged: it fills no set.')
     value.update(map(checked_key, items))
@@ -184,9 +258,19 @@ def checked_key(key: Any) -> Any:
   Raises:
     Refusal: for anything else.
   """
-  if type(key) not in _KEYS:
-    raise Refusal(f'it has a {type(key).__name__} for a key.')
+  if type(key) not in _KEYS or (
+      type(key) is int and abs(key) > _LARGEST_KEY):
+    raise Refusal(f'it has a {type(key).__name__} for a key that is none.')
   return key
+
+
+def _size(value):
+  """Returns about how many bytes a copy of a value takes, without its parts."""
+  if isinstance(value, str | bytes):
+    return len(value)
+  if isinstance(value, list | tuple | dict | set | frozenset):
+    return _ELEMENT * len(value)
+  return 0
 
 
 def _truth_or_number(machine):
@@ -228,6 +312,7 @@ _OPERATIONS = {
     b'C': lambda m: m.push(m.counted('B')),
     b'B': lambda m: m.push(m.counted('I')),
     b'\x8e': lambda m: m.push(m.counted('Q')),
+    b'\x96': lambda m: m.push(m.counted('Q')),  # A bytearray.
     # Containers.
     b'(': lambda m: m.marks.append(len(m.stack)),
     b')': lambda m: m.push(()),
@@ -243,9 +328,9 @@ _OPERATIONS = {
     b'd': _filled_dict,
     b's': lambda m: m.set_items(m.pop_several(2)),
     b'u': lambda m: m.set_items(m.pop_to_mark()),
-    b'\x8f': lambda m: m.push(set()),
+    b'\x8f': lambda m: m.new_set(),
     b'\x90': lambda m: m.add(m.pop_to_mark()),
-    b'\x91': lambda m: m.push(frozenset(map(checked_key, m.pop_to_mark()))),
+    b'\x91': lambda m: m.new_set(m.pop_to_mark()),  # frozenset
     # The stack and the memo.
     b'0': lambda m: m.pop(),
     b'1': lambda m: m.pop_to_mark(),
@@ -262,10 +347,18 @@ _OPERATIONS = {
     b'\x93': lambda m: m.name(*m.pop_several(2)),
     b'R': lambda m: m.call(),
     b'\x81': lambda m: m.call(),
+    b'\x92': lambda m: m.call_named(),
+    b'i': lambda m: m.instance(),
+    b'o': lambda m: m.push(_of_class(m.pop_to_mark())),
     b'b': lambda m: m.set_state(),
     b'P': lambda m: m.push(m.persistent(_text(m.line()))),
     b'Q': lambda m: m.refer(),
 }
+
+
+def _of_class(values):
+  """Returns an object of Python 2 of a class, which is never read."""
+  return values[0] if isinstance(values[0], Unread) else Unread('object')
 
 
 def _text(data):

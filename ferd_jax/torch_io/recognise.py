@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 
 from ferd_jax import models
+from ferd_jax.core import errors
 from ferd_jax.models import layers
 from ferd_jax.models import preact_resnet
+from ferd_jax.models import resnet
 from ferd_jax.torch_io import layouts
 
 # What no network's keys reveal, with the values that there are.
@@ -72,19 +74,62 @@ def recognise(state_dict: Mapping[str, np.ndarray]) -> Recognised:
   Raises:
     ValueError: if the keys are those of no supported architecture.
   """
+  other = foreign(state_dict)
+  if other is not None:
+    raise ValueError(f'Cannot use the architecture: it is {other}.')
   for key, find in _FAMILIES:
     if key in state_dict:
       try:
         return find(state_dict)
-      except (KeyError, IndexError, ZeroDivisionError) as error:
+      except (KeyError, IndexError, TypeError, ZeroDivisionError) as error:
         raise ValueError(
             f'Cannot tell the architecture: there is {key}, but not what comes '
             f'with it ({error}).') from error
-  shown = ', '.join(sorted(state_dict)[:10])
+  shown = ', '.join(errors.shown(key) for key in sorted(state_dict)[:10])
   raise ValueError(
       'Cannot tell the architecture from the keys, which are those of none of '
       f'{", ".join(models.ARCHITECTURES)}. They begin with {shown}. A network '
       'that models.register knows is not recognised, but has to be named.')
+
+
+def foreign(state_dict: Mapping[str, np.ndarray]) -> str | None:
+  """Returns what known network the keys are of that is none of these, or None.
+
+  Args:
+    state_dict: as for `recognise`.
+  """
+  for pattern, what in _FOREIGN:
+    if any(re.match(pattern, key) for key in state_dict):
+      return what
+  return None
+
+
+# Keys of networks that are none of `models.ARCHITECTURES`, and what they are.
+_FOREIGN = tuple((re.compile(pattern), what) for pattern, what in (
+    (r'features\.denseblock\d', "torchvision's DenseNet"),
+    (r'(dense\d|trans\d)\.(0\.)?(bn1|conv1)\.', "kuangliu's DenseNet"),
+    (r'features\.0\.0\.weight$|features\.1\.conv\.0',
+     "torchvision's MobileNet, EfficientNet or ConvNeXt"),
+    (r'features\.\d+\.(weight|conv)', 'VGG, AlexNet or another network of '
+     'torchvision whose layers are numbered'),
+    (r'conv_stem\.weight$', "timm's EfficientNet or MobileNet"),
+    (r'stages\.\d+\.blocks\.\d+\.(conv_dw|mlp|gamma)', "timm's ConvNeXt"),
+    (r'stages\.\d+\.blocks\.', "timm's ResNetV2 (BiT) or another network of "
+     'stages and blocks'),
+    (r'layers\.\d+\.blocks\.\d+\.attn\.', 'a Swin Transformer'),
+    (r'blocks\.\d+\.local_mp\.', 'XCiT'),
+    (r'(cls_token|class_token|pos_embed|blocks\.\d+\.attn\.|'
+     r'encoder\.layers?\.|vit\.|deit\.)', 'a Vision Transformer'),
+    (r'(Conv2d_1a_3x3|Mixed_5b|inception\d[a-eA-E])\.',
+     'Inception or GoogLeNet'),
+    (r'trunk_output\.|s1\.b1\.', 'RegNet'),
+    (r'(text_model|transformer|bert|embeddings|roberta)\.', 'a network of '
+     'Hugging Face for other data than images'),
+    (r'layer1\.0\.se\.', "timm's SE-ResNet"),
+    (r'conv1\.[03]\.weight$', "timm's ResNet with a deep stem (resnet18d and "
+     'the like), three convolutions'),
+    (r'stem\.conv\.weight$', "timm's network of a stem and stages"),
+))
 
 
 def _wide(state_dict, arch, layout, first_conv, first_block, group, classifier):
@@ -131,17 +176,46 @@ def _resnet(state_dict):
   width, channels = _sides(state_dict['conv1.weight'])
   blocks = [_count(state_dict, rf'layer{i}\.') for i in range(1, 5)]
   bottleneck = 'layer1.0.conv3.weight' in state_dict
-  if 'bn1.weight' in state_dict:
-    return _found(models.resnet_name('resnet', blocks, bottleneck),
-                  layouts.RESNET, state_dict, 'linear', channels,
-                  _width(width, 64))
+  if 'bn1.weight' not in state_dict:
+    if bottleneck:
+      raise ValueError('Cannot use the architecture: it is a PreActResNet of '
+                       'bottleneck blocks.')
+    return _found(models.resnet_name('preact_resnet', blocks), layouts.PREACT,
+                  state_dict, 'linear', channels,
+                  _width(width, 64) | {'final_bn': 'bn.weight' in state_dict},
+                  {'shortcut_input': preact_resnet.SHORTCUT_INPUTS})
   if bottleneck:
-    raise ValueError('Cannot use the architecture: it is a PreActResNet of '
-                     'bottleneck blocks.')
-  return _found(models.resnet_name('preact_resnet', blocks), layouts.PREACT,
-                state_dict, 'linear', channels,
-                _width(width, 64) | {'final_bn': 'bn.weight' in state_dict},
-                {'shortcut_input': preact_resnet.SHORTCUT_INPUTS})
+    _check_bottleneck(state_dict, width)
+  arch = models.resnet_name('resnet', blocks, bottleneck)
+  if not any('.downsample.' in key for key in state_dict):
+    return _found(arch, layouts.RESNET, state_dict, 'linear', channels,
+                  _width(width, 64))
+  # torchvision's and timm's, whose first layers many have exchanged.
+  if state_dict.get('layer2.0.downsample.1.weight', np.zeros(1)).ndim == 4:
+    raise ValueError("Cannot use the architecture: it is timm's ResNet whose "
+                     'shortcuts average (resnet50d and the like).')
+  side = state_dict['conv1.weight'].shape[-1]
+  stems = tuple(name for name, (kernel, _) in resnet.STEMS.items()
+                if kernel == side)
+  if not stems:
+    raise ValueError(f'Cannot use the architecture: it is {arch} with a first '
+                     f'convolution of {side}x{side} pixels.')
+  usual = {'stem': '7x7/2', 'pooling': 'max'} if side == 7 else {}
+  return _found(arch, layouts.TORCHVISION, state_dict, 'fc', channels,
+                _width(width, 64), {'stem': stems, 'pooling': resnet.POOLINGS},
+                usual)
+
+
+def _check_bottleneck(state_dict, width):
+  """Raises ValueError for blocks of another width, or grouped convolutions."""
+  outputs, inputs = _sides(state_dict['layer1.0.conv2.weight'])
+  if inputs != outputs:
+    raise ValueError(f'Cannot use the architecture: it is a ResNeXt of '
+                     f'{outputs // max(inputs, 1)} groups.')
+  if outputs != width:
+    raise ValueError('Cannot use the architecture: it is a ResNet whose '
+                     f'blocks have {outputs} channels inside for the {width} '
+                     'of conv1, such as wide_resnet50_2.')
 
 
 def _staged_cifar(state_dict):
@@ -201,6 +275,9 @@ _FAMILIES = (
 )
 
 
+MARKS = tuple(key for key, _ in _FAMILIES)
+
+
 def _found(arch, layout, state_dict, classifier, channels, options,
            more_open=None, more_usual=None):
   usual = {'padding': layout.padding} | (more_usual or {})
@@ -213,6 +290,8 @@ def _found(arch, layout, state_dict, classifier, channels, options,
 
 def _sides(kernel):
   """Returns output and input channels of a convolution [O, I, k, k]."""
+  if kernel.ndim not in (2, 4) or 0 in kernel.shape:
+    raise KeyError(f'a weight of shape {kernel.shape}')
   return kernel.shape[0], kernel.shape[1]
 
 

@@ -23,7 +23,7 @@ from ferd_jax.core import errors
 from ferd_jax.torch_io import pickled
 
 # Tensors may show elements of their storage again and again (`expand`). With
-# more elements than these one is no weight, and no copy of it would fit.
+# more elements than these one is no weight.
 _LARGEST_REPEATED = 2 ** 27
 
 # What the first two pickles of a stream hold.
@@ -37,10 +37,42 @@ _STORAGES = {
     'Short': np.int16, 'Char': np.int8, 'Byte': np.uint8, 'Bool': np.bool_,
     'ComplexFloat': np.complex64, 'ComplexDouble': np.complex128,
 }
+# Elements of quantised tensors, which are passed over but not read.
+_PASSED_OVER = {'QInt8': np.int8, 'QUInt8': np.uint8, 'QInt32': np.int32,
+                'QUInt4x2': np.uint8, 'QUInt2x4': np.uint8}
+# Data types whose tensors lie in storages of bytes.
+_IN_BYTES = {
+    'uint16': np.uint16, 'uint32': np.uint32, 'uint64': np.uint64,
+    'float8_e4m3fn': jnp.float8_e4m3fn, 'float8_e5m2': jnp.float8_e5m2,
+    'float8_e4m3fnuz': jnp.float8_e4m3fnuz,
+    'float8_e5m2fnuz': jnp.float8_e5m2fnuz,
+    'float8_e8m0fnu': jnp.float8_e8m0fnu,
+}
 _DTYPES = (
     'float', 'float16', 'float32', 'float64', 'half', 'double', 'bfloat16',
     'int', 'int8', 'int16', 'int32', 'int64', 'short', 'long', 'uint8', 'bool',
-    'complex64', 'complex128')
+    'complex64', 'complex128', 'cfloat', 'cdouble', 'complex32', 'chalf',
+    'float4_e2m1fn_x2', 'qint8', 'quint8', 'qint32', 'quint4x2', 'quint2x4',
+    'bits8', 'bits16', 'bits1x8', 'bits2x4', 'bits4x2',
+    *(f'{sign}int{size}' for sign in ('', 'u') for size in range(1, 8)),
+    *_IN_BYTES)
+
+_AS_FLOATS = 'save it as torch.float32'
+_CURES = {
+    'torch._utils._rebuild_sparse_tensor': 'save it dense, by .to_dense()',
+    'torch._utils._rebuild_sparse_csr_tensor': 'save it dense, by .to_dense()',
+    'torch._utils._rebuild_qtensor':
+        'save the network before it is quantised, or by .dequantize()',
+    'torch._utils._rebuild_nested_tensor': 'save the tensors in it',
+    'torch._utils._rebuild_meta_tensor_no_storage':
+        'it has no values; save the network itself',
+    'torch.distributed.tensor.DTensor': 'save its .full_tensor()',
+    'torch.distributed._tensor.api.DTensor': 'save its .full_tensor()',
+}
+
+
+class NumpyArray(np.ndarray):
+  """An array that is a NumPy array in the file, not a tensor."""
 
 
 def read(path: str | os.PathLike[str]) -> Any:
@@ -53,12 +85,13 @@ def read(path: str | os.PathLike[str]) -> Any:
   Returns:
     Dicts (of any kind), lists, tuples and plain values as they were saved. For
     tensors and parameters read-only numpy arrays of the same bits, which may
-    be views of one storage, as the tensors are; bfloat16 is the data type of
-    the package ml_dtypes.
+    be views of one storage, as the tensors are; bfloat16 and float8 are data
+    types of the package ml_dtypes. For arrays of NumPy's numbers a
+    `NumpyArray`; for everything else a `pickled.Unread`.
 
   Raises:
-    pickled.Refusal: if the file holds objects of any other kind, named in the
-      message, or is damaged.
+    pickled.Refusal: if the file is damaged, or asks for much more memory than
+      its size.
     OSError: if it cannot be opened.
   """
   with open(path, 'rb') as file:
@@ -171,18 +204,46 @@ class _Part(NamedTuple):
 
 
 class _Tensor(NamedTuple):
-  """Where the elements of a tensor lie, in elements of its storage."""
+  """Where the elements of a tensor lie, in elements of its own type."""
   storage: _Storage
   offset: int
   shape: tuple[int, ...]
   strides: tuple[int, ...]
+  dtype: np.dtype
 
   def array(self):
     """Returns the values as a read-only view of the storage."""
-    itemsize = self.storage.dtype.itemsize
-    return np.lib.stride_tricks.as_strided(
-        self.storage.values[self.offset:], self.shape,
-        [itemsize * stride for stride in self.strides], writeable=False)
+    size = self.dtype.itemsize
+    # It compares with the storage's end once more.
+    return np.ndarray(self.shape, self.dtype, self.storage.values,
+                      size * self.offset if 0 not in self.shape else 0,
+                      [size * stride for stride in self.strides])
+
+
+class _Array:
+  """A numpy array while its pickle is read: shape, type and bytes."""
+
+  def __init__(self):
+    self.shape, self.dtype, self.order, self.data = None, None, 'C', b''
+
+  def set_state(self, state):
+    _, self.shape, self.dtype, fortran, self.data = state
+    self.order = 'F' if fortran else 'C'
+
+  def array(self):
+    """Returns the values as a read-only array, or why there are none."""
+    if not isinstance(self.dtype, _NumpyType) or type(self.data) is not bytes:
+      return pickled.Unread('numpy.ndarray of objects',
+                            'save an array of numbers')
+    dtype, shape = self.dtype.dtype, self.shape
+    if not isinstance(shape, tuple) or not all(
+        type(size) is int and size >= 0 for size in shape):
+      raise pickled.Refusal('it has a numpy array of no possible shape.')
+    if math.prod(shape) * dtype.itemsize != len(self.data):
+      raise pickled.Refusal(f'it has {len(self.data)} bytes for a numpy array '
+                            f'of shape {_shown(shape)}.')
+    return np.ndarray(shape, dtype, self.data, order=self.order
+                      ).view(NumpyArray)
 
 
 class _Namespace(dict):
@@ -194,42 +255,84 @@ class _Namespace(dict):
 
 
 class _NumpyType:
-  """The type of a numpy scalar."""
+  """The type of a numpy array of numbers."""
 
-  def __init__(self, code, *_):
-    if not re.fullmatch('[<|]?([biu][1248]|f[248])', code):
-      raise pickled.Refusal(f'it contains a numpy type {code!r}.')
+  def __init__(self, code):
     self.dtype = np.dtype(code).newbyteorder('<')
 
   def set_state(self, state):
-    if state[1] not in ('<', '|', '='):
-      raise pickled.Refusal('it contains numpy scalars of the byte order '
-                            f'{state[1]!r}.')
+    if state[1] == '>':
+      self.dtype = self.dtype.newbyteorder('>')
+
+
+def _numpy_type(code, *_):
+  if not isinstance(code, str) or not re.fullmatch(
+      '[<|>]?([biu][1248]|f[248]|c8|c16)', code):
+    return pickled.Unread('numpy.dtype of no numbers')
+  return _NumpyType(code.lstrip('<>|'))
 
 
 def _tensor(storage, offset, shape, strides, requires_grad=False, hooks=None,
             metadata=None):
   """Returns a tensor that lies within its storage, see `torch/_utils.py`."""
   del requires_grad, hooks
+  if isinstance(storage, pickled.Unread):
+    return storage
   if metadata:
-    raise pickled.Refusal('it has tensors with conjugate or negative bits.')
+    return pickled.Unread('tensor with conjugate or negative bits',
+                          'save its .resolve_conj().resolve_neg()')
+  dtype = storage.root.dtype if isinstance(storage, _Part) else storage.dtype
+  return _placed(storage, offset, shape, strides, dtype)
+
+
+def _tensor_of_bytes(storage, offset, shape, strides, requires_grad=False,
+                     hooks=None, dtype=None, metadata=None):
+  """Returns a tensor of a type that no typed storage has."""
+  del requires_grad, hooks, metadata
+  if isinstance(storage, pickled.Unread):
+    return storage
+  kind = dtype.removeprefix('torch.') if isinstance(dtype, str) else ''
+  if kind not in _IN_BYTES:
+    return pickled.Unread(f'tensor of type {errors.shown(kind)}', _AS_FLOATS)
+  if not isinstance(storage, _Storage) or storage.dtype != np.uint8:
+    raise pickled.Refusal('it is damaged: it has a tensor of no storage.')
+  return _placed(storage, offset, shape, strides, np.dtype(_IN_BYTES[kind]))
+
+
+def _placed(storage, offset, shape, strides, dtype):
+  """Returns a tensor after checking that it lies within its storage."""
   numbers = (offset, *shape, *strides)
   if (not isinstance(storage, _Storage | _Part) or len(shape) != len(strides)
-      or not all(type(number) is int and number >= 0 for number in numbers)):
+      or len(shape) > 32
+      or not all(type(number) is int and 0 <= number < 2 ** 62
+                 for number in numbers)):
     raise pickled.Refusal('it has a tensor of no possible shape.')
   end = offset
   if 0 not in shape:
     end += 1 + sum((size - 1) * stride
                    for size, stride in zip(shape, strides, strict=True))
-  if end > storage.size:
+  size = storage.size
+  if isinstance(storage, _Storage) and storage.dtype != dtype:
+    size = storage.size // dtype.itemsize
+    if size * dtype.itemsize != storage.size:
+      raise pickled.Refusal('it has a storage that ends within an element.')
+  if end > size:
     raise pickled.Refusal(f'it has a tensor of shape {tuple(shape)} that does '
                           'not fit its storage.')
-  if math.prod(shape) > max(storage.size, _LARGEST_REPEATED):
+  if math.prod(shape) > max(size, _LARGEST_REPEATED):
     raise pickled.Refusal(f'it has a tensor of shape {tuple(shape)} that '
-                          f'repeats {storage.size} elements.')
+                          f'repeats {size} elements.')
   if isinstance(storage, _Part):
     storage, offset = storage.root, storage.start + offset
-  return _Tensor(storage, offset, tuple(shape), tuple(strides))
+  return _Tensor(storage, offset, tuple(shape), tuple(strides), dtype)
+
+
+def _tensor_of_class(function, kind, arguments, _):
+  """Returns a tensor that has attributes of its own, without them."""
+  if kind != 'torch.Tensor' or not isinstance(function, pickled.Constructor):
+    return kind if isinstance(kind, pickled.Unread) else pickled.Unread(
+        'subclass of torch.Tensor')
+  return function.build(*arguments)
 
 
 def _same(value, *_):
@@ -242,6 +345,10 @@ def _dict(items=()):
   return {pickled.checked_key(key): value for key, value in items}
 
 
+def _default_dict(_=None, items=()):
+  return _dict(items)
+
+
 def _shape(sizes):
   if type(sizes) is not tuple:
     raise pickled.Refusal('it has a shape that is none.')
@@ -249,46 +356,95 @@ def _shape(sizes):
 
 
 def _numpy_scalar(kind, data):
+  if not isinstance(kind, _NumpyType) or type(data) is not bytes:
+    return pickled.Unread('numpy scalar that is no number')
   if len(data) != kind.dtype.itemsize:
     raise pickled.Refusal('it has a numpy scalar of another size.')
   return np.frombuffer(data, kind.dtype)[0].item()
 
 
+def _new_array(kind, *_):
+  return _Array() if kind == 'numpy.ndarray' else kind
+
+
+def _array_of_buffer(data, dtype, shape, order='C'):
+  array = _Array()
+  array.set_state((1, shape, dtype, order == 'F', data))
+  return array
+
+
 def _encode(text, encoding='utf-8'):
   if encoding not in ('latin1', 'utf-8'):
-    raise pickled.Refusal(f'it contains text in {encoding!r}.')
+    raise pickled.Refusal('it contains text of an unknown encoding.')
   return text.encode(encoding)
 
 
+def _bytes(data=b'', *encoding):
+  """Returns the bytes of a bytearray, which may not be a number of zeros."""
+  if isinstance(data, str):
+    return _encode(data, *encoding)
+  if type(data) is not bytes:
+    return pickled.Unread('bytearray of no bytes')
+  return data
+
+
 def _device(kind, index=None):
+  if not isinstance(kind, str) or not isinstance(index, int | None):
+    return pickled.Unread('torch.device')
   return kind if index is None else f'{kind}:{index}'
+
+
+def _of_class(kind, *_):
+  return kind if isinstance(kind, pickled.Unread) else pickled.Unread('object')
+
+
+def _shown(shape):
+  return errors.shown(str(shape[:8]))
 
 
 # What files may name. Only what state dicts, and the settings and counters
 # that are saved beside them, are made of.
 _NAMES = {
+    name: pickled.Unread(name, cure) for name, cure in _CURES.items()
+} | {
     f'torch.{name}Storage': _StorageType(np.dtype(dtype))
-    for name, dtype in _STORAGES.items()
+    for name, dtype in (_STORAGES | _PASSED_OVER).items()
 } | {f'torch.{name}': f'torch.{name}' for name in _DTYPES} | {
+    'torch.storage.UntypedStorage': _StorageType(np.dtype(np.uint8)),
+    'torch.Tensor': 'torch.Tensor', 'torch._tensor.Tensor': 'torch.Tensor',
+    'torch.nn.parameter.Parameter': 'torch.Tensor',
+    'torch.nn.parameter.Buffer': 'torch.Tensor',
+    'numpy.ndarray': 'numpy.ndarray',
+} | {
     name: pickled.Constructor(function) for name, function in {
         'torch._utils._rebuild_tensor': _tensor,
         'torch._utils._rebuild_tensor_v2': _tensor,
+        'torch._utils._rebuild_tensor_v3': _tensor_of_bytes,
         'torch._utils._rebuild_parameter': _same,
         'torch._utils._rebuild_parameter_with_state': _same,
+        'torch._utils._rebuild_device_tensor_from_numpy': _same,
+        'torch._utils._rebuild_device_tensor_from_cpu_tensor': _same,
+        'torch._utils._rebuild_xla_tensor': _same,
+        'torch._tensor._rebuild_from_type_v2': _tensor_of_class,
         'torch.Size': _shape,
         'torch.device': _device,
         'collections.OrderedDict': _dict,
         'collections.Counter': _dict,
+        'collections.defaultdict': _default_dict,
+        'copyreg._reconstructor': _of_class,
+        'copy_reg._reconstructor': _of_class,
         'builtins.set': lambda values=(): set(map(pickled.checked_key, values)),
-        'builtins.bytearray': lambda data=b'': bytes(data),
+        'builtins.bytearray': _bytes,
         'builtins.complex': complex,
         'argparse.Namespace': lambda: _Namespace(),
-        'pathlib.PosixPath': lambda *parts: '/'.join(parts),
-        'pathlib.WindowsPath': lambda *parts: '\\'.join(parts),
         '_codecs.encode': _encode,
-        'numpy.dtype': _NumpyType,
+        'numpy.dtype': _numpy_type,
         'numpy.core.multiarray.scalar': _numpy_scalar,
         'numpy._core.multiarray.scalar': _numpy_scalar,
+        'numpy.core.multiarray._reconstruct': _new_array,
+        'numpy._core.multiarray._reconstruct': _new_array,
+        'numpy.core.numeric._frombuffer': _array_of_buffer,
+        'numpy._core.numeric._frombuffer': _array_of_buffer,
     }.items()}
 
 
@@ -334,7 +490,9 @@ def _read_stream(path):
     data = file.read()
   magic, end = pickled.load(data, _NAMES, _nothing)
   if magic != _STREAM_MAGIC:
-    raise pickled.Refusal('it is a pickle, but not one of torch.save.')
+    raise pickled.Refusal('it is a pickle, but not one of torch.save; where it '
+                          'is trusted, load it and save the arrays by '
+                          'numpy.savez.')
   storages = _Storages(6)
   parts = []
   for persistent in (_nothing, _nothing, storages.of, _nothing):
@@ -342,11 +500,11 @@ def _read_stream(path):
     parts.append(part)
   protocol, system, value, keys = parts
   if protocol != _STREAM_PROTOCOL or not isinstance(system, dict):
-    raise pickled.Refusal(f'it is of the unknown protocol {protocol!r}.')
+    raise pickled.Refusal('it is of an unknown protocol of torch.save.')
   if system.get('little_endian') is not True:
     raise pickled.Refusal('it was saved on a big-endian machine.')
-  if not isinstance(keys, list) or sorted(map(repr, keys)) != sorted(
-      map(repr, storages)):
+  if not isinstance(keys, list) or not all(
+      isinstance(key, str) for key in keys) or sorted(keys) != sorted(storages):
     raise pickled.Refusal('it is damaged: it lists other storages than its '
                           'tensors have.')
   for key in keys:
@@ -380,9 +538,14 @@ class _Storages(dict):
     """Returns the storage of a persistent id."""
     if not isinstance(reference, tuple) or not reference:
       raise pickled.Refusal('it is damaged: it refers to nothing known.')
-    if reference[0] == 'module':
-      raise pickled.Refusal('it holds a whole module with its code, not a '
-                            'state dict; save its state_dict with torch.')
+    if reference[0] == 'module' and len(reference) == 4:
+      return _of_class(reference[1])  # With its source code.
+    if reference[0] == 'storage' and isinstance(reference[1], pickled.Unread):
+      if self._num_fields == 5:
+        return reference[1]
+      # What follows it in a stream cannot be found.
+      raise pickled.Refusal(f'it has a storage that is not read, '
+                            f'{reference[1].name}; {reference[1].cure}.')
     if (reference[0] != 'storage' or len(reference) != self._num_fields
         or not isinstance(reference[1], _StorageType)
         or not isinstance(reference[2], str)):
@@ -401,6 +564,9 @@ class _Storages(dict):
     return _Part(storage, start, size)
 
 
+_CONTAINERS = (dict, list, tuple, _Array)  # A _Tensor is a tuple.
+
+
 def _with_arrays(value):
   """Returns a value with arrays in the places of tensors.
 
@@ -413,8 +579,9 @@ def _with_arrays(value):
   stack = [(value, False)]
   while stack:
     item, ready = stack.pop()
-    if isinstance(item, _Tensor):
-      done.setdefault(id(item), item.array())
+    if isinstance(item, _Tensor | _Array):
+      if id(item) not in done:
+        done[id(item)] = item.array()
     elif type(item) in (dict, list, tuple, _Namespace):
       if ready:
         if isinstance(item, tuple):
@@ -427,6 +594,7 @@ def _with_arrays(value):
         done[id(item)] = item
         stack.append((item, True))
         stack += [(part, False) for part in (
-            item.values() if isinstance(item, dict) else item)]
+            item.values() if isinstance(item, dict) else item)
+                  if isinstance(part, _CONTAINERS)]
     kept.append(item)  # No other object may get its id.
   return finished(value)

@@ -19,13 +19,17 @@ from ferd_jax import models
 from ferd_jax import torch_io
 from ferd_jax.core import validate
 from ferd_jax.models import registry
+from ferd_jax.torch_io import choosing
+from ferd_jax.torch_io import files
+from ferd_jax.torch_io import mapping
 from ferd_jax.torch_io import recognise
 from ferd_jax.weights import native
 
 AUTO = 'auto'
 # What even a file whose architecture is named leaves open: the names of
 # architectures say nothing of it.
-_NEVER_BY_NAME = ('shortcut', 'shortcut_input')
+_NEVER_BY_NAME = ('shortcut', 'shortcut_input', 'stem', 'pooling')
+_USUAL_SIZE = (32, 32)
 _TEST_IMAGES = 10_000  # of CIFAR, behind the published accuracies
 
 
@@ -39,21 +43,25 @@ class Loaded:
     variables: {'params': ..., 'batch_stats': ...}, float32, either of them {}
       where the network has none.
     definition: the PyTorch code whose names the file has, if it is known.
+    remark: where it was among other things, and what was left out beside it.
   """
   network: native.Network
   model: nn.Module
   variables: dict[str, Any]
   definition: str | None = None
+  remark: str = ''
 
   def __str__(self) -> str:
     code = f', keys of {self.definition}' if self.definition else ''
-    return f'{self.network}{code}'
+    remark = f' ({self.remark})' if self.remark else ''
+    return f'{self.network}{code}{remark}'
 
 
 def load(path: str | os.PathLike[str], *, arch: str = AUTO,
          options: Mapping[str, Any] | None = None, channels: int | None = None,
          num_classes: int | None = None, select: str | None = None,
-         image_shape: Sequence[int] | None = None) -> Loaded:
+         image_shape: Sequence[int] | None = None,
+         normaliser: str | None = None) -> Loaded:
   """Returns the classifier in a file.
 
   Args:
@@ -64,6 +72,7 @@ def load(path: str | os.PathLike[str], *, arch: str = AUTO,
     num_classes: the same.
     select: the same.
     image_shape: the same.
+    normaliser: the same.
 
   Raises:
     FileNotFoundError: if there is no such file.
@@ -71,7 +80,7 @@ def load(path: str | os.PathLike[str], *, arch: str = AUTO,
   """
   loaded = load_any(path, arch=arch, options=options, channels=channels,
                     num_classes=num_classes, select=select,
-                    image_shape=image_shape)
+                    image_shape=image_shape, normaliser=normaliser)
   if loaded.network.arch == models.GENERATOR:
     raise ValueError(f'{os.fspath(path)}: Cannot classify with it: it is a '
                      'generator.')
@@ -82,7 +91,8 @@ def load_any(path: str | os.PathLike[str], *, arch: str = AUTO,
              options: Mapping[str, Any] | None = None,
              channels: int | None = None, num_classes: int | None = None,
              select: str | None = None,
-             image_shape: Sequence[int] | None = None) -> Loaded:
+             image_shape: Sequence[int] | None = None,
+             normaliser: str | None = None) -> Loaded:
   """Returns the network in a file, a classifier or a generator.
 
   Args:
@@ -98,10 +108,14 @@ def load_any(path: str | os.PathLike[str], *, arch: str = AUTO,
     channels: that a classifier's images should have; None for those of the
       file, which the keys of a registered network do not tell.
     num_classes: that a classifier should have, the same.
-    select: the key of the state dict in the file, where it has several.
+    select: which network, where the file has several: the path of keys to its
+      state dict, the prefix of its keys, or both, with dots; '.' for the
+      outermost dict. Without it the only complete one is taken.
     image_shape: shape (H, W, C) of the images of a classifier, on which the
       shapes of its weights may depend; (H, W) where `channels` or the keys say
       the rest; None for 32x32 pixels, or what a network of `native` has.
+    normaliser: the keys of mean and standard deviation in the file, with a
+      comma, where their names do not tell which they are.
 
   Raises:
     FileNotFoundError: if there is no such file.
@@ -112,9 +126,10 @@ def load_any(path: str | os.PathLike[str], *, arch: str = AUTO,
            if value is not None}
   size, channels = _size_and_channels(image_shape, channels)
   if os.path.exists(path) and native.is_native(path):
-    loaded = _load_native(path, arch, given, select, size)
+    loaded = _load_native(path, arch, given, select, size, normaliser)
   else:
-    loaded = _load_torch(path, arch, given, channels, num_classes, select, size)
+    loaded = _load_torch(path, arch, given, channels, num_classes, select, size,
+                         normaliser)
   if loaded.network.arch == models.GENERATOR:
     return loaded
   for name, expected in (('num_classes', num_classes), ('channels', channels)):
@@ -174,12 +189,13 @@ def _size_and_channels(image_shape, channels):
   return shape[:2], shape[2] if len(shape) == 3 else channels
 
 
-def _load_native(path, arch, given, select, size):
+def _load_native(path, arch, given, select, size, normaliser):
   network, variables = native.read(path)
   where = os.fspath(path)
-  if select is not None:
-    raise ValueError(f'{where}: Expected no select={select!r}, as it holds one '
-                     'network.')
+  for name, value in (('select', select), ('normaliser', normaliser)):
+    if value is not None:
+      raise ValueError(f'{where}: Expected no {name}={value!r}, as it holds '
+                       'one network, which says all.')
   model = network.build()
   for name, value in given.items():
     # Options of registered networks need not be fields of their modules.
@@ -204,12 +220,18 @@ def _sides(network):
   return 'x'.join(map(str, network.input_shape[:2]))
 
 
-def _load_torch(path, arch, given, channels, num_classes, select, size):
-  state_dict = torch_io.read_state_dict(path, select)
+def _load_torch(path, arch, given, channels, num_classes, select, size,
+                normaliser):
+  if arch not in (AUTO, models.GENERATOR):
+    try:
+      models.check_name(arch)
+    except ValueError as error:
+      raise ValueError(f'{os.fspath(path)}: {error}') from error
+  wanted = _wanted(arch, given, channels, num_classes, size)
+  weights = files.read(path, select, wanted, normaliser)
+  state_dict, remark = weights.arrays, weights.remark()
   registered = registry.find(arch) is not None
   try:
-    if arch not in (AUTO, models.GENERATOR):
-      models.check_name(arch)
     if not {'mean', 'std'} & given.keys():
       given |= torch_io.normalisation(state_dict)
     # A registered network's keys may look like a built-in one's.
@@ -226,6 +248,9 @@ def _load_torch(path, arch, given, channels, num_classes, select, size):
           else f'The keys are not those of {arch!r}.')
     else:
       classes, depth = num_classes, channels
+    if len(given.get('mean', ())) not in (0, 1, depth):
+      raise ValueError(f'Expected mean={given["mean"]} to have one value for '
+                       f'each of the {depth} channels.')
     network = native.Network(
         arch, depth, classes, _without_identity(given),
         None if size is None or arch == models.GENERATOR else (*size, depth))
@@ -233,10 +258,46 @@ def _load_torch(path, arch, given, channels, num_classes, select, size):
     variables = torch_io.variables_from_state_dict(
         model, state_dict, network.input_shape)
   except ValueError as error:
-    raise ValueError(f'{os.fspath(path)}: {error}') from error
+    beside = f' In the file: {remark}.' if weights.left_out else ''
+    raise ValueError(f'{os.fspath(path)}: {error}{beside}') from error
   definition = found.definition if found else (
       torch_io.definition(model) if registered else None)
-  return Loaded(network, model, variables, definition)
+  return Loaded(network, model, variables, definition, remark)
+
+
+def _wanted(arch, given, channels, num_classes, size):
+  """Returns what is looked for in a file, None if that is not said."""
+  if registry.find(arch) is not None:
+    if num_classes is None or channels is None:
+      return None
+    shape = (*(size or _USUAL_SIZE), channels)
+    try:
+      model = models.build(arch, num_classes, **given)
+      marks = mapping.marks(model, shape)
+    except Exception:
+      # Of an option out of range, or a size; both will be said later on.
+      return None
+    return choosing.Wanted(
+        marks, lambda arrays: mapping.fits(model, arrays, shape))
+
+  def fits(arrays):
+    try:
+      found = recognise.recognise(arrays)
+      if arch not in (AUTO, models.GENERATOR, found.arch):
+        options = given
+      else:
+        options = {**given, **found.options}
+      options |= {name: found.open[name][0] for name in ('stem',)
+                  if name in found.open and name not in given}
+      network = native.Network(
+          arch if arch != AUTO else found.arch, found.channels,
+          found.num_classes, {name: value for name, value in options.items()
+                              if name not in ('mean', 'std')})
+      return mapping.fits(network.build(), arrays, network.input_shape)
+    except ValueError:
+      return False
+
+  return choosing.Wanted(recognise.MARKS, fits)
 
 
 def _without_identity(options):

@@ -22,11 +22,17 @@ import numpy as np
 from orbax import checkpoint as ocp
 
 from ferd_jax import models
+from ferd_jax import torch_io
 from ferd_jax.core import atomic
 from ferd_jax.core import errors
+from ferd_jax.core import npz
 
 _NETWORK = 'network.json'  # Also the name of the array in an .npz.
 _VARIABLES = 'variables'
+# What its arrays may take, in bytes: so many times the file, and more. A file
+# of `write` is not compressed, others may be.
+_LARGEST_RATIO, _LARGEST_EXTRA = 16, 64 << 20
+_LONGEST_TEXT = 1 << 20  # bytes of JSON
 _USUAL_SIZE = (32, 32)  # of images, of which files say nothing.
 
 
@@ -114,7 +120,8 @@ def is_native(path: os.PathLike[str] | str) -> bool:
   try:
     with zipfile.ZipFile(path) as archive:
       return f'{_NETWORK}.npy' in archive.namelist()
-  except (OSError, zipfile.BadZipFile):
+  except Exception:
+    # Of no archive, or a damaged one: zipfile has errors of many kinds.
     return False
 
 
@@ -156,7 +163,8 @@ def read(path: os.PathLike[str] | str) -> tuple[Network, dict[str, Any]]:
   Raises:
     FileNotFoundError: if nothing is there.
     ValueError: if it holds no network, one that has to be registered first, or
-      its variables do not fit it.
+      its variables do not fit it, are no numbers, not finite, or variances
+      below 0.
   """
   path = epath.Path(path)
   if not path.exists():
@@ -176,12 +184,14 @@ def read(path: os.PathLike[str] | str) -> tuple[Network, dict[str, Any]]:
   return network, variables
 
 
-def abstract(network: Network) -> dict[str, Any]:
-  """Returns the variables that a network has, as shapes and types."""
-  model = network.build()
-  return jax.eval_shape(
-      lambda key: models.init_variables(model, key, network.input_shape),
-      jax.random.key(0))
+def abstract(network: Network, limit: int | None = None) -> dict[str, Any]:
+  """Returns the variables that a network has, as shapes and types.
+
+  Args:
+    network: the network.
+    limit: see `models.abstract_variables`.
+  """
+  return models.abstract_variables(network.build(), network.input_shape, limit)
 
 
 @contextlib.contextmanager
@@ -195,33 +205,86 @@ def _damage_shows(path):
 
 
 def _read_file(path, network):
-  with np.load(path, allow_pickle=False) as arrays:
-    flat = {name: arrays[name] for name in arrays.files if name != _NETWORK}
-  expected = traverse_util.flatten_dict(abstract(network), sep='/')
-  if {name: value.shape for name, value in flat.items()} != {
-      name: value.shape for name, value in expected.items()}:
-    raise ValueError(f'its arrays are not those of {network.arch}.')
-  # Of an empty collection there is no array.
-  return {'params': {}, 'batch_stats': {},
-          **traverse_util.unflatten_dict(flat, sep='/')}
+  largest = os.path.getsize(path) * _LARGEST_RATIO + _LARGEST_EXTRA
+  flat = npz.read(path, largest)
+  del flat[_NETWORK]
+  return _checked(flat, abstract(network, len(flat)))
 
 
 def _read_directory(path, network):
+  directory = path.absolute() / _VARIABLES
   with ocp.StandardCheckpointer() as checkpointer:
-    variables = checkpointer.restore(path.absolute() / _VARIABLES,
-                                     abstract(network))
-  return jax.tree.map(np.asarray, variables)
+    metadata = checkpointer.metadata(directory)
+    stored = _flat(getattr(metadata, 'item_metadata', metadata))
+    expected = abstract(network, len(stored))
+    _compare(stored, _flat(expected))
+    variables = checkpointer.restore(directory, expected)
+  return _checked(_flat(jax.tree.map(np.asarray, variables)), expected)
+
+
+def _checked(flat, expected):
+  """Returns variables by collection, if they are those of a network.
+
+  Raises:
+    ValueError: if they have other names, shapes or types, or values that no
+      network computes by; see `torch_io.checked_values`.
+  """
+  wanted = _flat(expected)
+  _compare(flat, wanted)
+  floats = {name: flat[name] for name in wanted
+            if name.startswith(('params/', 'batch_stats/'))}
+  values = torch_io.checked_values(
+      floats, [name for name in floats if name.startswith('batch_stats/')
+               and name.endswith('/var')])
+  others = {name: flat[name] for name in wanted if name not in floats}
+  for name, value in others.items():
+    if value.dtype != wanted[name].dtype:
+      raise ValueError(f'its {name} is of {value.dtype}, not '
+                       f'{wanted[name].dtype}.')
+  # Of an empty collection there is no array.
+  return {'params': {}, 'batch_stats': {},
+          **traverse_util.unflatten_dict(values | others, sep='/')}
+
+
+def _compare(found, wanted):
+  """Raises ValueError unless names and shapes are those of a network."""
+  shapes = {name: tuple(value.shape) for name, value in found.items()}
+  expected = {name: tuple(value.shape) for name, value in wanted.items()}
+  if shapes == expected:
+    return
+  differing = sorted(name for name in shapes.keys() | expected.keys()
+                     if shapes.get(name) != expected.get(name))
+  name = differing[0]
+  raise ValueError(
+      'its arrays are not those of the network that it names: '
+      f'{len(differing)} differ, such as {errors.shown(name)}, '
+      f'{shapes.get(name, "absent")} where it has '
+      f'{expected.get(name, "none")}.')
+
+
+def _flat(variables):
+  return traverse_util.flatten_dict(dict(variables), sep='/')
 
 
 def _network(path):
   if path.is_dir():
+    if (path / _NETWORK).stat().length > _LONGEST_TEXT:
+      raise ValueError(f'its {_NETWORK} is no description of a network.')
     text = (path / _NETWORK).read_text()
   else:
-    with np.load(path, allow_pickle=False) as arrays:
-      text = str(arrays[_NETWORK])
+    array = npz.read(path, _LONGEST_TEXT, [_NETWORK])[_NETWORK]
+    text = str(array) if array.ndim == 0 else ''
   values = json.loads(text)
+  kinds = {'arch': str, 'channels': int, 'num_classes': int | None,
+           'options': dict, 'image_shape': list | None}
+  if not isinstance(values, dict) or not values.keys() <= kinds.keys() or any(
+      not isinstance(values.get(name), kind) or isinstance(
+          values.get(name), bool) for name, kind in kinds.items()):
+    raise ValueError(f'its {_NETWORK} describes no network.')
   options = {name: _hashable(value)
              for name, value in values.pop('options').items()}
+  if 'axis_name' in options:
+    raise ValueError(f'its {_NETWORK} sets axis_name, which no file does.')
   return Network(**values, options=options)
 
 

@@ -9,7 +9,7 @@ from ferd_jax.models import resnet
 
 # What keys do not reveal and a command line may say, beside mean and std.
 OPTIONS = ('width', 'activation', 'padding', 'mean', 'std', 'shortcut',
-           'shortcut_input', 'final_bn')
+           'shortcut_input', 'final_bn', 'stem', 'pooling')
 
 
 def add(parser: Any) -> None:
@@ -21,7 +21,10 @@ def add(parser: Any) -> None:
   option = parser.add_argument
   option('--arch', help='architecture, e.g. resnet18, wrn_34_10; default: '
       'recognised from the keys')
-  option('--select', help='the dict of weights in the file')
+  option('--select', help='the dict of weights in the file, or what its keys '
+         'begin with')
+  option('--normaliser', metavar='MEAN,STD', help='keys of a normalising layer '
+         'in the file, where their names do not tell')
   option('--width', type=int, help='channels of the first layer')
   option('--activation', help=f'{" or ".join(layers.ACTIVATIONS)}; no key '
          'tells them apart, the clean accuracy does')
@@ -35,6 +38,8 @@ def add(parser: Any) -> None:
       f'{" or ".join(preact_resnet.SHORTCUT_INPUTS)}; no key tells them apart')
   option('--final-bn', action='store_true', default=None,
       help='of preact_resnet')
+  option('--stem', help=f'of resnet: {", ".join(resnet.STEMS)}')
+  option('--pooling', help=f'of resnet: {" or ".join(resnet.POOLINGS)}')
 
 
 def image_size(text: str) -> tuple[int, int]:
