@@ -56,6 +56,12 @@ class Settings:
             f'Expected a teacher {name!r}, which the method needs; there '
             f'{"is" if len(self.teachers) == 1 else "are"} '
             f'{", ".join(map(repr, self.teachers))}.')
+    for name in self.outer.needs.noticed:
+      if name not in self.inner.notices:
+        raise ValueError(
+            f'Expected the inner attack {type(self.inner).__name__} to notice '
+            f'{name!r}, which the outer loss {type(self.outer).__name__} '
+            'reads.')
 
   @property
   def reads_clean(self) -> tuple[str, ...]:
@@ -69,10 +75,12 @@ class StudentState(flax.struct.PyTreeNode):
   Attributes:
     variables: of the student, `params` and `batch_stats`.
     opt_state: of its optimiser.
+    inner: what the inner attack keeps.
     outer: what the outer loss keeps, such as GKL's prior.
   """
   variables: Any
   opt_state: Any
+  inner: Any
   outer: Any
 
 
@@ -136,6 +144,7 @@ def init(settings: Settings, variables: Any,
   return StudentState(
       variables=variables,
       opt_state=settings.optimizer.init(variables['params']),
+      inner=settings.inner.init(num_classes),
       outer=settings.outer.init(num_classes))
 
 
@@ -181,18 +190,20 @@ def step(settings: Settings, state: StudentState, batch: StudentBatch,
 
   def loss_fn(params):
     outputs, batch_stats = _outputs(
-        settings, {**state.variables, 'params': params}, state.outer, images,
-        labels, t_clean, teachers, attack_keys, frozen.epoch, axis_name)
+        settings, state, params, images, labels, t_clean, teachers, attack_keys,
+        frozen.epoch, axis_name)
     loss, outer, metrics = settings.outer(state.outer, outputs,
                                           axis_name=axis_name)
+    inner = settings.inner.update(state.inner, lax.stop_gradient(outputs),
+                                  axis_name=axis_name)
     chex.assert_rank([loss, *metrics.values()], 0)
     metrics = metrics | _agreements(outputs) | {
         f'noticed_{name}': jnp.mean(value.astype(loss.dtype))
         for name, value in outputs.noticed.items()}
-    return loss, (batch_stats, outer, metrics | {'loss': loss})
+    return loss, (batch_stats, inner, outer, metrics | {'loss': loss})
 
   params = state.variables['params']
-  gradient, (batch_stats, outer, metrics) = jax.grad(
+  gradient, (batch_stats, inner, outer, metrics) = jax.grad(
       loss_fn, has_aux=True)(params)
   gradient = collectives.pmean(gradient, axis_name)
   metrics = collectives.pmean(metrics, axis_name)
@@ -202,13 +213,28 @@ def step(settings: Settings, state: StudentState, batch: StudentBatch,
   return StudentState(
       variables={**state.variables, 'params': params,
                  'batch_stats': batch_stats},
-      opt_state=opt_state, outer=outer), metrics
+      opt_state=opt_state, inner=inner, outer=outer), metrics
 
 
-def _outputs(settings, variables, class_state, images, labels, t_clean,
-             teachers, keys, epoch, axis_name):
+def end_epoch(settings: Settings, inner: Any, outer: Any,
+              epoch: jax.Array) -> tuple[Any, Any]:
+  """Returns the states of inner attack and outer loss for the next epoch.
+
+  Args:
+    settings: of the student phase.
+    inner: state of the inner attack.
+    outer: state of the outer loss.
+    epoch: int32 scalar, epochs completed with this one.
+  """
+  return (settings.inner.end_epoch(inner, epoch),
+          settings.outer.end_epoch(outer, epoch))
+
+
+def _outputs(settings, state, params, images, labels, t_clean, teachers, keys,
+             epoch, axis_name):
   """Returns what both losses may read, and the student's new statistics."""
   needs, student = settings.outer.needs, settings.student
+  variables = {**state.variables, 'params': params}
 
   def train(variables, images):
     logits, batch_stats = forward.train_logits(student, variables, images,
@@ -221,7 +247,7 @@ def _outputs(settings, variables, class_state, images, labels, t_clean,
         student=forward.logits_fn(student, fixed),
         student_train=lambda x: train(fixed, x)[0], teachers=teachers)
     return lax.stop_gradient(settings.inner(
-        networks, images, labels, t_clean, class_state, keys))
+        state.inner, networks, images, labels, t_clean, state.outer, keys))
 
   s_clean = s_adv = None
   if needs.s_clean and not needs.adversarial_first:
