@@ -39,6 +39,24 @@ def kl_divergence(target_logits: jax.Array, logits: jax.Array) -> jax.Array:
   return jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
 
 
+def entropy(logits: jax.Array) -> jax.Array:
+  """Returns the entropy of softmax(logits) in nats, `[B]`."""
+  log_probs = jax.nn.log_softmax(logits)
+  return -jnp.sum(jnp.exp(log_probs) * log_probs, axis=-1)
+
+
+def tempered_kl(target_logits: jax.Array, logits: jax.Array,
+                temperature: float) -> jax.Array:
+  """Returns T^2 KL(softmax(target_logits / T) || softmax(logits / T)), `[B]`.
+
+  The factor keeps the gradient's size at about that of T = 1.
+
+  References: Hinton et al. 2015, arXiv:1503.02531, Sec. 2.
+  """
+  return temperature ** 2 * kl_divergence(target_logits / temperature,
+                                          logits / temperature)
+
+
 def uniformity(logits: jax.Array) -> jax.Array:
   """Returns KL(U || softmax(logits)), `[B]`, U the uniform distribution.
 
@@ -241,12 +259,27 @@ def decoupled_kl(target_logits: jax.Array, logits: jax.Array,
 
 def decoupled_kl_terms(target_logits: jax.Array, logits: jax.Array,
                        weights: jax.Array, *, norm: str = 'weights',
+                       w_wmse: float = 1., w_ce: float = 1.,
+                       temperature: float = 1.,
                        axis_name: str | None = None) -> jax.Array:
-  """Returns each example's part of `decoupled_kl`, `[B]`: its mean is that."""
+  """Returns each example's part of `decoupled_kl`, `[B]`: its mean is that.
+
+  Args:
+    target_logits: `[B, C]`.
+    logits: `[B, C]`.
+    weights: `[B, C]` class weights of the wMSE term.
+    norm: see `decoupled_kl`.
+    w_wmse: coefficient of the wMSE.
+    w_ce: coefficient of the soft cross-entropy.
+    temperature: by which the logits of the soft cross-entropy are divided,
+      without a factor in return.
+    axis_name: mapped axis over which the batch is sharded.
+  """
   wmse = weighted_mse(target_logits, logits, weights)
   if norm == 'weights':
     wmse /= _mean_squared_total(weights, axis_name)
-  return wmse + soft_cross_entropy(target_logits, logits)
+  return w_wmse * wmse + w_ce * soft_cross_entropy(
+      target_logits / temperature, logits / temperature)
 
 
 def _mean_squared_total(weights, axis_name):

@@ -135,10 +135,10 @@ def epoch(method: methods.Method, steps: methods.Steps,
       frozen = frozen.replace(student=student.variables)
   measured, made = _measured(method, steps, phase, frozen, synthesis_key, made,
                              real)
-  sampler, outer, done = steps.end_epoch(
-      state.sampler, student.outer, state.epoch, measured)
+  sampler, inner, outer, done = steps.end_epoch(
+      state.sampler, student.inner, student.outer, state.epoch, measured)
   state = state.replace(
-      student=student.replace(outer=outer), sampler=sampler,
+      student=student.replace(inner=inner, outer=outer), sampler=sampler,
       synthesis=steps.end(state.synthesis, phase), epoch=done)
   for log in logs.values():
     metrics |= log.means()

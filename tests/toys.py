@@ -19,6 +19,7 @@ from ferd_jax import attacks
 from ferd_jax import distillation
 from ferd_jax import losses
 from ferd_jax import synthesis
+from ferd_jax.core import class_sums
 from ferd_jax.core import collectives
 from ferd_jax.distillation import base as distillation_base
 from ferd_jax.models import forward
@@ -133,7 +134,7 @@ class ToySampler:
 
 
 @dataclasses.dataclass(frozen=True)
-class ToyInner:
+class ToyInner(distillation_base.Stateless):
   """Drives student and teacher apart, harder for classes of large weight.
 
   Attributes:
@@ -145,10 +146,11 @@ class ToyInner:
   step_size: float
   steps: int = 2
 
-  needs = ('robust',)
+  needs, notices = ('robust',), ('kappa',)
 
-  def __call__(self, networks, images, labels, t_clean, class_state, keys):
-    del keys
+  def __call__(self, state, networks, images, labels, t_clean, class_state,
+               keys):
+    del state, keys
     weights = class_state.weights[labels] if hasattr(
         class_state, 'weights') else 1.
 
@@ -185,21 +187,16 @@ class ToyOuter:
   def init(self, num_classes):
     return Weights(jnp.ones([num_classes]), jnp.zeros([num_classes]))
 
-  def terms(self, state, outputs, *, axis_name=None):
-    del axis_name
+  def __call__(self, state, outputs, *, axis_name=None):
     kappa = outputs.noticed.get('kappa', jnp.zeros(outputs.labels.shape))
     weights = state.weights[outputs.labels] / (1 + kappa)
-    return {'adv_loss': weights * losses.kl_divergence(
-                outputs.t_adv['robust'], outputs.s_adv),
-            'clean_loss': losses.kl_divergence(
-                outputs.t_clean['robust'], outputs.s_clean)}
-
-  def __call__(self, state, outputs, *, axis_name=None):
-    terms = self.terms(state, outputs)
-    means = {name: jnp.mean(term) for name, term in terms.items()}
-    sums = synthesis_base.class_sums(
-        lax.stop_gradient(terms['adv_loss']), outputs.labels,
-        len(state.sums), axis_name=axis_name).values
+    adv = weights * losses.kl_divergence(outputs.t_adv['robust'], outputs.s_adv)
+    means = {'adv_loss': outputs.mean(adv),
+             'clean_loss': outputs.mean(losses.kl_divergence(
+                 outputs.t_clean['robust'], outputs.s_clean))}
+    sums = class_sums.over_batch(
+        lax.stop_gradient(adv), outputs.labels, len(state.sums),
+        axis_name=axis_name).values
     return sum(means.values()), state.replace(sums=state.sums + sums), means
 
   def end_epoch(self, state, epoch):

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 NORMS = ('Linf', 'L2')
+STARTS = ('zero', 'uniform', 'normal')
 TINY = 1e-12  # added to norms that divide, as AutoAttack does
 
 
@@ -103,6 +104,27 @@ def uniform(keys: jax.Array, x: jax.Array, eps: jax.Array,
     length = jnp.sqrt(jnp.sum(jnp.square(vector)))
     return eps * radius * vector / (length + TINY)
   return jax.vmap(draw)(keys, jnp.broadcast_to(eps, x.shape[:1]))
+
+
+def start(kind: str, keys: jax.Array, x: jax.Array, eps: jax.Array | float,
+          noise: float, norm: str = 'Linf') -> jax.Array:
+  """Returns where an attack begins, `[B, ...]`, not clipped to any bounds.
+
+  Args:
+    kind: one of `STARTS`: the images themselves, uniform in the ball, or
+      normal around them.
+    keys: typed PRNG keys `[B]`, one per example.
+    x: images `[B, ...]`.
+    eps: radius, scalar or `[B]`.
+    noise: standard deviation of the 'normal' start.
+    norm: one of `NORMS`.
+  """
+  if kind == 'zero':
+    return x
+  if kind == 'uniform':
+    return x + uniform(keys, x, eps, norm)
+  return x + noise * jax.vmap(
+      lambda key: jax.random.normal(key, x.shape[1:], x.dtype))(keys)
 
 
 def surface(keys: jax.Array, x: jax.Array, eps: jax.Array,

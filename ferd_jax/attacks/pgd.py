@@ -13,8 +13,6 @@ from ferd_jax.attacks import attack
 from ferd_jax.attacks import geometry
 from ferd_jax.core import validate
 
-STARTS = ('zero', 'uniform', 'normal')
-
 
 class PGDState(NamedTuple):
   """The iterates `[B, ...]`."""
@@ -71,7 +69,7 @@ class PGD(attack.Attack):
     validate.non_negative(eps=self.eps, step_size=self.step_size,
                           noise=self.noise)
     validate.count(num_steps=self.num_steps, num_restarts=self.num_restarts)
-    validate.one_of(STARTS, start=self.start)
+    validate.one_of(geometry.STARTS, start=self.start)
     validate.one_of(geometry.NORMS, norm=self.norm)
     attack.freeze(self, 'eps', 'step_size', 'noise')
 
@@ -80,12 +78,9 @@ class PGD(attack.Attack):
     x, start = problem.x, problem.x_init
     if start is None and self.start == 'zero':
       return PGDState(x)
-    if start is None and self.start == 'normal':
-      start = x + self.noise * jax.vmap(
-          lambda key: jax.random.normal(key, x.shape[1:], x.dtype)
-      )(problem.keys)
-    elif start is None:
-      start = x + geometry.uniform(problem.keys, x, problem.eps, self.norm)
+    if start is None:
+      start = geometry.start(self.start, problem.keys, x, problem.eps,
+                             self.noise, self.norm)
     return PGDState(jnp.clip(start, *self.bounds) if self.clip_start
                     else start)
 

@@ -101,6 +101,17 @@ def in_range(low: float, high: float, **values: float) -> None:
       raise SettingError(name, value, f'in [{low}, {high}].')
 
 
+def ordered(**bounds: tuple[float, float]) -> None:
+  """Raises SettingError unless all are (low, high), 0 < low <= high."""
+  for name, values in bounds.items():
+    if not isinstance(values, tuple) or len(values) != 2:
+      raise SettingError(name, values, 'to be (low, high).')
+    for value in values:
+      positive(**{name: value})
+    if values[0] > values[1]:
+      raise SettingError(name, values, 'with low <= high.')
+
+
 def one_of(options: Collection[Any], **values: Any) -> None:
   """Raises SettingError unless every value is one of the options."""
   for name, value in values.items():

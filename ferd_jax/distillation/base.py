@@ -2,7 +2,9 @@
 
 A student step attacks a batch (inner) and descends a loss on both versions of
 it (outer). Both are frozen dataclasses that are registered by name in
-`ferd_jax.distillation`; the step knows nothing else of them.
+`ferd_jax.distillation`; the step knows nothing else of them. Both may keep a
+state, such as a weight per class; `Stateless` has what a part without one
+answers.
 """
 
 from collections.abc import Callable
@@ -14,10 +16,15 @@ from typing import Protocol
 
 import flax.struct
 import jax
+import jax.numpy as jnp
 
 from ferd_jax.models import frozen
 
 LogitsFn = Callable[[jax.Array], jax.Array]
+
+# How many iterates of an attack, the start among them and the last not, are
+# still classified as the label: Fair-ARD's kappa.
+KAPPA = 'kappa'
 
 
 class Networks(NamedTuple):
@@ -59,12 +66,14 @@ class Needs:
       before that on the clean ones. It shows in the BatchNorm statistics: the
       attack is on the student before its first training pass then, else on
       that after its clean pass.
+    noticed: names of what the inner attack has to notice, such as `KAPPA`.
   """
   t_clean: tuple[str, ...] = (frozen.ROBUST,)
   t_adv: tuple[str, ...] = ()
   s_clean: bool = True
   s_adv: bool = True
   adversarial_first: bool = False
+  noticed: tuple[str, ...] = ()
 
 
 class Outputs(flax.struct.PyTreeNode):
@@ -81,6 +90,8 @@ class Outputs(flax.struct.PyTreeNode):
     s_adv: the same on the attacked images.
     noticed: what the inner attack noticed, `[B]` by name, gradient stopped.
     epoch: int32 scalar, epochs completed.
+    weights: `[B]`, what a wrapper weighs the examples by, gradient stopped;
+      None: all count alike. Means over the batch are taken by `mean`.
   """
   labels: jax.Array
   t_clean: dict[str, jax.Array]
@@ -89,6 +100,36 @@ class Outputs(flax.struct.PyTreeNode):
   s_adv: jax.Array | None
   noticed: dict[str, jax.Array]
   epoch: jax.Array
+  weights: jax.Array | None = None
+
+  def mean(self, values: jax.Array) -> jax.Array:
+    """Returns the mean over the batch of `values` `[B]`, as they are weighed.
+
+    The weights do not sum to 1: a wrapper that doubles them all doubles it.
+    """
+    if self.weights is None:
+      return jnp.mean(values)
+    return jnp.mean(self.weights * values)
+
+
+class Stateless:
+  """What a part answers that keeps nothing."""
+
+  def init(self, num_classes: int) -> tuple[()]:
+    """Returns no state."""
+    del num_classes
+    return ()
+
+  def update(self, state: tuple[()], outputs: Outputs, *,
+             axis_name: str | None = None) -> tuple[()]:
+    """Returns no state; see `Inner.update`."""
+    del outputs, axis_name
+    return state
+
+  def end_epoch(self, state: tuple[()], epoch: jax.Array) -> tuple[()]:
+    """Returns no state."""
+    del epoch
+    return state
 
 
 class Inner(Protocol):
@@ -96,15 +137,21 @@ class Inner(Protocol):
 
   Attributes:
     needs: names of the teachers whose logits on the clean images it reads.
+    notices: names of what it notices.
   """
   needs: tuple[str, ...]
+  notices: tuple[str, ...]
 
-  def __call__(self, networks: Networks, images: jax.Array, labels: jax.Array,
-               t_clean: Mapping[str, jax.Array], class_state: Any,
-               keys: jax.Array) -> Attacked:
+  def init(self, num_classes: int) -> Any:
+    """Returns the state before the first epoch, a pytree of arrays."""
+
+  def __call__(self, state: Any, networks: Networks, images: jax.Array,
+               labels: jax.Array, t_clean: Mapping[str, jax.Array],
+               class_state: Any, keys: jax.Array) -> Attacked:
     """Returns the attacked images and what the attack noticed.
 
     Args:
+      state: of this attack.
       networks: of this step.
       images: `[B, H, W, C]` in [0, 1].
       labels: int32 `[B]`.
@@ -112,6 +159,19 @@ class Inner(Protocol):
       class_state: of the outer loss.
       keys: typed PRNG keys `[B]`, one per image.
     """
+
+  def update(self, state: Any, outputs: Outputs, *,
+             axis_name: str | None = None) -> Any:
+    """Returns the state after a batch, the same on every shard.
+
+    Args:
+      state: before.
+      outputs: of the batch, gradient stopped; a shard of it with an axis.
+      axis_name: mapped axis over which the batch is sharded.
+    """
+
+  def end_epoch(self, state: Any, epoch: jax.Array) -> Any:
+    """Returns the state for the next epoch; see `Outer.end_epoch`."""
 
 
 class Outer(Protocol):
@@ -125,18 +185,14 @@ class Outer(Protocol):
   def init(self, num_classes: int) -> Any:
     """Returns the state before the first epoch, a pytree of arrays."""
 
-  def terms(self, state: Any, outputs: Outputs, *,
-            axis_name: str | None = None) -> dict[str, jax.Array]:
-    """Returns the parts of the loss per example, `[B]`, by name.
-
-    Their means add up to the loss: a wrapper may weigh examples. With an
-    axis, the means over the shards of the axis do.
-    """
-
   def __call__(self, state: Any, outputs: Outputs, *,
                axis_name: str | None = None
                ) -> tuple[jax.Array, Any, dict[str, jax.Array]]:
     """Returns the loss, the state after the batch, and scalar metrics.
+
+    What the loss has of an example enters by `outputs.mean`, so that a wrapper
+    can weigh examples. Metrics named `..._loss` are such means without the
+    loss's own coefficients.
 
     Args:
       state: of this loss, the same on every shard, before and after.

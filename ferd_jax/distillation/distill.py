@@ -56,6 +56,12 @@ class Settings:
             f'Expected a teacher {name!r}, which the method needs; there '
             f'{"are" if len(self.teachers) > 1 else "is"} '
             f'{", ".join(map(repr, self.teachers)) or "none"}.')
+    for name in self.outer.needs.noticed:
+      if name not in self.inner.notices:
+        raise ValueError(
+            f'Expected the inner attack {type(self.inner).__name__} to notice '
+            f'{name!r}, which the outer loss {type(self.outer).__name__} '
+            'reads.')
 
   @property
   def reads_clean(self) -> tuple[str, ...]:
@@ -69,10 +75,12 @@ class StudentState(flax.struct.PyTreeNode):
   Attributes:
     variables: of the student, `params` and `batch_stats`.
     opt_state: of its optimiser.
+    inner: what the inner attack keeps.
     outer: what the outer loss keeps, such as GKL's prior.
   """
   variables: Any
   opt_state: Any
+  inner: Any
   outer: Any
 
 
@@ -113,6 +121,7 @@ def init(settings: Settings, variables: Any,
   return StudentState(
       variables=variables,
       opt_state=settings.optimizer.init(variables['params']),
+      inner=settings.inner.init(num_classes),
       outer=settings.outer.init(num_classes))
 
 
@@ -138,7 +147,8 @@ def step(settings: Settings, state: StudentState, batch: StudentBatch,
   Returns:
     The new state and scalar metrics: the loss, what the outer loss says, means
     of what the attack noticed, and how often the student agrees with the
-    `ROBUST` teacher on clean and on attacked images, as far as they are known.
+    `ROBUST` teacher on clean and on attacked images (with the labels, where
+    that teacher is not read), as far as they are known.
   """
   keys = collectives.example_keys(
       key, collectives.example_indices(batch.images.shape[0], axis_name))
@@ -158,18 +168,20 @@ def step(settings: Settings, state: StudentState, batch: StudentBatch,
 
   def loss_fn(params):
     outputs, batch_stats = _outputs(
-        settings, {**state.variables, 'params': params}, state.outer, images,
-        labels, t_clean, teachers, attack_keys, frozen.epoch, axis_name)
+        settings, state, params, images, labels, t_clean, teachers, attack_keys,
+        frozen.epoch, axis_name)
     loss, outer, metrics = settings.outer(state.outer, outputs,
                                           axis_name=axis_name)
+    inner = settings.inner.update(state.inner, lax.stop_gradient(outputs),
+                                  axis_name=axis_name)
     chex.assert_rank([loss, *metrics.values()], 0)
     metrics = metrics | _agreements(outputs) | {
         f'noticed_{name}': jnp.mean(value.astype(loss.dtype))
         for name, value in outputs.noticed.items()}
-    return loss, (batch_stats, outer, metrics | {'loss': loss})
+    return loss, (batch_stats, inner, outer, metrics | {'loss': loss})
 
   params = state.variables['params']
-  gradient, (batch_stats, outer, metrics) = jax.grad(
+  gradient, (batch_stats, inner, outer, metrics) = jax.grad(
       loss_fn, has_aux=True)(params)
   gradient = collectives.pmean(gradient, axis_name)
   metrics = collectives.pmean(metrics, axis_name)
@@ -179,13 +191,28 @@ def step(settings: Settings, state: StudentState, batch: StudentBatch,
   return StudentState(
       variables={**state.variables, 'params': params,
                  'batch_stats': batch_stats},
-      opt_state=opt_state, outer=outer), metrics
+      opt_state=opt_state, inner=inner, outer=outer), metrics
 
 
-def _outputs(settings, variables, class_state, images, labels, t_clean,
-             teachers, keys, epoch, axis_name):
+def end_epoch(settings: Settings, inner: Any, outer: Any,
+              epoch: jax.Array) -> tuple[Any, Any]:
+  """Returns the states of inner attack and outer loss for the next epoch.
+
+  Args:
+    settings: of the student phase.
+    inner: state of the inner attack.
+    outer: state of the outer loss.
+    epoch: int32 scalar, epochs completed with this one.
+  """
+  return (settings.inner.end_epoch(inner, epoch),
+          settings.outer.end_epoch(outer, epoch))
+
+
+def _outputs(settings, state, params, images, labels, t_clean, teachers, keys,
+             epoch, axis_name):
   """Returns what both losses may read, and the student's new statistics."""
   needs, student = settings.outer.needs, settings.student
+  variables = {**state.variables, 'params': params}
 
   def train(variables, images):
     logits, batch_stats = forward.train_logits(student, variables, images,
@@ -198,7 +225,7 @@ def _outputs(settings, variables, class_state, images, labels, t_clean,
         student=forward.logits_fn(student, fixed),
         student_train=lambda x: train(fixed, x)[0], teachers=teachers)
     return lax.stop_gradient(settings.inner(
-        networks, images, labels, t_clean, class_state, keys))
+        state.inner, networks, images, labels, t_clean, state.outer, keys))
 
   s_clean = s_adv = None
   if needs.s_clean and not needs.adversarial_first:
@@ -220,13 +247,17 @@ def _outputs(settings, variables, class_state, images, labels, t_clean,
 
 
 def _agreements(outputs):
-  """Returns how often student and teacher predict the same, where known."""
-  if frozens.ROBUST not in outputs.t_clean:
-    return {}
-  predictions = jnp.argmax(outputs.t_clean[frozens.ROBUST], axis=-1)
+  """Returns how often the student predicts what the teacher does.
+
+  Where no teacher is read, how often it predicts the label: its accuracy.
+  """
+  name_of, predictions = 'accuracy', outputs.labels
+  if frozens.ROBUST in outputs.t_clean:
+    name_of = 'agreement'
+    predictions = jnp.argmax(outputs.t_clean[frozens.ROBUST], axis=-1)
   found = {}
   for name, logits in (('clean', outputs.s_clean), ('adv', outputs.s_adv)):
     if logits is not None:
       agree = jnp.argmax(logits, axis=-1) == predictions
-      found[f'{name}_agreement'] = jnp.mean(agree.astype(logits.dtype))
+      found[f'{name}_{name_of}'] = jnp.mean(agree.astype(logits.dtype))
   return found

@@ -1,57 +1,230 @@
-"""Inner maximisations: which images a student step attacks itself with."""
+"""Inner maximisations: which images a student step attacks itself with.
 
+All are projected ascents of an objective, and notice `base.KAPPA`: how many of
+the iterates that the gradient is taken at the attacked network still classifies
+as the label. docs/baselines.md has their formulas, and what differs from the
+originals.
+"""
+
+from collections.abc import Callable
 from collections.abc import Mapping
 import dataclasses
-import functools
 from typing import Any
+from typing import NamedTuple
 
 import jax
+from jax import lax
+import jax.numpy as jnp
 
 from ferd_jax import attacks
+from ferd_jax import losses
+from ferd_jax.attacks import geometry
+from ferd_jax.attacks import utae
+from ferd_jax.core import parts
 from ferd_jax.core import validate
 from ferd_jax.distillation import base
+from ferd_jax.distillation import temperatures
 from ferd_jax.models import frozen
 
 SOURCES = ('student', 'teacher')
+STATISTICS = ('running', 'batch')
+
+# Images -> what is ascended, `[B]`, and logits of the attacked network.
+Objective = Callable[[jax.Array], tuple[jax.Array, jax.Array]]
+
+
+class Given(NamedTuple):
+  """What an attack is given of a batch; see `base.Inner`."""
+  state: Any
+  images: jax.Array
+  labels: jax.Array
+  t_clean: Mapping[str, jax.Array]
+  class_state: Any
+  keys: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
-class UniformTarget:
-  """UTAEs, FERD's inner attack.
+class Ascent(base.Stateless):
+  """Steps of the gradient's sign, projected to the ball and to [0, 1].
+
+  A subclass says what is ascended.
 
   Attributes:
-    eps: radius, in [0, 1] pixels.
+    eps: L-infinity radius, in [0, 1] pixels.
     step_size: in [0, 1] pixels.
-    steps: how many; the paper has 10.
+    steps: how many; the originals have 10.
+  """
+  eps: float
+  step_size: float
+  steps: int = 10
+
+  needs = ()
+  notices = (base.KAPPA,)
+  start = 'normal'  # of `geometry.STARTS`
+  noise = 0.001  # its standard deviation
+  clip_start = False  # to [0, 1], before the first gradient
+
+  def __post_init__(self):
+    validate.count(steps=self.steps)
+    validate.non_negative(eps=self.eps, step_size=self.step_size)
+    validate.one_of(geometry.STARTS, start=self.start)
+
+  def objective(self, networks: base.Networks, given: Given) -> Objective:
+    """Returns what is ascended."""
+    raise NotImplementedError
+
+  def __call__(self, state: Any, networks: base.Networks, images: jax.Array,
+               labels: jax.Array, t_clean: Mapping[str, jax.Array],
+               class_state: Any, keys: jax.Array) -> base.Attacked:
+    """Returns the last iterate; see `base.Inner`."""
+    objective = self.objective(networks, Given(
+        state, images, labels, t_clean, class_state, keys))
+
+    def noting(x):
+      values, logits = objective(x)
+      return values, {base.KAPPA: jnp.argmax(logits, axis=-1) == labels}
+    start = geometry.start(self.start, keys, images, self.eps, self.noise)
+    if self.clip_start:
+      start = jnp.clip(start, 0, 1)
+    return base.Attacked(*attacks.ascend(
+        noting, images, start, eps=self.eps, step_size=self.step_size,
+        num_steps=self.steps))
+
+
+@dataclasses.dataclass(frozen=True)
+class CrossEntropy(Ascent):
+  """PGD on CE(S(x'), y), of adversarial training, ARD, IAD and MTARD.
+
+  Attributes:
+    start: 'normal' with standard deviation 0.001 (MTARD), 'uniform' in the
+      ball (ARD, IAD), or 'zero', the image itself.
+    statistics: of the attacked student's BatchNorm: the 'running' ones, or
+      those of the 'batch' (ARD, IAD), which leave no trace here.
+  """
+  start: str = 'normal'
+  statistics: str = 'running'
+
+  def __post_init__(self):
+    super().__post_init__()
+    validate.one_of(STATISTICS, statistics=self.statistics)
+
+  def objective(self, networks: base.Networks, given: Given) -> Objective:
+    """Returns CE(S(x'), y)."""
+    student = (networks.student if self.statistics == 'running'
+               else networks.student_train)
+    def ascended(x):
+      logits = student(x)
+      return losses.cross_entropy(logits, given.labels), logits
+    return ascended
+
+
+@dataclasses.dataclass(frozen=True)
+class RSLAD(Ascent):
+  """Ascends KL(P_T(x) || P_S(x')), and P_T tempered by class for ABSLD.
+
+  The temperatures are those of the outer loss' state, where it has some.
+
+  References: RSLAD, arXiv:2108.07969; ABSLD, GitHub zhaoshiji123/ABSLD
+    absld_loss.py.
+  """
+  needs = (frozen.ROBUST,)
+
+  def objective(self, networks: base.Networks, given: Given) -> Objective:
+    """Returns KL(P_T(x) || P_S(x'))."""
+    target = temperatures.adversarial(
+        given.class_state, given.t_clean[frozen.ROBUST], given.labels)
+    def ascended(x):
+      logits = networks.student(x)
+      return losses.kl_divergence(target, logits), logits
+    return ascended
+
+
+@dataclasses.dataclass(frozen=True)
+class Trades(Ascent):
+  """Ascends KL(P_S(x) || P_S(x')); no teacher has a part in it.
+
+  References: TRADES, arXiv:1901.08573.
+  """
+
+  def objective(self, networks: base.Networks, given: Given) -> Objective:
+    """Returns KL(P_S(x) || P_S(x'))."""
+    target = lax.stop_gradient(networks.student(given.images))
+    def ascended(x):
+      logits = networks.student(x)
+      return losses.kl_divergence(target, logits), logits
+    return ascended
+
+
+@dataclasses.dataclass(frozen=True)
+class UniformTarget(Ascent):
+  """UTAEs, FERD's inner attack: `attacks.UTAE` that notices.
+
+  Attributes:
     gamma: weight of the uniform-target term; the paper has 0.1 to 0.5, the
       public code 0, which is RSLAD's attack.
     source: whose loss is ascended: the 'student', whom the attack must fool,
       or the 'teacher', as the paper's formula literally writes.
   """
-  eps: float
-  step_size: float
-  steps: int = 10
   gamma: float = 0.3
   source: str = 'student'
 
   needs = (frozen.ROBUST,)
 
   def __post_init__(self):
-    validate.count(steps=self.steps)
+    super().__post_init__()
+    validate.non_negative(gamma=self.gamma)
     validate.one_of(SOURCES, source=self.source)
-    _ = self.attack  # It checks the rest.
 
-  @functools.cached_property
-  def attack(self) -> attacks.UTAE:
-    """The attack, a function of one network."""
-    return attacks.UTAE(self.eps, self.step_size, self.steps, gamma=self.gamma)
-
-  def __call__(self, networks: base.Networks, images: jax.Array,
-               labels: jax.Array, t_clean: Mapping[str, jax.Array],
-               class_state: Any, keys: jax.Array) -> base.Attacked:
-    """Returns the UTAEs of `images`; see `base.Inner`."""
-    del labels, class_state  # The targets are the teacher's predictions.
+  def objective(self, networks: base.Networks, given: Given) -> Objective:
+    """Returns KL(P_T(x) || P(x')) - gamma KL(U || P(x'))."""
     attacked = (networks.student if self.source == 'student'
                 else networks.teachers[frozen.ROBUST])
-    return base.Attacked(
-        self.attack(attacked, keys, images, t_clean[frozen.ROBUST]), {})
+    loss = utae.UniformTargetLoss(self.gamma)
+    target = given.t_clean[frozen.ROBUST]
+    def ascended(x):
+      logits = attacked(x)
+      return loss(logits, target), logits
+    return ascended
+
+
+@dataclasses.dataclass(frozen=True)
+class AdaAD(Ascent):
+  """Ascends KL(P_T(x') || P_S(x')) with the gradient through both networks.
+
+  It costs a forward and a backward pass of the teacher for each step.
+
+  References: AdaAD, CVPR 2023; GitHub boyellow/AdaAD AT_helper.py.
+  """
+
+  def objective(self, networks: base.Networks, given: Given) -> Objective:
+    """Returns KL(P_T(x') || P_S(x'))."""
+    del given  # Teacher and student see the same images, whatever they are.
+    def ascended(x):
+      logits = networks.student(x)
+      return losses.kl_divergence(networks.teachers[frozen.ROBUST](x),
+                                  logits), logits
+    return ascended
+
+
+@dataclasses.dataclass(frozen=True)
+class HighEntropy(Ascent):
+  """High-entropy examples of DFHL-RS: ascends H(P_S(x')) within [0, 1].
+
+  No ball limits them, whatever the run's eps is.
+
+  Attributes:
+    step_size: in [0, 1] pixels.
+    steps: how many; the original has 10 for CIFAR-10, 15 for CIFAR-100.
+
+  References: DFHL-RS, arXiv:2312.05924, GitHub LetheSec/DFHL-RS-Attack.
+  """
+  eps: float = parts.fixed(1.)  # All images are within it.
+  step_size: float = 0.03
+
+  def objective(self, networks: base.Networks, given: Given) -> Objective:
+    """Returns the entropy of P_S(x')."""
+    del given
+    def ascended(x):
+      logits = networks.student(x)
+      return losses.entropy(logits), logits
+    return ascended

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from ferd_jax import attacks
 from ferd_jax import data
+from ferd_jax.core import class_sums
 from ferd_jax.core import collectives
 from ferd_jax.core import parallel as parallels
 from ferd_jax.core import scalars
@@ -61,7 +62,8 @@ class Steps(NamedTuple):
   measured_images: Callable  # phase, Frozen, key, real -> images, labels
   attack: Callable | None  # variables, key, images, labels, indices=: images
   measure: Callable | None  # images, labels, variables -> Sums
-  end_epoch: Callable  # states of sampler and outer, epoch, Sums | None -> same
+  # States of sampler, inner and outer, epoch, Sums | None -> the first four.
+  end_epoch: Callable
 
 
 def compile_steps(method: Method) -> Steps:
@@ -119,9 +121,8 @@ def compile_steps(method: Method) -> Steps:
           made_of, (SHARDED, SHARDED)),
       attack=attack, measure=measure,
       end_epoch=step(
-          functools.partial(_end_epoch, sampler, settings.outer),
-          (REPLICATED, REPLICATED, REPLICATED, REPLICATED),
-          (REPLICATED, REPLICATED, REPLICATED)))
+          functools.partial(_end_epoch, sampler, settings),
+          (REPLICATED,) * 5, (REPLICATED,) * 4))
 
 
 def _agreement(model, images, labels, frozen, *, axis_name=None):
@@ -135,14 +136,14 @@ def _measure(measurement, model, num_classes, images, labels, variables, *,
              axis_name=None):
   """Returns the sums of the sampler's statistic per class."""
   logits = forward.logits(model, variables, images)
-  return base.class_sums(measurement.statistic(logits, labels), labels,
-                         num_classes, axis_name=axis_name)
+  return class_sums.over_batch(measurement.statistic(logits, labels), labels,
+                               num_classes, axis_name=axis_name)
 
 
-def _end_epoch(sampler, outer, sampler_state, outer_state, epoch, measured, *,
-               axis_name=None):
-  """Returns the states of sampler and outer loss, and the epoch, afterwards."""
+def _end_epoch(sampler, settings, sampler_state, inner, outer, epoch, measured,
+               *, axis_name=None):
+  """Returns the states of the parts, and the epoch, afterwards."""
   del axis_name  # Sums are those of the global batch already.
   epoch = epoch + 1
   return (sampler.update(sampler_state, measured),
-          outer.end_epoch(outer_state, epoch), epoch)
+          *distill.end_epoch(settings, inner, outer, epoch), epoch)

@@ -13,4 +13,6 @@ from ferd_jax.synthesis import samplers
 SYNTHESES = parts.Registry('synthesis', ferd=ferd.Ferd, real=real.Real)
 SAMPLERS = parts.Registry(
     'sampler', margin_softmax=samplers.MarginSoftmax,
-    margin_minmax=samplers.MarginMinMax, uniform=samplers.Uniform)
+    margin_minmax=samplers.MarginMinMax, uniform=samplers.Uniform,
+    teacher_ce=samplers.TeacherCrossEntropy,
+    student_margin_softmax=samplers.StudentMarginSoftmax)

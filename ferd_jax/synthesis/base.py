@@ -8,17 +8,15 @@ registered by name in `ferd_jax.synthesis`; the run knows nothing else of them.
 from collections.abc import Callable
 import dataclasses
 from typing import Any
-from typing import NamedTuple
 from typing import Protocol
 
 from flax import linen as nn
 import flax.struct
 import jax
-import jax.numpy as jnp
 
 from ferd_jax import attacks
 from ferd_jax import losses
-from ferd_jax.core import collectives
+from ferd_jax.core import class_sums
 from ferd_jax.core import parallel
 from ferd_jax.core import validate
 from ferd_jax.models import frozen as frozens
@@ -172,17 +170,6 @@ class Measurement:
   network: str = frozens.ROBUST
 
 
-class Sums(NamedTuple):
-  """What was measured of each class, over the global batch.
-
-  Attributes:
-    values: `[K]`, sums of the statistic over a class's images.
-    counts: `[K]`, images of each class.
-  """
-  values: jax.Array
-  counts: jax.Array
-
-
 class Sampler(Protocol):
   """Says how often which class is made.
 
@@ -197,7 +184,7 @@ class Sampler(Protocol):
   def init(self, num_classes: int) -> Any:
     """Returns the state of the first epoch."""
 
-  def update(self, state: Any, measured: Sums | None) -> Any:
+  def update(self, state: Any, measured: class_sums.Sums | None) -> Any:
     """Returns the state of the next epoch.
 
     Args:
@@ -209,12 +196,3 @@ class Sampler(Protocol):
 def per_example(tree: Any) -> Any:
   """Returns specs for a pytree of per-example arrays, and of scalars."""
   return jax.tree.map(lambda leaf: SHARDED if leaf.ndim else REPLICATED, tree)
-
-
-def class_sums(values: jax.Array, labels: jax.Array, num_classes: int, *,
-               axis_name: str | None = None) -> Sums:
-  """Returns the sums of `values` `[B]` per class, over the global batch."""
-  onehot = jax.nn.one_hot(labels, num_classes, dtype=values.dtype)
-  return collectives.psum(
-      Sums(jnp.sum(values[:, None] * onehot, axis=0), jnp.sum(onehot, axis=0)),
-      axis_name)

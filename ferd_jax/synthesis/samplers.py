@@ -1,11 +1,12 @@
 """Samplers: how often which class is synthesised.
 
-FERD's make fragile classes more often. A class is fragile if the attacked
-teacher's margins on its images are small or negative; fragilities become
-sampling probabilities of the next epoch.
+All but the uniform one make fragile classes more often. A class is fragile if a
+network's margins on its images under attack are small or negative, or its
+cross-entropy there is large; fragilities become sampling probabilities of the
+next epoch.
 
 References: FERD, arXiv:2509.20793 (softmax rule); GitHub mayaobuduyao/FERD
-test.py (min-max rule).
+test.py (min-max rule; the teacher's cross-entropy in an earlier version).
 """
 
 import dataclasses
@@ -16,7 +17,10 @@ import jax
 import jax.numpy as jnp
 
 from ferd_jax import attacks
+from ferd_jax import losses
+from ferd_jax.core import class_sums
 from ferd_jax.core import validate
+from ferd_jax.models import frozen as frozens
 from ferd_jax.synthesis import base
 
 ABSENT = ('carry', 'mean', 'zero')
@@ -27,7 +31,7 @@ class ClassWeights(flax.struct.PyTreeNode):
 
   Attributes:
     probs: `[K]`, sum 1.
-    fragility: `[K]`, the mean of the negative attacked margins.
+    fragility: `[K]`, means of what is measured, the larger the more fragile.
     measured: bool `[K]`, whether a class ever had an image.
   """
   probs: jax.Array
@@ -55,27 +59,22 @@ class Uniform:
     return Probabilities(_uniform(num_classes))
 
   def update(self, state: Probabilities,
-             measured: base.Sums | None) -> Probabilities:
+             measured: class_sums.Sums | None) -> Probabilities:
     """Returns the same probabilities."""
     del measured
     return state
 
 
-@dataclasses.dataclass(frozen=True)
-class _ByMargins:
-  """What the rules on margins have in common."""
-  eps: float
-  step_size: float
+class _ByFragility:
+  """What the rules have in common.
+
+  A subclass says what it measures, with which sign it is fragility, and which
+  probabilities fragilities give.
+  """
+  sign = -1  # Of margins; a robust class has large ones.
 
   def __post_init__(self):
     validate.one_of(ABSENT, absent=self.absent)
-    validate.count(attack_steps=self.attack_steps)
-
-  @functools.cached_property
-  def measurement(self) -> base.Measurement:
-    """The teacher's margins under PGD."""
-    return base.Measurement(attack=attacks.PGD(self.eps, self.step_size,
-                                               self.attack_steps))
 
   def init(self, num_classes: int) -> ClassWeights:
     """Returns uniform probabilities and nothing measured."""
@@ -83,16 +82,16 @@ class _ByMargins:
                         fragility=jnp.zeros([num_classes], jnp.float32),
                         measured=jnp.zeros([num_classes], bool))
 
-  def update(self, state: ClassWeights, measured: base.Sums) -> ClassWeights:
-    """Returns the class weights after an epoch's margins.
+  def update(self, state: ClassWeights,
+             measured: class_sums.Sums) -> ClassWeights:
+    """Returns the class weights after an epoch's measurement.
 
     Args:
       state: the class weights before.
-      measured: sums over a class's images of the attacked margins.
+      measured: sums of the statistic over a class's images.
     """
     present = measured.counts > 0
-    now = jnp.where(present,
-                    -measured.values / jnp.maximum(measured.counts, 1), 0)
+    now = jnp.where(present, self.sign * measured.means(0.), 0)
     ever = state.measured | present
     if self.absent == 'carry':
       fragility = jnp.where(present, now, state.fragility)
@@ -103,6 +102,26 @@ class _ByMargins:
       fragility = now
     return ClassWeights(probs=self.probabilities(fragility),
                         fragility=fragility, measured=ever)
+
+
+@dataclasses.dataclass(frozen=True)
+class _ByMargins(_ByFragility):
+  """Margins under PGD."""
+  eps: float
+  step_size: float
+
+  network = frozens.ROBUST  # whose margins
+
+  def __post_init__(self):
+    super().__post_init__()
+    validate.count(attack_steps=self.attack_steps)
+
+  @functools.cached_property
+  def measurement(self) -> base.Measurement:
+    """The network's margins under PGD."""
+    return base.Measurement(
+        attack=attacks.PGD(self.eps, self.step_size, self.attack_steps),
+        network=self.network)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,6 +152,42 @@ class MarginSoftmax(_ByMargins):
 
 
 @dataclasses.dataclass(frozen=True)
+class StudentMarginSoftmax(MarginSoftmax):
+  """`MarginSoftmax` by the margins of the student, whom fairness is about.
+
+  During the warm-up these are those of an untrained network.
+
+  Attributes:
+    attack_steps: of PGD on the student.
+  """
+  network = frozens.STUDENT
+
+
+@dataclasses.dataclass(frozen=True)
+class TeacherCrossEntropy(_ByFragility):
+  """Softmax of the teacher's mean cross-entropy of a class / tau; no attack.
+
+  Attributes:
+    tau: temperature; the larger, the more even.
+    absent: fragility of a class without images in an epoch: 'carry', 'mean' or
+      'zero', here the smallest; see `MarginSoftmax`.
+  """
+  tau: float = 1.
+  absent: str = 'carry'
+
+  measurement = base.Measurement(statistic=losses.cross_entropy)
+  sign = 1
+
+  def __post_init__(self):
+    super().__post_init__()
+    validate.positive(tau=self.tau)
+
+  def probabilities(self, fragility: jax.Array) -> jax.Array:
+    """Returns class probabilities `[K]` for fragilities `[K]`."""
+    return jax.nn.softmax(fragility / self.tau)
+
+
+@dataclasses.dataclass(frozen=True)
 class MarginMinMax(_ByMargins):
   """The public code's rule: fragilities scaled to a range, then normalised.
 
@@ -151,12 +206,7 @@ class MarginMinMax(_ByMargins):
 
   def __post_init__(self):
     super().__post_init__()
-    if not isinstance(self.range, tuple) or len(self.range) != 2:
-      raise validate.SettingError('range', self.range, 'to be (low, high).')
-    for bound in self.range:
-      validate.positive(range=bound)
-    if self.range[0] > self.range[1]:
-      raise validate.SettingError('range', self.range, 'with low <= high.')
+    validate.ordered(range=self.range)
 
   def probabilities(self, fragility: jax.Array) -> jax.Array:
     """Returns class probabilities `[K]` for fragilities `[K]`."""

@@ -51,13 +51,24 @@ MODEL = OneLayer(CLASSES)
 
 @dataclasses.dataclass(frozen=True)
 class Shift:
-  """Makes images brighter, and notices what it can see."""
+  """Makes images brighter, and notices what it can see; counts batches."""
   needs: tuple[str, ...] = ()
+  notices: tuple[str, ...] = ('labels', 'word')
 
-  def __call__(self, networks, images, labels, t_clean, class_state, keys):
+  def init(self, num_classes):
+    del num_classes
+    return jnp.zeros([])
+
+  def update(self, state, outputs, *, axis_name=None):
+    del axis_name
+    return state + jnp.sum(outputs.labels)
+
+  def __call__(self, state, networks, images, labels, t_clean, class_state,
+               keys):
     assert set(self.needs) <= set(t_clean)
     noticed = {
         'labels': labels, 'count': jnp.full(BATCH, class_state),
+        'own': jnp.full(BATCH, state),
         'student': networks.student(images)[:, 0],
         'student_train': networks.student_train(images)[:, 0],
         'word': jax.vmap(jax.random.bits)(keys)}
@@ -119,8 +130,8 @@ def run(settings, labels=LABELS):
                 OTHER: random_variables(OTHER_SEED)},
       student=None, epoch=jnp.asarray(7))
   batch = distill.StudentBatch(jnp.asarray(IMAGES), labels)
-  state, metrics = step(settings, state.replace(outer=state.outer + 5), batch,
-                        frozen, jax.random.key(0))
+  state = state.replace(inner=state.inner + 3, outer=state.outer + 5)
+  state, metrics = step(settings, state, batch, frozen, jax.random.key(0))
   metrics = dict(metrics)
   return state, metrics.pop('outputs'), metrics
 
@@ -252,7 +263,7 @@ def test_what_the_attack_notices_reaches_loss_and_metrics(usual):
   assert len(np.unique(noticed['word'])) == BATCH  # one key per image
   assert {f'noticed_{name}' for name in noticed} == {
       name for name in metrics if name.startswith('noticed')}
-  for name in ('labels', 'count', 'student', 'student_train'):
+  for name in ('labels', 'count', 'own', 'student', 'student_train'):
     np.testing.assert_allclose(metrics[f'noticed_{name}'],
                                np.mean(noticed[name]))
   np.testing.assert_allclose(metrics['loss'], sum(
@@ -260,10 +271,12 @@ def test_what_the_attack_notices_reaches_loss_and_metrics(usual):
       for student in (outputs.s_clean, outputs.s_adv)))
 
 
-def test_state_of_the_loss_goes_through_the_step(usual):
+def test_states_of_loss_and_attack_go_through_the_step(usual):
   state, outputs, _ = usual
   np.testing.assert_array_equal(outputs.noticed['count'], np.full(BATCH, 5))
+  np.testing.assert_array_equal(outputs.noticed['own'], np.full(BATCH, 3))
   assert state.outer == 6
+  assert state.inner == 3 + LABELS.sum()  # It saw the batch.
 
 
 def test_attacked_images_are_constants_for_the_gradient(usual):
@@ -313,3 +326,18 @@ def test_a_missing_teacher_is_named(options):
   with pytest.raises(ValueError, match="^Expected a teacher 'big', which the "
                      "method needs; there are 'robust', 'clean'.$"):
     settings(**options)
+
+
+def test_what_nobody_notices_is_named():
+  with pytest.raises(ValueError, match="^Expected the inner attack Shift to "
+                     "notice 'kappa', which the outer loss Looking reads.$"):
+    settings(base.Needs(noticed=('labels', 'kappa')))
+  assert settings(base.Needs(noticed=('labels', 'word')))
+
+
+@pytest.mark.parametrize('weights', [None, np.array([0.5, 2., 0., 1.])])
+def test_means_are_weighed(weights, usual):
+  outputs = usual[1].replace(weights=weights)
+  values = np.array([1., 2., 3., 4.])
+  expected = (values * (1 if weights is None else weights)).mean()
+  np.testing.assert_allclose(outputs.mean(values), expected)

@@ -12,7 +12,6 @@ import numpy as np
 import optax
 import pytest
 
-from ferd_jax import attacks
 from ferd_jax import models
 from ferd_jax.distillation import base
 from ferd_jax.distillation import distill
@@ -61,11 +60,7 @@ def random_variables(seed):
 
 class Noiseless(inner.UniformTarget):
   """UTAEs from the images themselves."""
-
-  @property
-  def attack(self):
-    return attacks.UTAE(self.eps, self.step_size, self.steps, gamma=self.gamma,
-                        noise=0.)
+  start = 'zero'
 
 
 # No noise at the start and no augmentation: nothing depends on the keys.

@@ -8,8 +8,8 @@ import pytest
 
 from ferd_jax import attacks
 from ferd_jax import losses
+from ferd_jax.core import class_sums
 from ferd_jax.models import frozen
-from ferd_jax.synthesis import base
 from ferd_jax.synthesis import samplers
 
 EPS, STEP = 8 / 255, 2 / 255
@@ -23,7 +23,7 @@ def probabilities(fragility, sampler):
 
 
 def update(state, margin_sums, counts, sampler):
-  return sampler.update(state, base.Sums(
+  return sampler.update(state, class_sums.Sums(
       jnp.asarray(margin_sums, jnp.float32), jnp.asarray(counts, jnp.float32)))
 
 
