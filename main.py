@@ -2,6 +2,7 @@
 
   python main.py --config=configs/digits.py
   python main.py --config=cifar10:released --config.seed=1 --workdir=runs/seed1
+  python main.py --config=teachers/digits    a teacher, trained with data
   python main.py --config=cifar10 --help     every setting and its meaning
 """
 

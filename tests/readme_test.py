@@ -106,6 +106,13 @@ def test_every_config_is_in_the_table(page):
   assert not [name for name in configs if f'\n| `{name}` |' not in text]
 
 
+def test_every_teacher_s_config_is_in_a_table():
+  text = (_ROOT / 'docs' / 'settings.md').read_text()
+  names = [path.stem for path in (_ROOT / 'configs' / 'teachers').glob('*.py')]
+  assert names
+  assert not [name for name in names if f'\n| `teachers/{name}` |' not in text]
+
+
 @pytest.mark.parametrize(
     ('page', 'what', 'arguments'), list(_commands()),
     ids=lambda value: value.name if isinstance(value, os.PathLike) else

@@ -120,7 +120,9 @@ def test_killed_training_goes_on_bit_for_bit(trained, stripes, tmp_path,
 
   def killed(method, steps, state, teachers, pool, on_step):
     if int(state.epoch) == 2:
-      on_step = lambda phase, values: (_ for _ in ()).throw(KeyboardInterrupt)
+      def on_step(phase, values):
+        del phase, values
+        raise KeyboardInterrupt
     return epoch(method, steps, state, teachers, pool, on_step)
   again = tiny.claim(_config(stripes), tmp_path)
   with monkeypatch.context() as patch:

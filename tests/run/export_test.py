@@ -10,7 +10,8 @@ def card(**student):
       'teacher': {'arch': 'wrn_34_10', 'path': '/home/x/net.pt',
                   'robustbench': None,
                   'digest': 'abcdef' * 10},
-      'training_data': None, 'method': 'FERD', 'seed': 3, 'norm': 'Linf', 'eps': 8 / 255, 'epoch': 5,
+      'training_data': None, 'method': 'FERD', 'seed': 3, 'norm': 'Linf',
+      'eps': 8 / 255, 'epoch': 5,
       'results': {
           'config': 'mine', 'num_epochs': 6, 'num_examples': 4, 'seed': 3,
           'class_counts': [2, 2], 'eps': 8 / 255, 'epoch': 5,
