@@ -1,9 +1,20 @@
 """What configs share: variants (`configs/cifar10.py:smoke,released`), the
 balance of losses for small teachers, and what makes a run short on a CPU.
+
+Every config has these variants:
+
+- `released`, `smoke`: see docs/settings.md;
+- ablations of FERD: `no_reweighting`, `no_fae`, `no_utae`, `similar_target`,
+  and one setting at another value: `gamma=0.5`, `tau=2`, `lambda=1`, `tap=...`;
+- robust losses with the attacks that they were published with: the names in
+  `LOSSES`. They take the student's budget and optimiser of the config.
 """
 
 from collections.abc import Callable
 from collections.abc import Mapping
+import functools
+from typing import Any
+from typing import NamedTuple
 
 from ml_collections import config_dict
 
@@ -58,6 +69,104 @@ def synthesise_natural_images(config: config_dict.ConfigDict) -> None:
   config.synthesis.w_adv = 0.1
 
 
+class Loss(NamedTuple):
+  """An outer loss and the inner attack that it was published with.
+
+  Attributes:
+    outer: its name.
+    inner: name of the attack.
+    outer_settings: other than the loss' defaults.
+    inner_settings: other than the attack's.
+    clean_teacher: whether there has to be a second teacher, 'clean'.
+  """
+  outer: str
+  inner: str
+  outer_settings: Mapping[str, Any] = {}
+  inner_settings: Mapping[str, Any] = {}
+  clean_teacher: bool = False
+
+
+_IN_TRAINING_MODE = {'start': 'uniform', 'statistics': 'batch'}  # as ARD
+LOSSES = {
+    'rslad': Loss('rslad', 'rslad'),
+    'ard': Loss('ard', 'ce', inner_settings=_IN_TRAINING_MODE),
+    'iad': Loss('iad', 'ce', inner_settings=_IN_TRAINING_MODE),
+    'iad2': Loss('iad2', 'ce', inner_settings=_IN_TRAINING_MODE,
+                 clean_teacher=True),
+    'adaad': Loss('adaad', 'adaad'),
+    'adaiad': Loss('adaiad', 'adaad'),
+    'mtard': Loss('mtard', 'ce', clean_teacher=True),
+    'trades': Loss('trades', 'trades'),
+    'absld': Loss('absld', 'rslad'),
+    'saad': Loss('saad', 'rslad'),
+    'ikl': Loss('ikl', 'rslad'),
+    'gkl': Loss('gkl', 'rslad'),
+    'hee': Loss('soft_ce', 'hee', {'w_clean': 0., 'w_adv': 1.,
+                                   'target': 'attacked', 'hard': True}),
+    'fair_rslad': Loss('fair_rslad', 'rslad'),
+    'fair_ard': Loss('fair_ard', 'ce', inner_settings=_IN_TRAINING_MODE),
+    'fair_iad': Loss('fair_iad', 'ce', inner_settings=_IN_TRAINING_MODE),
+    'fair_mtard': Loss('fair_mtard', 'ce', clean_teacher=True),
+}
+
+
+def use_loss(config: config_dict.ConfigDict, name: str) -> None:
+  """Puts an outer loss and its inner attack into a config.
+
+  Args:
+    config: to change.
+    name: in `LOSSES`.
+  """
+  loss = LOSSES[name]
+  settings.use(config, 'outer', loss.outer, **loss.outer_settings)
+  settings.use(config, 'inner', loss.inner, **loss.inner_settings)
+  if loss.clean_teacher and 'clean' not in config.teachers:
+    # Of the same architecture unless the user says otherwise; its file has to
+    # be given, --config.teachers.clean.path=FILE.
+    config.teachers.clean = settings.network()
+    for option in ('arch', *settings.NETWORK):
+      config.teachers.clean[option] = config.teacher[option]
+
+
+def _no_reweighting(config: config_dict.ConfigDict) -> None:
+  """Draws all classes alike."""
+  settings.use(config, 'sampler', 'uniform')
+
+
+def _no_fae(config: config_dict.ConfigDict) -> None:
+  """Leaves out the uniformity constraint on features."""
+  config.synthesis.w_uni = 0.
+
+
+def _no_utae(config: config_dict.ConfigDict) -> None:
+  """Attacks the student as RSLAD does."""
+  settings.use(config, 'inner', 'rslad')
+
+
+def _similar_target(config: config_dict.ConfigDict) -> None:
+  """Attacks the student towards the classes that errors fall on."""
+  settings.use(config, 'inner', 'similar_target')
+
+
+# Variants with a value, such as gamma=0.5, and the setting that has it.
+_SWEPT = {'gamma': 'inner.gamma', 'tau': 'sampler.tau',
+          'lambda': 'synthesis.w_uni', 'tap': 'synthesis.tap'}
+
+
+def _sweep(config: config_dict.ConfigDict, name: str, text: str) -> None:
+  """Gives a setting the value that a variant has."""
+  group, setting = _SWEPT[name].split('.')
+  if setting not in config[group]:
+    raise ValueError(
+        f'Expected variant={name}={text} where {group} has {setting!r}; '
+        f'{group}.name is {config[group].name!r}.')
+  try:
+    config[group][setting] = type(config[group][setting])(text)
+  except ValueError:
+    raise ValueError(
+        f'Expected variant={name}={text} to have a number.') from None
+
+
 _SMALLEST = {'wrn_34_10': 'wrn_10_1', 'preact_resnet34': 'preact_resnet18',
              'cifar_resnet20': 'cifar_resnet8'}
 
@@ -69,17 +178,20 @@ def _smoke(config: config_dict.ConfigDict) -> None:
   needed, and the numbers mean nothing.
   """
   config.data.noise_examples = 24
-  config.teacher.arch = _SMALLEST.get(config.teacher.arch, config.teacher.arch)
-  config.teacher.path = 'random'
-  config.teacher.robustbench = None
-  config.teacher.width = config.student.width = 4
+  for teacher in (config.teacher, *config.teachers.values()):
+    teacher.arch = _SMALLEST.get(teacher.arch, teacher.arch)
+    teacher.path = 'random'
+    teacher.robustbench = None
+    teacher.width = 4
+  config.student.width = 4
   config.num_epochs = 3
   config.warmup_epochs = 1
   config.synthesis.steps = 2
   config.synthesis.batch_size = 8
   config.synthesis.width = 8
   config.synthesis.bottleneck.steps = 3
-  config.sampler.attack_steps = 2
+  if 'attack_steps' in config.sampler:
+    config.sampler.attack_steps = 2
   config.distill.steps = 2
   config.distill.batch_size = 8
   config.inner.steps = 2
@@ -100,7 +212,10 @@ def _released(config: config_dict.ConfigDict) -> None:
   config.eval.curve_examples = 0  # it selects on the whole test set
 
 
-_VARIANTS = {'released': _released, 'smoke': _smoke}
+_VARIANTS = {
+    'released': _released, 'no_reweighting': _no_reweighting,
+    'no_fae': _no_fae, 'no_utae': _no_utae, 'similar_target': _similar_target,
+    **{name: functools.partial(use_loss, name=name) for name in LOSSES}}
 
 
 def apply(config: config_dict.ConfigDict, names: str,
@@ -108,8 +223,8 @@ def apply(config: config_dict.ConfigDict, names: str,
           ) -> config_dict.ConfigDict:
   """Returns the config with the comma-separated variants applied.
 
-  The config's own come first and `smoke` last, in whatever order they are
-  written.
+  The config's own come first, then those that all have, then those with a
+  value, and `smoke` last, in whatever order they are written.
 
   Args:
     config: to change; its name gets the variants appended.
@@ -117,16 +232,29 @@ def apply(config: config_dict.ConfigDict, names: str,
     **own: further variants of this config, by name.
 
   Raises:
-    ValueError: for an unknown variant.
+    ValueError: for an unknown variant, or one that the config has no setting
+      for.
   """
-  variants: Mapping = own | _VARIANTS
-  wanted = [name for name in names.split(',') if name]
-  for name in wanted:
-    if name not in variants:
+  variants = {**own, **_VARIANTS}
+  wanted, swept = [], {}
+  for name in filter(None, names.split(',')):
+    setting, equals, text = name.partition('=')
+    if equals and setting in _SWEPT:
+      swept[setting] = text
+    elif name in variants or name == 'smoke':
+      wanted.append(name)
+    else:
+      known = [*variants, 'smoke', *(f'{each}=...' for each in _SWEPT)]
       raise ValueError(f'Expected variant={name!r} of config {config.name!r} '
-                       f'to be one of {", ".join(map(repr, variants))}.')
+                       f'to be one of {", ".join(map(repr, known))}.')
   for name, change in variants.items():
     if name in wanted:
       change(config)
       config.name += f'_{name}'
+  for name, text in swept.items():
+    _sweep(config, name, text)
+    config.name += f'_{name}{text}'
+  if 'smoke' in wanted:
+    _smoke(config)
+    config.name += '_smoke'
   return config

@@ -42,7 +42,7 @@ _DATA = {  # for evaluation only
     'split': ('test', 'TFDS syntax, such as test[:1000]'),
     'noise_examples': (0, '> 0: that many images of noise instead (smoke)'),
 }
-_NETWORK = {
+NETWORK = {  # what networks of a group have besides their architecture
     'width': (_Unset(int), 'channels of the first convolution'),
     'mean': (_Unset(tuple), 'normalisation inside the network'),
     'std': (_Unset(tuple), 'normalisation inside the network'),
@@ -62,9 +62,9 @@ _FILE = {
 _TEACHER = {
     'arch': ('wrn_34_10', "architecture; 'auto': recognised from the file, "
              'what that does not say is asked'),
-    **_NETWORK, **_FILE,
+    **NETWORK, **_FILE,
 }
-_STUDENT = {'arch': ('resnet18', 'architecture'), **_NETWORK}
+_STUDENT = {'arch': ('resnet18', 'architecture'), **NETWORK}
 _AUGMENT = {  # of views and batches
     'pad': (4, 'largest shift, in pixels'),
     'flip': (True, 'whether images are mirrored at random'),
@@ -250,7 +250,7 @@ def give_way(config: config_dict.ConfigDict,
           f'{network}.arch', arch, f'not to be given beside {network}.'
           'robustbench, which has its own.')
     if arch is not None and arch != settings.arch:
-      for option in _NETWORK:
+      for option in NETWORK:
         settings[option] = None
       if 'path' in settings:
         if settings.path != 'random':
@@ -260,7 +260,7 @@ def give_way(config: config_dict.ConfigDict,
       settings.robustbench = None
     elif given.get(f'{network}.robustbench') and 'path' in settings:
       settings.path = ''
-      for option in _NETWORK:
+      for option in NETWORK:
         settings[option] = None
 
 
