@@ -1,9 +1,20 @@
 """What configs share: variants (`configs/cifar10.py:smoke,released`), the
 balance of losses for small teachers, and what makes a run short on a CPU.
+
+Every config has these variants:
+
+- `released`, `smoke`: see docs/settings.md;
+- ablations of FERD: `no_reweighting`, `no_fae`, `no_utae`, `similar_target`,
+  and one setting at another value: `gamma=0.5`, `tau=2`, `lambda=1`, `tap=...`;
+- robust losses with the attacks that they were published with: the names in
+  `LOSSES`. They take the student's budget and optimiser of the config.
 """
 
 from collections.abc import Callable
 from collections.abc import Mapping
+import functools
+from typing import Any
+from typing import NamedTuple
 
 from ml_collections import config_dict
 
@@ -84,12 +95,6 @@ def pgd_at(config: config_dict.ConfigDict) -> None:
   settings.use(config, 'outer', 'cross_entropy', w_clean=0.5, w_adv=0.5)
 
 
-def trades(config: config_dict.ConfigDict) -> None:
-  """Takes the attack and loss of TRADES (Zhang et al., arXiv:1901.08573)."""
-  settings.use(config, 'inner', 'trades')
-  settings.use(config, 'outer', 'trades')
-
-
 def train_long(config: config_dict.ConfigDict) -> None:
   """Takes the schedule with which public robust networks of CIFAR were made.
 
@@ -102,6 +107,102 @@ def train_long(config: config_dict.ConfigDict) -> None:
   config.distill.milestones = (75, 90)
   config.eval.every = 1  # robustness is best soon after a milestone
   config.eval.target_examples = 0
+class Loss(NamedTuple):
+  """An outer loss and the inner attack that it was published with.
+
+  Attributes:
+    outer: its name.
+    inner: name of the attack.
+    outer_settings: other than the loss' defaults.
+    inner_settings: other than the attack's.
+    clean_teacher: whether there has to be a second teacher, 'clean'.
+  """
+  outer: str
+  inner: str
+  outer_settings: Mapping[str, Any] = {}
+  inner_settings: Mapping[str, Any] = {}
+  clean_teacher: bool = False
+
+
+_IN_TRAINING_MODE = {'start': 'uniform', 'statistics': 'batch'}  # as ARD
+LOSSES = {
+    'rslad': Loss('rslad', 'rslad'),
+    'ard': Loss('ard', 'ce', inner_settings=_IN_TRAINING_MODE),
+    'iad': Loss('iad', 'ce', inner_settings=_IN_TRAINING_MODE),
+    'iad2': Loss('iad2', 'ce', inner_settings=_IN_TRAINING_MODE,
+                 clean_teacher=True),
+    'adaad': Loss('adaad', 'adaad'),
+    'adaiad': Loss('adaiad', 'adaad'),
+    'mtard': Loss('mtard', 'ce', clean_teacher=True),
+    'trades': Loss('trades', 'trades'),
+    'absld': Loss('absld', 'rslad'),
+    'saad': Loss('saad', 'rslad'),
+    'ikl': Loss('ikl', 'rslad'),
+    'gkl': Loss('gkl', 'rslad'),
+    'hee': Loss('soft_ce', 'hee', {'w_clean': 0., 'w_adv': 1.,
+                                   'target': 'attacked', 'hard': True}),
+    'fair_rslad': Loss('fair_rslad', 'rslad'),
+    'fair_ard': Loss('fair_ard', 'ce', inner_settings=_IN_TRAINING_MODE),
+    'fair_iad': Loss('fair_iad', 'ce', inner_settings=_IN_TRAINING_MODE),
+    'fair_mtard': Loss('fair_mtard', 'ce', clean_teacher=True),
+}
+
+
+def use_loss(config: config_dict.ConfigDict, name: str) -> None:
+  """Puts an outer loss and its inner attack into a config.
+
+  Args:
+    config: to change.
+    name: in `LOSSES`.
+  """
+  loss = LOSSES[name]
+  settings.use(config, 'outer', loss.outer, **loss.outer_settings)
+  settings.use(config, 'inner', loss.inner, **loss.inner_settings)
+  if loss.clean_teacher and 'clean' not in config.teachers:
+    # Of the same architecture unless the user says otherwise; its file has to
+    # be given, --config.teachers.clean.path=FILE.
+    config.teachers.clean = settings.network()
+    for option in ('arch', *settings.NETWORK):
+      config.teachers.clean[option] = config.teacher[option]
+
+
+def _no_reweighting(config: config_dict.ConfigDict) -> None:
+  """Draws all classes alike."""
+  settings.use(config, 'sampler', 'uniform')
+
+
+def _no_fae(config: config_dict.ConfigDict) -> None:
+  """Leaves out the uniformity constraint on features."""
+  config.synthesis.w_uni = 0.
+
+
+def _no_utae(config: config_dict.ConfigDict) -> None:
+  """Attacks the student as RSLAD does."""
+  settings.use(config, 'inner', 'rslad')
+
+
+def _similar_target(config: config_dict.ConfigDict) -> None:
+  """Attacks the student towards the classes that errors fall on."""
+  settings.use(config, 'inner', 'similar_target')
+
+
+# Variants with a value, such as gamma=0.5, and the setting that has it.
+_SWEPT = {'gamma': 'inner.gamma', 'tau': 'sampler.tau',
+          'lambda': 'synthesis.w_uni', 'tap': 'synthesis.tap'}
+
+
+def _sweep(config: config_dict.ConfigDict, name: str, text: str) -> None:
+  """Gives a setting the value that a variant has."""
+  group, setting = _SWEPT[name].split('.')
+  if setting not in config[group]:
+    raise ValueError(
+        f'Expected variant={name}={text} where {group} has {setting!r}; '
+        f'{group}.name is {config[group].name!r}.')
+  try:
+    config[group][setting] = type(config[group][setting])(text)
+  except ValueError:
+    raise ValueError(
+        f'Expected variant={name}={text} to have a number.') from None
 
 
 _SMALLEST = {'wrn_34_10': 'wrn_10_1', 'preact_resnet34': 'preact_resnet18',
@@ -119,11 +220,11 @@ def _smoke(config: config_dict.ConfigDict) -> None:
     config.student.arch = _SMALLEST.get(config.student.arch,
                                         config.student.arch)
   else:
-    config.teacher.arch = _SMALLEST.get(config.teacher.arch,
-                                        config.teacher.arch)
-    config.teacher.path = 'random'
-    config.teacher.robustbench = None
-    config.teacher.width = 4
+    for teacher in (config.teacher, *config.teachers.values()):
+      teacher.arch = _SMALLEST.get(teacher.arch, teacher.arch)
+      teacher.path = 'random'
+      teacher.robustbench = None
+      teacher.width = 4
   config.student.width = 4
   config.num_epochs = 3
   config.warmup_epochs = min(config.warmup_epochs, 1)
@@ -155,7 +256,11 @@ def _released(config: config_dict.ConfigDict) -> None:
   config.eval.curve_examples = 0  # it selects on the whole test set
 
 
-_VARIANTS = {'released': _released, 'smoke': _smoke}
+_VARIANTS = {
+    'released': _released, 'no_reweighting': _no_reweighting,
+    'no_fae': _no_fae, 'no_utae': _no_utae, 'similar_target': _similar_target,
+    **{name: functools.partial(use_loss, name=name) for name in LOSSES}}
+_WITHOUT_TEACHER = ('trades',)
 
 
 def apply(config: config_dict.ConfigDict, names: str,
@@ -163,8 +268,9 @@ def apply(config: config_dict.ConfigDict, names: str,
           ) -> config_dict.ConfigDict:
   """Returns the config with the comma-separated variants applied.
 
-  The config's own come first and `smoke` last, in whatever order they are
-  written. `released` is there for the paper's method alone.
+  The config's own come first, then those that all have, then those with a
+  value, and `smoke` last, in whatever order they are written. Where no teacher
+  is, there are only those that ask for none.
 
   Args:
     config: to change; its name gets the variants appended.
@@ -172,18 +278,31 @@ def apply(config: config_dict.ConfigDict, names: str,
     **own: further variants of this config, by name.
 
   Raises:
-    ValueError: for an unknown variant.
+    ValueError: for an unknown variant, or one that the config has no setting
+      for.
   """
-  variants: Mapping = own | {
-      name: change for name, change in _VARIANTS.items()
-      if name != 'released' or config.outer.name == 'decoupled_kl'}
-  wanted = [name for name in names.split(',') if name]
-  for name in wanted:
-    if name not in variants:
+  shared = _VARIANTS if config.teacher.arch != 'none' else {
+      name: _VARIANTS[name] for name in _WITHOUT_TEACHER}
+  variants = {**own, **shared}
+  wanted, swept = [], {}
+  for name in filter(None, names.split(',')):
+    setting, equals, text = name.partition('=')
+    if equals and setting in _SWEPT:
+      swept[setting] = text
+    elif name in variants or name == 'smoke':
+      wanted.append(name)
+    else:
+      known = [*variants, 'smoke', *(f'{each}=...' for each in _SWEPT)]
       raise ValueError(f'Expected variant={name!r} of config {config.name!r} '
-                       f'to be one of {", ".join(map(repr, variants))}.')
+                       f'to be one of {", ".join(map(repr, known))}.')
   for name, change in variants.items():
     if name in wanted:
       change(config)
       config.name += f'_{name}'
+  for name, text in swept.items():
+    _sweep(config, name, text)
+    config.name += f'_{name}{text}'
+  if 'smoke' in wanted:
+    _smoke(config)
+    config.name += '_smoke'
   return config

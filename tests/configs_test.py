@@ -10,6 +10,7 @@ from configs import cifar10_resnet20
 from configs import cifar100
 from configs import default
 from configs import tiny_imagenet
+from configs import variants
 from ferd_jax.run import settings
 from ferd_jax.weights import robustbench
 
@@ -28,6 +29,16 @@ EVERY = [(name, variant) for name, own in VARIANTS.items()
          for variant in ('', *own, 'released', 'smoke', 'released,smoke')]
 EVERY += [(name, variant) for name, own in TEACHERS.items()
           for variant in ('', *own, 'smoke', f'{own[0]},smoke')]
+ABLATIONS = {
+    'no_reweighting': {'sampler.name': 'uniform'},
+    'no_fae': {'synthesis.w_uni': 0.},
+    'no_utae': {'inner.name': 'rslad'},
+    'no_fae,no_utae': {'synthesis.w_uni': 0., 'inner.name': 'rslad'},
+    'similar_target': {'inner.name': 'similar_target'},
+    'gamma=0.5': {'inner.gamma': 0.5}, 'tau=2': {'sampler.tau': 2.},
+    'lambda=0.7': {'synthesis.w_uni': 0.7}, 'tap=block3': {
+        'synthesis.tap': 'block3'},
+}
 
 
 def flat(config):
@@ -43,6 +54,11 @@ def difference(config, base):
   config, base = flat(config), flat(base)
   return {name for name in config.keys() | base.keys()
           if config.get(name) != base.get(name)}
+
+
+def check(config, values):
+  got = flat(config)
+  assert {name: got[name] for name in values} == values
 
 
 def test_every_config_is_listed():
@@ -73,7 +89,64 @@ def test_unknown_variant(name):
   assert "variant='fast'" in message
   for variant in (*VARIANTS[name], 'released', 'smoke'):
     assert f"'{variant}'" in message
-  assert message.count("'") == 2 * (len(VARIANTS[name]) + 4)
+  assert "'gamma=...'" in message and "'absld'" in message
+  with pytest.raises(ValueError, match="variant='no_fae=1'"):
+    get(name, 'no_fae=1')
+
+
+@pytest.mark.parametrize('variant', ABLATIONS)
+@pytest.mark.parametrize('name', VARIANTS)
+def test_ablations_change_what_they_are_called_after(name, variant):
+  config, usual = get(name, variant), get(name)
+  check(config, ABLATIONS[variant])
+  changed = {each.partition('.')[0] for each in ABLATIONS[variant]}
+  assert {each.partition('.')[0] for each in difference(config, usual)} == {
+      'name', *changed}
+  assert config.inner.steps == usual.inner.steps
+  # Smaller, and of known settings only.
+  small = get(name, f'{variant},smoke')
+  assert set(flat(settings.defaults_like(small))) == set(flat(small))
+
+
+def test_variants_with_a_value():
+  config = get('cifar10', 'tau=0.5,smoke,released,lambda=0')
+  assert config.synthesis.w_uni == 0 and config.inner.gamma == 0
+  assert config.name == 'cifar10_released_tau0.5_lambda0_smoke'
+
+
+@pytest.mark.parametrize(('variant', 'message'), [
+    ('gamma=0.5,no_utae', "where inner has 'gamma'; inner.name is 'rslad'"),
+    ('tau=2,no_reweighting', "where sampler has 'tau'.*is 'uniform'"),
+    ('tau=warm', 'tau=warm to have a number')])
+def test_values_that_a_config_has_no_setting_for(variant, message):
+  with pytest.raises(ValueError, match=message):
+    get('digits', variant)
+
+
+@pytest.mark.parametrize('name', variants.LOSSES)
+def test_losses_come_with_their_attacks(name):
+  loss = variants.LOSSES[name]
+  for data in ('digits', 'cifar10'):
+    config, usual = get(data, name), get(data)
+    defaults = settings.REGISTRIES['outer'].defaults(loss.outer)
+    assert config.outer.to_dict() == defaults | dict(loss.outer_settings)
+    assert config.inner.name == loss.inner
+    assert config.inner.steps == usual.inner.steps
+    assert difference(config, usual) <= {'name'} | {
+        each for each in (*flat(config), *flat(usual))
+        if each.startswith(('outer.', 'inner.', 'teachers'))}
+    assert list(config.teachers) == ['clean'] * loss.clean_teacher
+  small = get('cifar10', f'{name},smoke')
+  assert set(flat(settings.defaults_like(small))) == set(flat(small))
+  for teacher in small.teachers.values():
+    assert (teacher.path, teacher.arch) == ('random', 'wrn_10_1')
+
+
+def test_clean_teacher_is_like_the_robust_one():
+  config = get('digits', 'mtard')
+  assert config.teachers.clean.arch == config.teacher.arch
+  assert config.teachers.clean.shortcut == 'pad_both'
+  assert config.teachers.clean.path == ''  # The user has to name one.
 
 
 @pytest.mark.parametrize('name', TEACHERS)
@@ -127,14 +200,11 @@ PAPER = {
     'inner.gamma': 0.3, 'inner.source': 'student',
     'outer.name': 'decoupled_kl', 'outer.prior': 'class_mean',
     'outer.norm': 'weights', 'outer.power': 1,
+    'outer.prior_temperature': None, 'outer.temperature': 1,
+    'outer.w_wmse': 1, 'outer.w_ce': 1,
     'outer.w_clean': 5 / 6, 'outer.w_adv': 1 / 6, 'eval.select': 'last',
     'eval.nsd_ddof': 0,
 }
-
-
-def check(config, values):
-  got = flat(config)
-  assert {name: got[name] for name in values} == values
 
 
 @pytest.mark.parametrize('config', [cifar10, cifar100, tiny_imagenet])

@@ -72,6 +72,23 @@ def test_kl_divergence():
   np.testing.assert_allclose(losses.kl_divergence(t, t + 3), 0, atol=1e-14)
 
 
+def test_entropy():
+  logits = draw(5, 4)
+  np.testing.assert_allclose(losses.entropy(logits), entropy(logits))
+  np.testing.assert_allclose(losses.entropy(np.zeros((2, 7))), np.log(7))
+  assert losses.entropy(np.array([[1e4, 0., -1e4]])) == 0
+
+
+def test_tempered_kl():
+  t, s = draw(5, 4), draw(5, 4, seed=1)
+  p, q = softmax(t / 20), softmax(s / 20)
+  np.testing.assert_allclose(losses.tempered_kl(t, s, 20.),
+                             400 * (p * np.log(p / q)).sum(-1))
+  np.testing.assert_allclose(losses.tempered_kl(t, t + 3, 20.), 0, atol=1e-11)
+  np.testing.assert_allclose(losses.tempered_kl(t, s, 1.),
+                             losses.kl_divergence(t, s))
+
+
 def test_soft_cross_entropy_is_kl_plus_target_entropy():
   t, s = draw(5, 4), draw(5, 4, seed=1)
   gap = losses.soft_cross_entropy(t, s) - losses.kl_divergence(t, s)

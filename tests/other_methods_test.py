@@ -1,9 +1,9 @@
-"""Methods unlike FERD fit: toys of each part, and all pairs of parts."""
+"""Methods unlike FERD fit: toys of each part, and each part by itself."""
 
 import dataclasses
-import itertools
 
 import chex
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -125,53 +125,130 @@ def test_report_of_the_attack_is_logged(whole):
   assert all('distill/noticed_kappa' in line for line in lines[1:])
 
 
-def _pairs(combination):
-  return set(itertools.combinations(combination.items(), 2))
+# The attack that a loss was published with; else any.
+_FITTING = {'absld': 'rslad', 'adaad': 'adaad', 'trades': 'trades',
+            'ard': 'ce', 'mtard': 'ce', 'unlike_ferd': 'unlike_ferd'}
+_USUAL = {'synthesis': 'unlike_ferd', 'sampler': 'uniform', 'inner': 'rslad',
+          'outer': 'rslad'}
 
 
 def _combinations():
-  """Returns few combinations of parts in which each pair occurs."""
+  """Returns each part once, among others that compile fast or fit it."""
   toys.register()
-  groups = list(settings.REGISTRIES)
-  combinations = [
-      dict(zip(groups, names, strict=True))
-      for names in itertools.product(*settings.REGISTRIES.values())]
-  left = set().union(*map(_pairs, combinations))
-  chosen = []
-  while left:
-    best = max(combinations, key=lambda each: len(_pairs(each) & left))
-    chosen.append(best)
-    left -= _pairs(best)
-  return chosen
+  found = {}
+  for group, registry in settings.REGISTRIES.items():
+    for part in registry:
+      parts = _USUAL | {group: part}
+      if group == 'outer':
+        parts['inner'] = _FITTING.get(part, 'rslad')
+      found['-'.join(parts.values())] = parts
+  return found
 
 
-@pytest.mark.parametrize('parts', _combinations(),
-                         ids=lambda parts: '-'.join(parts.values()))
-def test_every_pair_of_parts_takes_an_epoch(parts):
+def _with_parts(parts):
   config = tiny.config(warmup_epochs=0)
+  config.inner.steps = 1
   for group, name in parts.items():
     settings.use(config, group, name)
-  experiment = tiny.build(config)
+  if set(parts['outer'].split('_')) & {'mtard', 'iad2'}:
+    config.teachers.clean = settings.network()
+    config.teachers.clean.update(
+        arch='cifar_resnet8', path='random', width=4)
+  return config
+
+
+@pytest.mark.parametrize('parts', _combinations().values(),
+                         ids=list(_combinations()))
+def test_every_part_takes_epochs_and_is_resumed(parts, tmp_path):
+  experiment = tiny.build(_with_parts(parts))
   method = experiment.method
-  before = states.init(method, 0)
+  steps, teachers = methods.compile_steps(method), experiment.place_teachers()
   rounds = method.synthesis.rounds
-  pool = pools.Pool.empty(rounds.pooled * method.synthesis.batch_size,
-                          method.image_shape)
-  student = jax.tree.map(np.asarray, before.student.variables['params'])
+  made = rounds.pooled * rounds.per_epoch * method.synthesis.batch_size
   seen = []
-  done = train.epoch(method, methods.compile_steps(method), before,
-                     experiment.place_teachers(), pool,
-                     lambda phase, values: seen.append(phase))
+
+  def epoch(state, pool):
+    done = train.epoch(method, steps, state, teachers, pool,
+                       lambda phase, values: seen.append(phase))
+    assert done.images.shape[1:] == method.image_shape
+    assert set(done.labels) <= set(range(method.num_classes))
+    return done.state
+
+  def whole(state):
+    return jax.tree.map(np.asarray, states.without_keys(
+        states.gathered(method, state)))
+  state = states.init(method, 0)
+  student = jax.tree.map(np.asarray, state.student.variables['params'])
+  pool = pools.Pool.empty(2 * made, method.image_shape)
+  state = epoch(state, pool)
   assert seen.count('synthesis') == rounds.generator_steps * rounds.per_epoch
   assert seen.count('distill') == rounds.student_steps * rounds.per_epoch
-  assert pool.count == rounds.pooled * method.synthesis.batch_size
-  assert done.images.shape[1:] == method.image_shape
-  assert set(done.labels) <= set(range(method.num_classes))
-  after = jax.tree.map(np.asarray, done.state.replace(key=()))
-  assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(after))
+  assert pool.count == made
+  with work_directory.Checkpoints(tmp_path, method) as checkpoints:
+    checkpoints.save(1, state, pool, made, {})
+  saved = whole(state)
+  expected = whole(epoch(state, pool))
+  assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(expected))
   assert any(not np.array_equal(old, new) for old, new in zip(
       jax.tree.leaves(student),
-      jax.tree.leaves(after.student.variables['params']), strict=True))
+      jax.tree.leaves(expected.student.variables['params']), strict=True))
+  # As it goes on from the checkpoint, bit for bit.
+  pool = pools.Pool.empty(2 * made, method.image_shape)
+  with work_directory.Checkpoints(tmp_path, method) as checkpoints:
+    state = checkpoints.restore(states.init(method, 0), 1)
+    if made:
+      checkpoints.restore_pool(pool, 1)
+  chex.assert_trees_all_equal(whole(state), saved)
+  chex.assert_trees_all_equal(whole(epoch(state, pool)), expected)
+
+
+class _Draws(flax.struct.PyTreeNode):
+  """Weights that are drawn anew, and the key that draws them."""
+  key: jax.Array
+  weights: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class _DrawsWeights(toys.ToyOuter):
+  """A loss with a PRNG key in its state."""
+
+  def init(self, num_classes):
+    return _Draws(jax.random.key(7), jnp.ones([num_classes]))
+
+  def __call__(self, state, outputs, *, axis_name=None):
+    weights = state.weights[outputs.labels]
+    loss, _, metrics = super().__call__(
+        toys.Weights(state.weights, jnp.zeros_like(state.weights)),
+        outputs.replace(weights=weights), axis_name=axis_name)
+    key, draw = jax.random.split(state.key)
+    drawn = jax.random.uniform(draw, state.weights.shape)
+    return loss, _Draws(key, drawn), metrics
+
+  def end_epoch(self, state, epoch):
+    return state
+
+
+@pytest.mark.parametrize('mode, devices', [('jit', 1), ('pmap', 4)])
+def test_keys_in_the_state_of_a_part_are_gone_on_with(mode, devices, tmp_path):
+  distillation.OUTERS.register('draws', _DrawsWeights)
+  config = _toy_config(parallel=mode)
+  settings.use(config, 'outer', 'draws')
+  found = []
+  for name, stops in (('whole', [None]), ('stopped', [2, None])):
+    for stop in stops:
+      experiment = tiny.claim(config, tmp_path / name, devices)
+      train.train(experiment, tmp_path / name, stop_after=stop)
+    with work_directory.Checkpoints(
+        tmp_path / name, experiment.method) as checkpoints:
+      state = checkpoints.restore(states.init(experiment.method, 0), 4)
+    key = state.student.outer.key
+    assert jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    found.append(jax.tree.map(np.asarray, states.without_keys(
+        states.gathered(experiment.method, state))))
+  chex.assert_trees_all_equal(*found)
+  assert not np.array_equal(found[0].student.outer.key,
+                            jax.random.key_data(jax.random.key(7)))
+  assert len(np.unique(found[0].student.outer.weights)) == 10
 
 
 def test_uniform_sampler_attacks_and_measures_nothing():

@@ -19,7 +19,7 @@ def get_config(variant: str = '') -> config_dict.ConfigDict:
   config = default.get_config()
   config.name = 'teacher_cifar100'
   variants.train_adversarially(config)
-  variants.trades(config)
+  variants.use_loss(config, 'trades')
   variants.train_long(config)
   config.data.name = 'cifar100'
   config.data.train_split = 'train[:49000]'

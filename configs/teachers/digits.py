@@ -39,4 +39,4 @@ def get_config(variant: str = '') -> config_dict.ConfigDict:
   config.eval.batch_size = 100
   config.eval.attacks = ('clean', 'fgsm', 'pgd20', 'cw20')
   config.eval.target_examples = 0
-  return variants.apply(config, variant, trades=variants.trades)
+  return variants.apply(config, variant)

@@ -20,7 +20,7 @@ def get_config(variant: str = '') -> config_dict.ConfigDict:
   config = default.get_config()
   config.name = 'teacher_tiny_imagenet'
   variants.train_adversarially(config)
-  variants.trades(config)
+  variants.use_loss(config, 'trades')
   variants.train_long(config)
   config.data.name = 'tiny_imagenet'
   config.data.train_split = 'train[:98000]'

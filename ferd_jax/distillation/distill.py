@@ -55,7 +55,8 @@ class Settings:
         raise ValueError(
             f'Expected a teacher {name!r}, which the method needs; there '
             f'{"are" if len(self.teachers) > 1 else "is"} '
-            f'{", ".join(map(repr, self.teachers)) or "none"}.')
+            f'{", ".join(map(repr, self.teachers)) or "none"}. Groups of '
+            'config.teachers are further ones.')
     for name in self.outer.needs.noticed:
       if name not in self.inner.notices:
         raise ValueError(

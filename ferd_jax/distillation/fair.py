@@ -106,7 +106,13 @@ def fair(outer: type) -> type:
 
   Args:
     outer: the class of a loss, see `base.Outer`.
+
+  Raises:
+    ValueError: for one that is fair already.
   """
+  if issubclass(outer, Weighing):
+    raise ValueError(f'Expected {outer.__name__} not to be weighed already.')
+
   @dataclasses.dataclass(frozen=True)
   class Fair(Weighing, outer):
     __doc__ = f"""{outer.__name__} with examples weighed by class."""

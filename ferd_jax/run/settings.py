@@ -46,7 +46,7 @@ _DATA = {  # for evaluation, unless the synthesis reads real images
                     '(real); no others are read for training'),
     'noise_examples': (0, '> 0: that many images of noise instead (smoke)'),
 }
-_NETWORK = {
+NETWORK = {  # what networks of a group have besides their architecture
     'width': (_Unset(int), 'channels of the first convolution'),
     'mean': (_Unset(tuple), 'normalisation inside the network'),
     'std': (_Unset(tuple), 'normalisation inside the network'),
@@ -73,9 +73,9 @@ _TEACHER = {
     'arch': ('wrn_34_10', "architecture; 'auto': recognised from the file, "
              "what that does not say is asked; 'none': no teacher, for methods "
              'that need none'),
-    **_NETWORK, **_FILE,
+    **NETWORK, **_FILE,
 }
-_STUDENT = {'arch': ('resnet18', 'architecture'), **_NETWORK}
+_STUDENT = {'arch': ('resnet18', 'architecture'), **NETWORK}
 _AUGMENT = {  # of views and batches
     'pad': (4, 'largest shift, in pixels'),
     'flip': (True, 'whether images are mirrored at random'),
@@ -269,7 +269,7 @@ def give_way(config: config_dict.ConfigDict,
           f'{network}.arch', arch, f'not to be given beside {network}.'
           'robustbench, which has its own.')
     if arch is not None and arch != settings.arch:
-      for option in _NETWORK:
+      for option in NETWORK:
         settings[option] = None
       if 'path' in settings:
         if settings.path != 'random':
@@ -280,7 +280,7 @@ def give_way(config: config_dict.ConfigDict,
       settings.robustbench = None
     elif given.get(f'{network}.robustbench') and 'path' in settings:
       settings.path = ''
-      for option in _NETWORK:
+      for option in NETWORK:
         settings[option] = None
 
 

@@ -49,6 +49,9 @@ def test_valid(check, value):
     (in_unit, math.nan, 'Expected size=nan in [0, 1].'),
     (one_of, 'c', "Expected size='c' to be one of 'a', 'b'."),
     (one_of, None, "Expected size=None to be one of 'a', 'b'."),
+    (validate.ordered, (2, 1), 'Expected size=(2, 1) with low <= high.'),
+    (validate.ordered, (1,), 'Expected size=(1,) to be (low, high).'),
+    (validate.ordered, 1., 'Expected size=1.0 to be (low, high).'),
     (divisible, 250,
      'Expected size=250 divisible by 8 devices; use 248 or 256.'),
     (divisible, 3, 'Expected size=3 divisible by 8 devices; use 8.')])

@@ -324,7 +324,8 @@ def test_views_are_what_everybody_sees():
     {'needs': base.Needs(t_adv=('big',))}, {'inner': ('big',)}])
 def test_a_missing_teacher_is_named(options):
   with pytest.raises(ValueError, match="^Expected a teacher 'big', which the "
-                     "method needs; there are 'robust', 'clean'.$"):
+                     "method needs; there are 'robust', 'clean'. Groups of "
+                     'config.teachers are further ones.$'):
     settings(**options)
 
 

@@ -1,4 +1,4 @@
-"""Tests of ferd_jax.distillation.outer: FERD's loss and its class prior."""
+"""Tests of ferd_jax.distillation.outer: decoupled KL and its class prior."""
 
 import functools
 
@@ -155,28 +155,63 @@ def test_prior_is_the_mean_prediction_of_the_epoch_before():
   np.testing.assert_array_equal(again.prior, ended.prior)
 
 
-@pytest.mark.parametrize('norm', outer.NORMS)
-@pytest.mark.parametrize('prior', outer.PRIORS)
-def test_means_of_the_terms_add_up_to_the_loss(prior, norm):
-  loss = outer.DecoupledKL(w_clean=0.7, w_adv=0.2, prior=prior, norm=norm,
-                           power=2.)
+def test_settings_of_ferd_are_the_defaults():
+  loss = outer.DecoupledKL()
+  assert (loss.prior_temperature, loss.power) == (None, 1)
+  assert (loss.w_wmse, loss.w_ce, loss.temperature) == (1, 1, 1)
+
+
+@pytest.mark.parametrize('kind', [outer.IKL, outer.GKL])
+def test_losses_of_dkl_by_hand(kind):
+  # Its code's formulas, with all constants of the settings in the open.
+  loss = kind(w_clean=0.7, w_adv=0.2)
   state = some_state()
-  value, metrics = run(loss, state)
-  terms = loss.terms(state, outputs())
-  assert all(term.shape == (BATCH,) for term in terms.values())
-  np.testing.assert_allclose(sum(term.mean() for term in terms.values()),
-                             value)
-  np.testing.assert_allclose(terms['clean_loss'].mean(),
-                             0.7 * metrics['clean_loss'])
-  np.testing.assert_allclose(terms['adv_loss'].mean(),
-                             0.2 * metrics['adv_loss'])
-  # An example's term has nothing of the others but the norm.
-  kept = [0, 3, 4]
-  few = loss.terms(state, outputs(*(
-      array[kept] for array in (TEACHER, CLEAN, ADV, LABELS))))
-  if norm == 'batch' or prior != 'class_mean':
-    for name, term in few.items():
-      np.testing.assert_allclose(term, terms[name][np.array(kept)])
+  value, terms = run(loss, state)
+
+  def term(logits):
+    p, log_q = softmax(TEACHER / 4), np.log(softmax(logits / 4))
+    soft = -(p * log_q).sum(-1).mean()
+    if kind is outer.IKL:
+      return soft + 8 * wmse(logits, softmax(TEACHER / 100), 'batch')
+    weights = np.array(state.prior)[LABELS] ** 0.2
+    return soft + 16 * wmse(logits, weights, 'weights')
+  np.testing.assert_allclose(terms['clean_loss'], term(CLEAN))
+  np.testing.assert_allclose(terms['adv_loss'], term(ADV))
+  np.testing.assert_allclose(value, 0.7 * term(CLEAN) + 0.2 * term(ADV))
+
+
+def test_prior_of_tempered_predictions_over_epochs():
+  loss = outer.DecoupledKL(prior_temperature=4.)
+  state, expected = loss.init(CLASSES), np.full((4, 4), 0.25)
+  for epoch, labels in enumerate((LABELS, np.array([3, 3, 1, 0, 3, 1]))):
+    teacher = draw(10 + epoch)
+    state = loss.end_epoch(accumulate(loss, state, teacher, labels),
+                           jnp.asarray(epoch + 1))
+    for label in set(labels):  # The others keep theirs.
+      expected[label] = softmax(teacher / 4)[labels == label].mean(0)
+    np.testing.assert_allclose(state.prior, expected)
+
+
+def test_sample_weights_have_temperature_and_power():
+  loss = outer.DecoupledKL(prior='sample', prior_temperature=4., power=0.2,
+                           w_ce=0., w_wmse=3.)
+  _, terms = run(loss)
+  np.testing.assert_allclose(terms['adv_loss'], 3 * wmse(
+      ADV, softmax(TEACHER / 4) ** 0.2, 'weights'))
+
+
+@pytest.mark.parametrize('norm', outer.NORMS)
+def test_examples_are_weighed(norm):
+  loss = outer.DecoupledKL(norm=norm, prior='sample', w_clean=0.7, w_adv=0.2)
+  weights = np.array([0., 2., 1., 0., 3., 0.5])
+  value, _, _ = loss(loss.init(CLASSES), outputs().replace(weights=weights))
+  one_by_one = []
+  for i in range(BATCH):
+    only = np.eye(BATCH)[i] * BATCH
+    one_by_one.append(loss(loss.init(CLASSES),
+                           outputs().replace(weights=only))[0])
+  np.testing.assert_allclose(value, (weights * one_by_one).mean())
+  np.testing.assert_allclose(np.mean(one_by_one), run(loss)[0])
 
 
 def test_shards_add_up():
@@ -185,28 +220,28 @@ def test_shards_add_up():
 
   def shard(outputs):
     value, after, metrics = loss(state, outputs, axis_name='i')
-    return (value, after.sums, metrics,
-            loss.terms(state, outputs, axis_name='i'))
+    return value, after.sums, metrics
   given = outputs()
   split = given.replace(epoch=jnp.broadcast_to(given.epoch, [2]), **{
       name: jax.tree.map(lambda a: jnp.reshape(a, (2, 3, *a.shape[1:])),
                          getattr(given, name))
       for name in ('labels', 't_clean', 's_clean', 's_adv')})
-  shares, sums, metrics, terms = jax.jit(jax.vmap(shard, axis_name='i'))(split)
+  shares, sums, metrics = jax.jit(jax.vmap(shard, axis_name='i'))(split)
   value, whole_metrics = run(loss, state)
   np.testing.assert_allclose(shares.mean(), value)
   whole = accumulate(loss, state).sums
   for got in sums:
     np.testing.assert_allclose(got, whole)
-  for name, term in loss.terms(state, given).items():
-    np.testing.assert_allclose(metrics[name].mean(), whole_metrics[name])
-    np.testing.assert_allclose(terms[name].reshape(BATCH), term)
+  for name, expected in whole_metrics.items():
+    np.testing.assert_allclose(metrics[name].mean(), expected)
 
 
 @pytest.mark.parametrize(('options', 'message'), [
     ({'prior': 'mean'}, "prior='mean'"), ({'norm': 'none'}, "norm='none'"),
     ({'w_clean': -1.}, 'w_clean=-1.0'), ({'w_adv': -1.}, 'w_adv=-1.0'),
-    ({'power': -1.}, 'power=-1.0'),
+    ({'power': -1.}, 'power=-1.0'), ({'temperature': 0.}, 'temperature=0.0'),
+    ({'prior_temperature': 0.}, 'prior_temperature=0.0'),
+    ({'w_wmse': 0., 'w_ce': 0.}, 'w_wmse=0.0 or w_ce above 0'),
     ({'w_clean': 0., 'w_adv': 0.}, 'w_clean=0.0 or w_adv above 0')])
 def test_invalid_settings(options, message):
   with pytest.raises(ValueError, match=message):

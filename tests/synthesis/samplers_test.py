@@ -10,12 +10,14 @@ from ferd_jax import attacks
 from ferd_jax import losses
 from ferd_jax.core import class_sums
 from ferd_jax.models import frozen
+from ferd_jax.synthesis import base
 from ferd_jax.synthesis import samplers
 
 EPS, STEP = 8 / 255, 2 / 255
 SOFTMAX = samplers.MarginSoftmax(EPS, STEP)
 MINMAX = samplers.MarginMinMax(EPS, STEP, absent='zero')
-BY_MARGINS = (samplers.MarginSoftmax, samplers.MarginMinMax)
+BY_MARGINS = (samplers.MarginSoftmax, samplers.MarginMinMax,
+              samplers.StudentMarginSoftmax)
 
 
 def probabilities(fragility, sampler):
@@ -98,10 +100,12 @@ def test_uniform_measures_and_changes_nothing():
 
 
 @pytest.mark.parametrize('kind', BY_MARGINS)
-def test_margins_are_the_attacked_teachers(kind):
+def test_margins_are_those_under_attack(kind):
   measurement = kind(EPS, STEP, attack_steps=7).measurement
   assert measurement.attack == attacks.PGD(EPS, STEP, 7)
-  assert measurement.network == frozen.ROBUST
+  assert measurement.network == (
+      frozen.STUDENT if kind is samplers.StudentMarginSoftmax
+      else frozen.ROBUST)
   assert measurement.statistic is losses.margin
   assert kind(EPS, STEP).measurement.attack.num_steps == 20
 
@@ -135,6 +139,26 @@ def test_fragility_is_the_mean_negative_margin():
   expected = np.exp([1.5, -1, -6])
   np.testing.assert_allclose(got.probs, expected / expected.sum(), rtol=1e-5)
   assert got.measured.all()
+
+
+def test_cross_entropies_of_the_teacher():
+  sampler = samplers.TeacherCrossEntropy(tau=0.5)
+  assert sampler.measurement == base.Measurement(
+      statistic=losses.cross_entropy, attack=None, network=frozen.ROBUST)
+  state = sampler.init(4)
+  np.testing.assert_allclose(state.probs, 0.25, rtol=1e-6)
+  first = update(state, [2., 1., 3., 0.], [4, 1, 2, 0], sampler)
+  # Class 3 was never measured: it has the mean, 1, of 0.5, 1 and 1.5.
+  fragility = np.array([0.5, 1, 1.5, 1])
+  np.testing.assert_allclose(first.fragility, fragility)
+  expected = np.exp(fragility / 0.5)
+  np.testing.assert_allclose(first.probs, expected / expected.sum(), rtol=1e-5)
+  second = update(first, [0., 0., 8., 2.], [0, 0, 2, 1], sampler)
+  np.testing.assert_allclose(second.fragility, [0.5, 1, 4, 2])
+  with pytest.raises(ValueError, match='tau=0.0'):
+    samplers.TeacherCrossEntropy(tau=0.)
+  with pytest.raises(ValueError, match="absent='skip'"):
+    samplers.TeacherCrossEntropy(absent='skip')
 
 
 def rule(absent):
