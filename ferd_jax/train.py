@@ -15,6 +15,7 @@ extras.need_training(__name__)
 from collections.abc import Callable
 from collections.abc import Iterator
 import contextlib
+import dataclasses
 import json
 import time
 from typing import Any
@@ -31,6 +32,7 @@ from ferd_jax.distillation import distill
 from ferd_jax.evaluation import results as evaluations
 from ferd_jax.evaluation import robustness
 from ferd_jax.models import frozen as frozens
+from ferd_jax.run import budget as budgets
 from ferd_jax.run import experiment as experiments
 from ferd_jax.run import export
 from ferd_jax.run import method as methods
@@ -313,7 +315,9 @@ def evaluate_run(experiment: experiments.Experiment, workdir: epath.PathLike,
   state, epoch_number, last_epoch = saved_state(experiment, workdir)
   subject = run_subject(
       experiment, state, epoch_number, trained_epochs=last_epoch,
-      train_seconds=progresses.train_seconds(workdir, epoch_number))
+      train_seconds=progresses.train_seconds(workdir, epoch_number),
+      budget=dataclasses.asdict(budgets.of(experiment.method, last_epoch)) | {
+          'seconds': progresses.train_seconds(workdir, last_epoch)})
   protocol = experiment.protocol
   reporter.line(
       f'Evaluating teacher and student of epoch {epoch_number} on '

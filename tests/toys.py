@@ -22,6 +22,7 @@ from ferd_jax import synthesis
 from ferd_jax.core import collectives
 from ferd_jax.distillation import base as distillation_base
 from ferd_jax.models import forward
+from ferd_jax.models import passes
 from ferd_jax.run import settings
 from ferd_jax.synthesis import base as synthesis_base
 
@@ -54,6 +55,7 @@ class ToySynthesis:
   noise: float = 0.05
 
   samples_labels = False
+  passes = passes.Passes(1, 1)
 
   @property
   def rounds(self):
@@ -146,6 +148,10 @@ class ToyInner:
   steps: int = 2
 
   needs = ('robust',)
+
+  @property
+  def passes(self):
+    return passes.Passes(1, 1) * self.steps
 
   def __call__(self, networks, images, labels, t_clean, class_state, keys):
     del keys

@@ -16,6 +16,7 @@ import flax.struct
 import jax
 
 from ferd_jax.models import frozen
+from ferd_jax.models import passes
 
 LogitsFn = Callable[[jax.Array], jax.Array]
 
@@ -96,8 +97,11 @@ class Inner(Protocol):
 
   Attributes:
     needs: names of the teachers whose logits on the clean images it reads.
+    passes: through teachers that it takes for each image itself, for the run's
+      budget, which does without those of an attack that has no such attribute.
   """
   needs: tuple[str, ...]
+  passes: passes.Passes
 
   def __call__(self, networks: Networks, images: jax.Array, labels: jax.Array,
                t_clean: Mapping[str, jax.Array], class_state: Any,

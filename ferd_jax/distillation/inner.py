@@ -11,6 +11,7 @@ from ferd_jax import attacks
 from ferd_jax.core import validate
 from ferd_jax.distillation import base
 from ferd_jax.models import frozen
+from ferd_jax.models import passes
 
 SOURCES = ('student', 'teacher')
 
@@ -40,6 +41,11 @@ class UniformTarget:
     validate.count(steps=self.steps)
     validate.one_of(SOURCES, source=self.source)
     _ = self.attack  # It checks the rest.
+
+  @property
+  def passes(self) -> passes.Passes:
+    """Through the teacher, if it is attacked."""
+    return passes.Passes(1, 1) * (self.steps * (self.source == 'teacher'))
 
   @functools.cached_property
   def attack(self) -> attacks.UTAE:

@@ -25,6 +25,7 @@ from ferd_jax.core import parallel as parallels
 from ferd_jax.core import reporting
 from ferd_jax.core import validate
 from ferd_jax.evaluation import metrics
+from ferd_jax.evaluation import per_image
 from ferd_jax.models import forward
 
 CLEAN = 'clean'
@@ -62,29 +63,25 @@ def check_names(**settings: Sequence[str]) -> None:
                                   'to name attacks, each once.')
 
 
-def correct_per_class(model: nn.Module, num_classes: int, variables: Any,
-                      images: jax.Array, batch: EvaluationBatch, *,
-                      axis_name: str | None = None
-                      ) -> tuple[jax.Array, jax.Array]:
-  """Returns how many images of each class are classified right, int32 `[C]`.
+def correct_images(model: nn.Module, variables: Any, images: jax.Array,
+                   batch: EvaluationBatch, *, axis_name: str | None = None
+                   ) -> tuple[jax.Array, jax.Array]:
+  """Returns which images are classified right, bool `[B]`.
 
   Also of how many images logits are not finite, which predict nothing.
 
   Args:
     model: module under evaluation.
-    num_classes: C.
     variables: of the model.
     images: `[B, H, W, C]`, those of the batch, attacked or not.
-    batch: for labels and mask.
+    batch: for labels and mask; padding is never right.
     axis_name: mapped axis over which the examples are sharded.
   """
   logits = forward.logits(model, variables, images)
   finite = jnp.all(jnp.isfinite(logits), axis=-1)
   hits = finite & (jnp.argmax(logits, axis=-1) == batch.labels) & batch.mask
-  classes = jax.nn.one_hot(batch.labels, num_classes, dtype=jnp.int32)
-  return collectives.psum(
-      (jnp.sum(hits[:, None] * classes, axis=0),
-       jnp.sum((~finite & batch.mask).astype(jnp.int32))), axis_name)
+  return hits, collectives.psum(
+      jnp.sum((~finite & batch.mask).astype(jnp.int32)), axis_name)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +92,7 @@ class Evaluator:
     apply_fn: (variables, images) -> logits.
     attacks: by name: compiled presets, settings of AutoAttack, None for clean
       images.
-    count: compiled `correct_per_class`.
+    hits: compiled `correct_images`.
     parallel: the device mapping that they were compiled for.
     num_classes: C.
     batch_size: images a step, over all devices.
@@ -104,7 +101,7 @@ class Evaluator:
   """
   apply_fn: Callable[..., jax.Array]
   attacks: Mapping[str, Callable | attacks.AutoAttack | None]
-  count: Callable
+  hits: Callable
   parallel: parallels.Parallel
   num_classes: int
   batch_size: int
@@ -134,7 +131,8 @@ class Evaluator:
 
     Returns:
       `metrics.summarise` of each attack, `per_class`, a list of C accuracies
-      (NaN for a class without images), and `warnings`; of AutoAttack also
+      (NaN for a class without images), `correct`, which images were classified
+      right (`per_image.flags_text`), and `warnings`; of AutoAttack also
       `num_examples` that it got, and `after`, by attack, the robust accuracy
       after it, `per_class` and its `seconds`.
 
@@ -157,18 +155,21 @@ class Evaluator:
       if name == CLEAN:
         notes = {'warnings': checks.clean_accuracy(
             correct.sum() / number, self.num_classes)}
-      counts = np.bincount(labels[:number], minlength=self.num_classes)
+      found, counts = (
+          np.bincount(those, minlength=self.num_classes)
+          for those in (labels[:number][correct], labels[:number]))
       with np.errstate(invalid='ignore'):
-        per_class = (correct / counts).tolist()
-      report[name] = metrics.summarise(correct, counts, ddof=self.ddof) | {
-          'per_class': per_class, 'warnings': []} | notes
+        per_class = (found / counts).tolist()
+      report[name] = metrics.summarise(found, counts, ddof=self.ddof) | {
+          'per_class': per_class, 'correct': per_image.flags_text(correct),
+          'warnings': []} | notes
       if on_result is not None:
         on_result(name, report[name])
     return report
 
   def _in_batches(self, name, variables, images, labels, key, reporter):
-    """Returns the correct images of each class `[C]` under an attack."""
-    key, correct = self.parallel.replicate(key), 0
+    """Returns which images are right under an attack, bool `[N]`."""
+    key, correct = self.parallel.replicate(key), []
     with reporter.task(name, len(labels), 'image') as task:
       for batch in batches(images, labels, self.batch_size):
         size = int(batch.mask.sum())
@@ -177,19 +178,18 @@ class Evaluator:
         if self.attacks[name] is not None:
           attacked = self.attacks[name](variables, key, attacked, batch.labels,
                                         indices=batch.indices)
-        found, broken = jax.tree.map(
-            np.asarray, self.count(variables, attacked, batch))
-        if broken:
+        hits, broken = self.hits(variables, attacked, batch)
+        if broken := int(np.asarray(broken)):
           raise FloatingPointError(
               f'{name}: the logits of {broken} images in a batch are not '
               'finite.')
-        correct += found
+        correct.append(self.parallel.gather(hits)[:size])
         task.advance(size)
-    return correct
+    return np.concatenate(correct)
 
   def _autoattack(self, name, variables, images, labels, key, state_dir,
                   reporter):
-    """Returns the correct images of each class `[C]`, and what else it says."""
+    """Returns which images are right, bool `[N]`, and what else it says."""
     images = as_float(images)
     state_file = None
     if state_dir is not None:
@@ -208,8 +208,7 @@ class Evaluator:
           batch_size=self.batch_size, state_file=state_file,
           progress=reporter, parallel=self.parallel)
     per_class = result.per_class(self.num_classes)
-    correct = np.bincount(labels[result.robust], minlength=self.num_classes)
-    return correct, {
+    return np.asarray(result.robust, bool), {
         'num_examples': len(labels),
         'after': {attack: {'average': average,
                            'per_class': per_class[attack].tolist(),
@@ -245,9 +244,10 @@ def evaluator(model: nn.Module, names: Sequence[str], eps: float,
     return attacks.jit(attacks.preset(name, eps, norm), apply_fn, parallel)
   return Evaluator(
       apply_fn=apply_fn, attacks={name: prepare(name) for name in names},
-      count=parallel.compile(
-          functools.partial(correct_per_class, model, num_classes),
-          in_specs=(replicated, sharded, sharded), out_specs=replicated),
+      hits=parallel.compile(
+          functools.partial(correct_images, model),
+          in_specs=(replicated, sharded, sharded),
+          out_specs=(sharded, replicated)),
       parallel=parallel, num_classes=num_classes, batch_size=batch_size,
       ddof=ddof, autoattack_examples=autoattack_examples)
 
