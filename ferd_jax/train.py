@@ -16,6 +16,7 @@ extras.need_training(__name__)
 from collections.abc import Callable
 from collections.abc import Iterator
 import contextlib
+import dataclasses
 import itertools
 import json
 import time
@@ -35,6 +36,7 @@ from ferd_jax.evaluation import results as evaluations
 from ferd_jax.evaluation import robustness
 from ferd_jax.evaluation import tables
 from ferd_jax.models import frozen as frozens
+from ferd_jax.run import budget as budgets
 from ferd_jax.run import checkpoints as checkpointing
 from ferd_jax.run import experiment as experiments
 from ferd_jax.run import export
@@ -354,7 +356,10 @@ def _evaluate(experiment, workdir, final, reporter):
   subject = run_subject(
       experiment, workdir, saved.state, saved.epoch,
       trained_epochs=saved.last_epoch,
-      train_seconds=progresses.train_seconds(saved.metrics))
+      train_seconds=progresses.train_seconds(saved.metrics[:saved.epoch]),
+      budget=dataclasses.asdict(
+          budgets.of(experiment.method, saved.last_epoch)) | {
+              'seconds': progresses.train_seconds(saved.metrics)})
   protocol = experiment.protocol
   reporter.line(
       f'Evaluating {" and ".join(subject.models)} of epoch {saved.epoch} on '
@@ -413,7 +418,8 @@ class SavedState(NamedTuple):
     state: of the run.
     epoch: completed epochs.
     last_epoch: the last one that is saved.
-    metrics: the lines of metrics.jsonl up to the epoch.
+    metrics: the lines of metrics.jsonl, up to the last epoch where they are
+      kept.
   """
   state: states.TrainState
   epoch: int
@@ -441,9 +447,12 @@ def saved_state(experiment: experiments.Experiment, workdir: epath.PathLike
       raise ValueError(f'Expected a checkpoint in workdir={str(workdir)!r}; '
                        'train first.')
     state = checkpoints.restore(states.init(method, config.seed), number)
-    metrics = checkpoints.metrics(number)
+    try:
+      metrics = checkpoints.metrics(last_epoch)
+    except OSError:  # Damage of a checkpoint that is not evaluated.
+      metrics = checkpoints.metrics(number)
     if metrics is None:  # Of a version that kept none.
-      metrics = progresses.lines(workdir, number)
+      metrics = progresses.lines(workdir, last_epoch)
     return SavedState(state, number, last_epoch, metrics)
 
 

@@ -42,7 +42,9 @@ def _run(workdir):
   results = train.train(experiment, workdir)
   lines = (workdir / progress.METRICS).read_text().splitlines()
   epochs = [{name: value for name, value in json.loads(line).items()
-             if not name.endswith(('seconds', 'ms_per_step', 'devices'))}
+             # Of a class there are one or two images.
+             if not name.endswith(('seconds', 'ms_per_step', 'devices',
+                                   'per_class'))}
             for line in lines]
   with checkpointing.Checkpoints(workdir, experiment.method) as checkpoints:
     state = checkpoints.restore(

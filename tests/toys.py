@@ -23,6 +23,7 @@ from ferd_jax.core import class_sums
 from ferd_jax.core import collectives
 from ferd_jax.distillation import base as distillation_base
 from ferd_jax.models import forward
+from ferd_jax.models import passes
 from ferd_jax.run import settings
 from ferd_jax.synthesis import base as synthesis_base
 
@@ -55,6 +56,7 @@ class ToySynthesis:
   noise: float = 0.05
 
   samples_labels = False
+  passes = passes.Passes(1, 1)
 
   @property
   def rounds(self):
@@ -147,6 +149,10 @@ class ToyInner(distillation_base.Stateless):
   steps: int = 2
 
   needs, notices = ('robust',), ('kappa',)
+
+  @property
+  def passes(self):
+    return passes.Passes(1, 1) * self.steps
 
   def __call__(self, state, networks, images, labels, t_clean, class_state,
                keys):

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from ferd_jax.models import frozen
+from ferd_jax.models import passes
 
 LogitsFn = Callable[[jax.Array], jax.Array]
 
@@ -138,9 +139,12 @@ class Inner(Protocol):
   Attributes:
     needs: names of the teachers whose logits on the clean images it reads.
     notices: names of what it notices.
+    passes: through teachers that it takes for each image itself, for the run's
+      budget, which does without those of an attack that has no such attribute.
   """
   needs: tuple[str, ...]
   notices: tuple[str, ...]
+  passes: passes.Passes
 
   def init(self, num_classes: int) -> Any:
     """Returns the state before the first epoch, a pytree of arrays."""

@@ -25,6 +25,7 @@ from ferd_jax.core import validate
 from ferd_jax.distillation import base
 from ferd_jax.distillation import temperatures
 from ferd_jax.models import frozen
+from ferd_jax.models import passes
 
 SOURCES = ('student', 'teacher')
 STATISTICS = ('running', 'batch')
@@ -175,6 +176,11 @@ class UniformTarget(Ascent):
     validate.non_negative(gamma=self.gamma)
     validate.one_of(SOURCES, source=self.source)
 
+  @property
+  def passes(self) -> passes.Passes:
+    """Through the teacher, if it is attacked."""
+    return passes.Passes(1, 1) * (self.steps * (self.source == 'teacher'))
+
   def objective(self, networks: base.Networks, given: Given) -> Objective:
     """Returns KL(P_T(x) || P(x')) - gamma KL(U || P(x'))."""
     attacked = (networks.student if self.source == 'student'
@@ -195,6 +201,11 @@ class AdaAD(Ascent):
 
   References: AdaAD, CVPR 2023; GitHub boyellow/AdaAD AT_helper.py.
   """
+
+  @property
+  def passes(self) -> passes.Passes:
+    """Through the teacher, at every step."""
+    return passes.Passes(1, 1) * self.steps
 
   def objective(self, networks: base.Networks, given: Given) -> Objective:
     """Returns KL(P_T(x') || P_S(x'))."""

@@ -19,6 +19,7 @@ from ferd_jax.attacks import saved
 from ferd_jax.core import parallel as parallels
 from ferd_jax.core import reporting
 from ferd_jax.evaluation import finished
+from ferd_jax.evaluation import per_image
 from ferd_jax.evaluation import robustness
 from ferd_jax.evaluation import tables
 from ferd_jax.evaluation import target_analysis
@@ -124,6 +125,7 @@ def evaluate(subject: Subject, protocol: Protocol,
       'config': subject.name, 'dataset': subject.dataset,
       'split': subject.split, 'num_examples': len(labels),
       'class_counts': np.bincount(labels, minlength=num_classes).tolist(),
+      'labels': per_image.labels_text(labels),
       'norm': protocol.norm, 'eps': protocol.eps, 'seed': protocol.seed,
       'epoch': subject.epoch, **subject.about,
       'weights_digest': {name: saved.digest(variables)

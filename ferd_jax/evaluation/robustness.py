@@ -28,6 +28,7 @@ from ferd_jax.core import reporting
 from ferd_jax.core import validate
 from ferd_jax.evaluation import finished
 from ferd_jax.evaluation import metrics
+from ferd_jax.evaluation import per_image
 from ferd_jax.models import forward
 
 CLEAN = 'clean'
@@ -65,29 +66,25 @@ def check_names(**settings: Sequence[str]) -> None:
                                   'to name attacks, each once.')
 
 
-def correct_per_class(model: nn.Module, num_classes: int, variables: Any,
-                      images: jax.Array, batch: EvaluationBatch, *,
-                      axis_name: str | None = None
-                      ) -> tuple[jax.Array, jax.Array]:
-  """Returns how many images of each class are classified right, int32 `[C]`.
+def correct_images(model: nn.Module, variables: Any, images: jax.Array,
+                   batch: EvaluationBatch, *, axis_name: str | None = None
+                   ) -> tuple[jax.Array, jax.Array]:
+  """Returns which images are classified right, bool `[B]`.
 
   Also of how many images logits predict nothing, see `losses.predicts`.
 
   Args:
     model: module under evaluation.
-    num_classes: C.
     variables: of the model.
     images: `[B, H, W, C]`, those of the batch, attacked or not.
-    batch: for labels and mask.
+    batch: for labels and mask; padding is never right.
     axis_name: mapped axis over which the examples are sharded.
   """
   logits = forward.logits(model, variables, images)
   finite = losses.predicts(logits)
   hits = finite & (jnp.argmax(logits, axis=-1) == batch.labels) & batch.mask
-  classes = jax.nn.one_hot(batch.labels, num_classes, dtype=jnp.int32)
-  return collectives.psum(
-      (jnp.sum(hits[:, None] * classes, axis=0),
-       jnp.sum((~finite & batch.mask).astype(jnp.int32))), axis_name)
+  return hits, collectives.psum(
+      jnp.sum((~finite & batch.mask).astype(jnp.int32)), axis_name)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,9 +93,10 @@ class Evaluator:
 
   Attributes:
     apply_fn: (variables, images) -> logits.
+    settings: what decides what an attack finds, as text by name.
     attacks: by name: compiled presets, settings of AutoAttack, None for clean
       images.
-    count: compiled `correct_per_class`.
+    hits: compiled `correct_images`.
     parallel: the device mapping that they were compiled for.
     num_classes: C.
     batch_size: images a step, over all devices.
@@ -107,8 +105,9 @@ class Evaluator:
     autoattack_examples: how many images, the first, AutoAttack gets; 0: all.
   """
   apply_fn: Callable[..., jax.Array]
+  settings: Mapping[str, str]
   attacks: Mapping[str, Callable | attacks.AutoAttack | None]
-  count: Callable
+  hits: Callable
   parallel: parallels.Parallel
   num_classes: int
   batch_size: int
@@ -139,7 +138,8 @@ class Evaluator:
 
     Returns:
       `metrics.summarise` of each attack, `per_class`, a list of C accuracies
-      (NaN for a class without images), and `warnings`; of AutoAttack also
+      (NaN for a class without images), `correct`, which images were classified
+      right (`per_image.flags_text`), and `warnings`; of AutoAttack also
       `num_examples` that it got, and `after`, by attack, the robust accuracy
       after it, `per_class` and its `seconds`.
 
@@ -184,15 +184,18 @@ class Evaluator:
     if name == CLEAN:
       notes = {'warnings': checks.clean_accuracy(
           correct.sum() / number, self.num_classes)}
-    counts = np.bincount(labels[:number], minlength=self.num_classes)
+    found, counts = (
+        np.bincount(those, minlength=self.num_classes)
+        for those in (labels[:number][correct], labels[:number]))
     with np.errstate(invalid='ignore'):
-      per_class = (correct / counts).tolist()
-    return metrics.summarise(correct, counts, ddof=self.ddof) | {
-        'per_class': per_class, 'warnings': []} | notes
+      per_class = (found / counts).tolist()
+    return metrics.summarise(found, counts, ddof=self.ddof) | {
+        'per_class': per_class, 'correct': per_image.flags_text(correct),
+        'warnings': []} | notes
 
   def _in_batches(self, name, variables, images, labels, key, reporter):
-    """Returns the correct images of each class `[C]` under an attack."""
-    key, correct, unclear = self.parallel.replicate(key), 0, 0
+    """Returns which images are right under an attack, bool `[N]`."""
+    key, correct, unclear = self.parallel.replicate(key), [], 0
     with reporter.task(name, len(labels), 'image') as task:
       for batch in batches(images, labels, self.batch_size):
         size = int(batch.mask.sum())
@@ -201,18 +204,18 @@ class Evaluator:
         if self.attacks[name] is not None:
           attacked = self.attacks[name](variables, key, attacked, batch.labels,
                                         indices=batch.indices)
-        found, broken = jax.tree.map(
-            np.asarray, self.count(variables, attacked, batch))
-        correct, unclear = correct + found, unclear + int(broken)
+        hits, broken = self.hits(variables, attacked, batch)
+        correct.append(self.parallel.gather(hits)[:size])
+        unclear += int(np.asarray(broken))
         task.advance(size)
     if unclear:
       raise FloatingPointError(f'{name}: the logits of {unclear} of '
                                f'{len(labels)} images are not finite.')
-    return correct
+    return np.concatenate(correct)
 
   def _autoattack(self, name, variables, images, labels, key, state_file,
                   reporter):
-    """Returns the correct images of each class `[C]`, and what else it says."""
+    """Returns which images are right, bool `[N]`, and what else it says."""
     images = as_float(images)
     with warnings.catch_warnings():  # They are returned.
       warnings.simplefilter('ignore', UserWarning)
@@ -230,8 +233,7 @@ class Evaluator:
         self.parallel.all_agree(True)  # Nobody reads it any more.
         result = attack()
     per_class = result.per_class(self.num_classes)
-    correct = np.bincount(labels[result.robust], minlength=self.num_classes)
-    return correct, {
+    return np.asarray(result.robust, bool), {
         'num_examples': len(labels),
         'after': {attack: {'average': average,
                            'per_class': per_class[attack].tolist(),
@@ -273,9 +275,10 @@ def evaluator(model: nn.Module, names: Sequence[str], eps: float,
       attacks={name: attack if name == CLEAN or name in AUTOATTACKS else
                attacks.jit(attack, apply_fn, parallel)
                for name, attack in chosen.items()},
-      count=parallel.compile(
-          functools.partial(correct_per_class, model, num_classes),
-          in_specs=(replicated, sharded, sharded), out_specs=replicated),
+      hits=parallel.compile(
+          functools.partial(correct_images, model),
+          in_specs=(replicated, sharded, sharded),
+          out_specs=(sharded, replicated)),
       parallel=parallel, num_classes=num_classes, batch_size=batch_size,
       ddof=ddof, autoattack_examples=autoattack_examples)
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from ferd_jax import torch_io
 from ferd_jax.core import atomic
+from ferd_jax.evaluation import per_image
 from ferd_jax.evaluation import tables
 from ferd_jax.models import frozen as frozens
 from ferd_jax.run import experiment as experiments
@@ -106,7 +107,8 @@ def model_card(experiment: experiments.Experiment,
       'training_data': results.get('training_data'),
       'method': _method(experiment.config),
       'seed': results['seed'], 'norm': results['norm'], 'eps': results['eps'],
-      'epoch': results['epoch'], 'config': identity, 'results': dict(results)}
+      'epoch': results['epoch'], 'config': identity,
+      'results': per_image.without(results)}
 
 
 def _method(config):

@@ -11,6 +11,7 @@ import numpy as np
 
 from ferd_jax.core import reporting
 from ferd_jax.evaluation import robustness
+from ferd_jax.evaluation import tables
 from ferd_jax.synthesis import pool as pools
 
 SYNTHETIC_PGD = 'synthetic_pgd'  # A choice of epoch that needs no data.
@@ -41,8 +42,8 @@ class LearningCurve:
   def point(self, student: Any, teacher: Any, pool: pools.Pool,
             key: jax.Array,
             reporter: reporting.Reporter = reporting.SILENT
-            ) -> Mapping[str, float]:
-    """Returns the student's average and worst class under each attack.
+            ) -> Mapping[str, Any]:
+    """Returns how good the student is under each attack, JSON values.
 
     Args:
       student: its variables.
@@ -52,9 +53,10 @@ class LearningCurve:
       reporter: shows how far it is.
 
     Returns:
-      `<split>_<attack>`, `<split>_<attack>_worst`, and, if the run selects by
-      it, `synthetic_pgd`: how often the student under PGD-20 agrees with the
-      teacher on the newest synthetic images.
+      `<split>_<attack>`, `<split>_<attack>_worst`, `<split>_<attack>_per_class`
+      (a list of accuracies, None for a class without images), and, if the run
+      selects by it, `synthetic_pgd`: how often the student under PGD-20 agrees
+      with the teacher on the newest synthetic images.
     """
     found = self.evaluator(student, self.images, self.labels, key,
                            self.attacks, reporter=reporter)
@@ -62,6 +64,8 @@ class LearningCurve:
     for attack, summary in found.items():
       point[f'{self.split}_{attack}'] = summary['average']
       point[f'{self.split}_{attack}_worst'] = summary['worst']
+      point[f'{self.split}_{attack}_per_class'] = tables.json_values(
+          summary['per_class'])
     if self.teacher_predictions is not None:
       newest = np.arange(max(0, pool.count - _SYNTHETIC), pool.count)
       images, _ = pool.take(newest)

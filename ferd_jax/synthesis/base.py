@@ -20,6 +20,7 @@ from ferd_jax.core import class_sums
 from ferd_jax.core import parallel
 from ferd_jax.core import validate
 from ferd_jax.models import frozen as frozens
+from ferd_jax.models import passes
 from ferd_jax.weights import native
 
 REPLICATED, SHARDED = parallel.REPLICATED, parallel.SHARDED
@@ -75,10 +76,14 @@ class Synthesis(Protocol):
       sampler's probabilities, or have labels of their own; else those that
       `images` returns are not looked at, and the labels are what the `ROBUST`
       teacher predicts.
+    passes: through teachers that a `step` takes for each image of its batch,
+      for the run's budget, which does without those of a synthesis that has no
+      such attribute.
   """
   rounds: Rounds
   batch_size: int
   samples_labels: bool
+  passes: passes.Passes
 
   def init(self, key: jax.Array) -> Any:
     """Returns what is kept between epochs, a pytree in every checkpoint.

@@ -26,6 +26,7 @@ from ferd_jax.core import collectives
 from ferd_jax.core import validate
 from ferd_jax.models import forward
 from ferd_jax.models import frozen as frozens
+from ferd_jax.models import passes
 from ferd_jax.synthesis import base
 from ferd_jax.synthesis import bottleneck as bottlenecks
 from ferd_jax.weights import native
@@ -190,6 +191,16 @@ class Ferd:
   def rounds(self) -> base.Rounds:
     """One generator phase, whose images join the pool, and a student phase."""
     return base.Rounds(self.steps, self.student_steps)
+
+  @property
+  def passes(self) -> passes.Passes:
+    """One through the teacher, and for L_uni some more through its tail."""
+    if not self.w_uni:
+      return passes.Passes(1, 1)
+    tail = passes.tail_share(self.teacher, self.image_shape, self.tap_stage)
+    again = passes.Passes(tail, tail) * (self.bottleneck.steps + 1)
+    to_logits = bool(self.w_bn or self.w_oh or self.w_adv)
+    return again + passes.Passes(1, 1 - tail + tail * to_logits)
 
   @property
   def tap_stage(self) -> str:

@@ -1,0 +1,52 @@
+"""What a method asks of its teachers, in passes of an image through one."""
+
+from collections.abc import Sequence
+import dataclasses
+import functools
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+from ferd_jax import models
+from ferd_jax.models import forward
+
+
+@dataclasses.dataclass(frozen=True)
+class Passes:
+  """Passes of images through teachers; those of batches are sums of them.
+
+  A pass through a part of a network counts by that part's share of the
+  operations, see `tail_share`.
+
+  Attributes:
+    forward: how many images went through, to the logits or not.
+    backward: for how many of them a gradient came back to the input.
+  """
+  forward: float = 0.
+  backward: float = 0.
+
+  def __add__(self, other: 'Passes') -> 'Passes':
+    return Passes(self.forward + other.forward, self.backward + other.backward)
+
+  def __mul__(self, number: float) -> 'Passes':
+    return Passes(self.forward * number, self.backward * number)
+
+
+def tail_share(model: nn.Module, image_shape: Sequence[int],
+               start: str) -> float:
+  """Returns which share of a pass the stages after `start` are, in [0, 1].
+
+  Args:
+    model: with stages.
+    image_shape: shape of one image, (H, W, C).
+    start: a stage.
+  """
+  image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+  shapes = jax.eval_shape(
+      lambda key: models.init_variables(model, key, image_shape),
+      jax.random.key(0))
+  head, whole = (
+      jax.jit(functools.partial(forward.logits, model, stop=stop)).lower(
+          shapes, image).cost_analysis()['flops'] for stop in (start, None))
+  return 1 - head / whole
