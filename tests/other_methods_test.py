@@ -129,12 +129,15 @@ def _pairs(combination):
 
 
 def _combinations():
-  """Returns few combinations of parts in which each pair occurs."""
+  """Returns few combinations of parts in which each pair occurs.
+
+  Of the syntheses two that are most unlike: tests/synthesis/methods_test.py
+  has all of them with one loss.
+  """
   toys.register()
-  groups = list(settings.REGISTRIES)
-  combinations = [
-      dict(zip(groups, names, strict=True))
-      for names in itertools.product(*settings.REGISTRIES.values())]
+  groups = dict(settings.REGISTRIES) | {'synthesis': ('ferd', 'unlike_ferd')}
+  combinations = [dict(zip(groups, names, strict=True))
+                  for names in itertools.product(*groups.values())]
   left = set().union(*map(_pairs, combinations))
   chosen = []
   while left:

@@ -96,7 +96,9 @@ def load(place: str, root: pathlib.Path) -> config_dict.ConfigDict:
                 root / 'configs' / path, root / 'configs' / f'{path}.py']
   file = next((each for each in candidates if each.is_file()), None)
   if file is None:
-    close = difflib.get_close_matches(pathlib.Path(path).stem, _names(root))
+    stem, names = pathlib.Path(path).stem, _names(root)
+    close = difflib.get_close_matches(stem, names)
+    close += [name for name in names if name.endswith(f'/{stem}')]
     hint = f' Did you mean {" or ".join(close)}?' if close else ''
     raise ValueError(f'Expected --config={path} to be a file or one of '
                      f'{", ".join(_names(root))}.{hint}')
@@ -134,9 +136,11 @@ def help_text(config: config_dict.ConfigDict) -> str:
 
 def _names(root):
   """Returns the names of the configs that there are."""
+  folder = root / 'configs'
   return sorted(
-      path.stem for path in (root / 'configs').glob('*.py')
-      if path.stem not in ('__init__', 'default', 'variants'))
+      path.relative_to(folder).with_suffix('').as_posix()
+      for path in folder.rglob('*.py')
+      if path.stem not in ('__init__', 'common', 'default', 'variants'))
 
 
 def _where(error, file):

@@ -63,9 +63,15 @@ def balance(logits: jax.Array, *, base: float = math.e,
     base: of the logarithm.
     axis_name: mapped axis over which the batch is sharded.
   """
-  probs = collectives.pmean(
-      jnp.mean(jax.nn.softmax(logits), axis=0), axis_name)
-  return jnp.sum(jax.scipy.special.xlogy(probs, probs)) / math.log(base)
+  # By logarithms: where a class's probability underflows, the gradient of
+  # p log p would be no number.
+  log_probs = jax.nn.log_softmax(logits)
+  largest = collectives.pmax(
+      lax.stop_gradient(jnp.max(log_probs, axis=0)), axis_name)
+  mean = collectives.pmean(
+      jnp.mean(jnp.exp(log_probs - largest[None]), axis=0), axis_name)
+  log_mean = jnp.log(mean) + largest
+  return jnp.sum(jnp.exp(log_mean) * log_mean) / math.log(base)
 
 
 def activation(features: jax.Array) -> jax.Array:
