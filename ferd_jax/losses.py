@@ -287,6 +287,25 @@ def _mean_squared_total(weights, axis_name):
   return collectives.pmean(jnp.mean(squared_totals), axis_name)
 
 
+def global_moments(moments, axis_name: str | None = None):
+  """Returns moments of the global batch from those of a shard of it.
+
+  Args:
+    moments: nested dict with `{'mean': [C], 'var': [C]}` per BatchNorm layer,
+      the (biased) moments of its input over this shard of the batch.
+    axis_name: mapped axis over which the batch is sharded.
+  """
+  if 'mean' not in moments:
+    return {name: global_moments(layer, axis_name)
+            for name, layer in moments.items()}
+  mean = collectives.pmean(moments['mean'], axis_name)
+  # The variance of the global batch from those of its shards: within plus
+  # between, which does not cancel as E[x^2] - E[x]^2 does.
+  var = collectives.pmean(
+      moments['var'] + jnp.square(moments['mean'] - mean), axis_name)
+  return {'mean': mean, 'var': var}
+
+
 def moment_gap(moments, running, *, axis_name: str | None = None) -> jax.Array:
   """Returns L_bn, the distance of batch moments from running statistics.
 
@@ -307,17 +326,18 @@ def moment_gap(moments, running, *, axis_name: str | None = None) -> jax.Array:
   def gap(layer, stats):
     if 'mean' not in layer:
       return sum(gap(layer[name], stats[name]) for name in layer)
-    mean = collectives.pmean(layer['mean'], axis_name)
-    # The variance of the global batch from those of its shards: within plus
-    # between, which does not cancel as E[x^2] - E[x]^2 does.
-    var = collectives.pmean(
-        layer['var'] + jnp.square(layer['mean'] - mean), axis_name)
-    return _norm(stats['var'] - var) + _norm(stats['mean'] - mean)
-  return gap(moments, running)
+    return (euclidean_norm(stats['var'] - layer['var'])
+            + euclidean_norm(stats['mean'] - layer['mean']))
+  return gap(global_moments(moments, axis_name), running)
 
 
-def _norm(x: jax.Array) -> jax.Array:
-  """Returns the Euclidean norm of a vector; its gradient at 0 is 0."""
-  square = jnp.sum(jnp.square(x))
+def euclidean_norm(x: jax.Array, axis_name: str | None = None) -> jax.Array:
+  """Returns the Euclidean norm of all of an array; its gradient at 0 is 0.
+
+  Args:
+    x: of any shape, a shard of the array with an axis.
+    axis_name: mapped axis over which the array is sharded.
+  """
+  square = collectives.psum(jnp.sum(jnp.square(x)), axis_name)
   nonzero = square > 0
   return jnp.where(nonzero, jnp.sqrt(jnp.where(nonzero, square, 1)), 0)

@@ -36,7 +36,8 @@ def twin(model, channels: int = 3, nz: int | None = None) -> nn.Module:
     ValueError: if there is none.
   """
   if isinstance(model, models.Generator):
-    return Generator(nz, model.side, model.channels, model.width)
+    return Generator(nz, model.side, model.channels, model.width,
+                     model.wide_start)
   if not isinstance(model, models.StagedModel):
     raise _no_twin(model)
   classes = model.num_classes
@@ -548,14 +549,15 @@ class MobileNetV2(Twin):
 
 class Generator(nn.Module):
 
-  def __init__(self, latent_size, side, channels, width):
+  def __init__(self, latent_size, side, channels, width, wide_start=False):
     super().__init__()
-    self.start = (width, side // 4, side // 4)
-    self.l1 = nn.Sequential(nn.Linear(latent_size, width * (side // 4) ** 2))
+    start = width * (1 + wide_start)
+    self.start = (start, side // 4, side // 4)
+    self.l1 = nn.Sequential(nn.Linear(latent_size, start * (side // 4) ** 2))
     self.conv_blocks = nn.Sequential(
-        nn.BatchNorm2d(width),
+        nn.BatchNorm2d(start),
         nn.Upsample(scale_factor=2),
-        STYLE.conv3(width, width),
+        STYLE.conv3(start, width),
         nn.BatchNorm2d(width),
         nn.LeakyReLU(0.2),
         nn.Upsample(scale_factor=2),

@@ -54,7 +54,8 @@ from ferd_jax.weights import loading
 EVALUATION = 'evaluation.json'  # of a saved student, at any time
 _FOUND = 'evaluation'  # What an evaluation that is not finished has found.
 # Tags of keys beside those of steps, which are counted from below.
-_ROUNDS, _IMAGES, _MEASURED, _REAL = (2 ** 32 - 1 - i for i in range(4))
+_ROUNDS, _IMAGES, _MEASURED, _PHASES, _REAL = (
+    2 ** 32 - 1 - i for i in range(5))
 
 
 class Epoch(NamedTuple):
@@ -102,7 +103,6 @@ def epoch(method: methods.Method, steps: methods.Steps,
   # Steps count upwards from here, the streams of other keys down from the top.
   generator_keys = _keys(method, synthesis_key, 2)
   student_keys = _keys(method, student_key, 1)
-  begin_key = _key(method, synthesis_key, 0)
   image_keys = _keys(method, _stream(synthesis_key, _IMAGES), 0)
   fresh_keys = _keys(method, _stream(student_key, _IMAGES), 0)
   real = _real(method, _stream(student_key, _REAL), state.sampler.probs)
@@ -112,8 +112,16 @@ def epoch(method: methods.Method, steps: methods.Steps,
   student, metrics = state.student, {}
   frozen = frozens.Frozen(teachers, student.variables, state.epoch)
   indices = method.parallel.shard(np.arange(synthesis.batch_size))
-  phase = steps.begin(state.synthesis, state.sampler.probs, indices, begin_key)
+
+  def begin(key: jax.Array, number: int) -> Any:
+    return steps.begin(kept, state.sampler.probs, indices,
+                       _key(method, key, number))
+  kept = state.synthesis
+  phase = begin(synthesis_key, 0)
   for number_of_round in range(rounds.per_epoch):
+    if number_of_round and rounds.pooled:
+      kept = steps.end(kept, phase)
+      phase = begin(_stream(synthesis_key, _PHASES), number_of_round)
     phase = synthesise(steps, phase, frozen, generator_keys,
                        rounds.generator_steps, logs['synthesis'])
     made = None
@@ -141,7 +149,7 @@ def epoch(method: methods.Method, steps: methods.Steps,
       state.sampler, student.inner, student.outer, state.epoch, measured)
   state = state.replace(
       student=student.replace(inner=inner, outer=outer), sampler=sampler,
-      synthesis=steps.end(state.synthesis, phase), epoch=done)
+      synthesis=steps.end(kept, phase), epoch=done)
   for log in logs.values():
     metrics |= log.means()
   return Epoch(state, *made, metrics)

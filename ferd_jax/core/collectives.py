@@ -30,6 +30,13 @@ def pmax(tree, axis_name: str | None):
   return tree if axis_name is None else lax.pmax(tree, axis_name)
 
 
+def all_gather(tree, axis_name: str | None):
+  """Returns the examples of all shards, `[B, ...]`, in the global order."""
+  if axis_name is None:
+    return tree
+  return lax.all_gather(tree, axis_name, tiled=True)
+
+
 def axis_size(axis_name: str | None) -> int:
   """Returns the number of shards of the batch."""
   return 1 if axis_name is None else lax.axis_size(axis_name)

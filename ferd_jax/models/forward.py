@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import dataclasses
 import inspect
 from typing import Any
+from typing import NamedTuple
 
 from flax import errors
 from flax import linen as nn
@@ -21,6 +22,7 @@ from flax import traverse_util
 import jax
 import jax.numpy as jnp
 
+from ferd_jax.models import layers
 from ferd_jax.models import staged
 
 Variables = dict[str, Any]
@@ -119,6 +121,57 @@ def logits_and_moments(
   out, updates = model.apply(variables, x, mutable=['moments'],
                              **_evaluation(model, start, stop))
   return out, updates.get('moments', {})
+
+
+class Observed(NamedTuple):
+  """What a pass shows of a network; what nobody reads is not computed.
+
+  Attributes:
+    logits: `[B, K]`, BatchNorm on running statistics.
+    moments: of the inputs of BatchNorm layers, see `logits_and_moments`.
+    norm_inputs: spatial means `[B, C]` of the inputs of the BatchNorm layers,
+      in the order in which they are called.
+    stage_outputs: spatial means `[B, C]` of the outputs of the stages, in
+      order; none of a model without stages.
+    features: `[B, F]`, the input of the last dense layer; None without one.
+    classifier: the path of that layer in `params`.
+  """
+  logits: jax.Array
+  moments: Variables
+  norm_inputs: list[jax.Array]
+  stage_outputs: list[jax.Array]
+  features: jax.Array | None
+  classifier: tuple[str, ...]
+
+
+def observed(model: nn.Module, variables: Variables, x: jax.Array) -> Observed:
+  """Returns `logits_and_moments(...)`, and what layers inside see.
+
+  Args:
+    model: any Linen module, of this package's or of Flax's layers.
+    variables: of the model.
+    x: images `[B, H, W, C]`.
+  """
+  norms, stage_outputs, dense = [], [], [(None, ())]
+
+  def spatial_mean(x):
+    return jnp.mean(x, axis=tuple(range(1, x.ndim - 1)))
+
+  def look(call, args, kwargs, context):
+    module, method = context.module, context.method_name
+    if method == '__call__' and args:
+      if isinstance(module, layers.BatchNorm | nn.BatchNorm):
+        norms.append(spatial_mean(args[0]))
+      elif isinstance(module, layers.Dense | nn.Dense):
+        dense.append((args[0], module.path))
+    out = call(*args, **kwargs)
+    if method == 'run_stage':
+      stage_outputs.append(spatial_mean(out))
+    return out
+
+  with nn.intercept_methods(look):
+    out, moments = logits_and_moments(model, variables, x)
+  return Observed(out, moments, norms, stage_outputs, *dense[-1])
 
 
 def train_logits(model: nn.Module, variables: Variables, x: jax.Array, *,

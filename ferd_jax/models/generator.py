@@ -24,14 +24,18 @@ class Generator(nn.Module):
     side: height and width of the images, a multiple of 4.
     channels: channels of the images.
     width: channels of the first convolution, even; the second has half.
+    wide_start: whether the first convolution reads twice as many channels as
+      it has, not as many.
     axis_name: axis over which BatchNorm synchronises.
 
   References:
-    zju-vipa/CMI, Generator, whose attribute names the submodules carry.
+    zju-vipa/CMI, Generator, whose attribute names the submodules carry; its
+      LargeGenerator starts wide.
   """
   side: int
   channels: int = 3
   width: int = 128
+  wide_start: bool = False
   axis_name: str | None = None
 
   @nn.compact
@@ -54,11 +58,11 @@ class Generator(nn.Module):
     def activate(x):
       return nn.leaky_relu(x, 0.2)
 
-    quarter = self.side // 4
-    x = layers.Dense(self.width * quarter ** 2, kernel_init=_kernel_init,
+    quarter, start = self.side // 4, self.width * (1 + self.wide_start)
+    x = layers.Dense(start * quarter ** 2, kernel_init=_kernel_init,
                      bias_init=nn.initializers.zeros, name='l1_0')(latents)
     # PyTorch's channels come first in the linear layer's output.
-    x = x.reshape(-1, self.width, quarter, quarter).transpose(0, 2, 3, 1)
+    x = x.reshape(-1, start, quarter, quarter).transpose(0, 2, 3, 1)
     x = layers.upsample(norm(x, 'conv_blocks_0'))
     x = layers.Conv(self.width, kernel_init=_kernel_init,
                     name='conv_blocks_2')(x)

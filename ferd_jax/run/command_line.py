@@ -98,6 +98,7 @@ def load(place: str, root: pathlib.Path) -> config_dict.ConfigDict:
   if file is None:
     name = path.removeprefix('configs/').removesuffix('.py')
     close = difflib.get_close_matches(name, _names(root))
+    close += [other for other in _names(root) if other.endswith(f'/{name}')]
     hint = f' Did you mean {" or ".join(close)}?' if close else ''
     raise ValueError(f'Expected --config={path} to be a file or one of '
                      f'{", ".join(_names(root))}.{hint}')
@@ -139,7 +140,7 @@ def _names(root):
   return sorted(
       path.relative_to(configs).with_suffix('').as_posix()
       for path in configs.rglob('*.py')
-      if path.stem not in ('__init__', 'default', 'variants'))
+      if path.stem not in ('__init__', 'common', 'default', 'variants'))
 
 
 def _where(error, file):

@@ -84,8 +84,8 @@ _POOL = {
     'dtype': ('float32', 'or uint8, a quarter of the memory'),
 }
 _DISTILL = {
-    'steps': (400, 'N_S, student steps an epoch; a round of a synthesis that '
-              'has several'),
+    'steps': (400, 'N_S, student steps an epoch, which a synthesis divides '
+              'among its rounds'),
     'batch_size': (256, 'images a step, over all devices'),
     'learning_rate': (0.1, 'of SGD, the largest'),
     'schedule': ('cosine', 'of the learning rate: cosine falls to 0 over '

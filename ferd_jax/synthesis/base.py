@@ -36,7 +36,8 @@ class Rounds:
     student_steps: that follow them, at least 1 but for warm-up epochs.
     per_epoch: rounds an epoch.
     pooled: whether a round's images join a pool, from which the student's are
-      drawn; else each student step gets images made for it alone.
+      drawn; then each round is a phase of its own. Else each student step gets
+      images made for it alone, and a phase is an epoch.
     reads_data: whether images are made of a batch of real ones, which comes
       with every call of `images` and `measured_images`: the run is not
       data-free then, and says so.
@@ -86,10 +87,10 @@ class Synthesis(Protocol):
   passes: passes.Passes
 
   def init(self, key: jax.Array) -> Any:
-    """Returns what is kept between epochs, a pytree in every checkpoint.
+    """Returns what is kept between phases, a pytree in every checkpoint.
 
     A meta generator, a memory bank, an optimiser's moments; () for a synthesis
-    that starts every epoch anew.
+    that starts every phase anew.
 
     Args:
       key: typed PRNG key.
@@ -97,14 +98,16 @@ class Synthesis(Protocol):
 
   def begin(self, kept: Any, probs: jax.Array, indices: jax.Array,
             key: jax.Array, *, axis_name: str | None = None) -> Any:
-    """Returns the state of a generator phase, at the start of an epoch.
+    """Returns the state of a generator phase, at its start.
+
+    A phase is an epoch, or a round of a pooled synthesis.
 
     Args:
-      kept: of the epoch before.
+      kept: of the phase before.
       probs: `[K]`, class probabilities of the sampler.
       indices: int `[B]`, positions in the global batch of this shard's
         examples; what is drawn for an example depends on its position.
-      key: typed PRNG key of this epoch.
+      key: typed PRNG key of this phase.
       axis_name: mapped axis over which the examples are sharded: what is made
         of them for all devices needs a collective.
     """
@@ -147,7 +150,7 @@ class Synthesis(Protocol):
 
   def end(self, kept: Any, state: Any, *,
           axis_name: str | None = None) -> Any:
-    """Returns what is kept of a phase for the next epoch."""
+    """Returns what is kept of a phase for the next one."""
 
   def specs(self) -> tuple[Any, Any]:
     """Returns where `kept` and a phase's state live, prefixes of `Spec`s."""

@@ -88,6 +88,7 @@ STAGES = Published(
         (r'^linear$', 'classifier'),
     ))
 GENERATOR = Published('zju-vipa/CMI, Generator')
+LARGE_GENERATOR = Published('zju-vipa/CMI, LargeGenerator')
 
 _CIFAR = {'pad_both': (AKAMASTER, STAGES), 'pad_after': (STAGES, AKAMASTER),
           'conv': (CHENYAOFO, AKAMASTER)}
@@ -120,7 +121,7 @@ def of_model(model: nn.Module) -> tuple[registry.Layout, ...]:
     case cifar_resnet.CifarResNet():
       return _CIFAR[model.shortcut]
     case models.Generator():
-      return (GENERATOR,)
+      return (LARGE_GENERATOR if model.wide_start else GENERATOR,)
   # A module of somebody else's: its submodules' own names.
   return (registry.Layout(f'{type(model).__module__}, {type(model).__name__}, '
                           'by the names of its Flax submodules'),)
@@ -136,7 +137,7 @@ def definition(model: nn.Module) -> str:
   """
   layout = of_model(model)[0]
   text = layout.definition
-  if layout is GENERATOR or not isinstance(layout, Published):
+  if isinstance(model, models.Generator) or not isinstance(layout, Published):
     return text
   arguments, changes = [], []
   if layout is TORCHVISION:

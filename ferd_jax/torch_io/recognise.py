@@ -251,15 +251,20 @@ def _cifar(state_dict, layout, first_conv, group, classifier, shortcut):
 
 
 def _generator(state_dict):
-  width = len(state_dict['conv_blocks.0.weight'])
+  start = len(state_dict['conv_blocks.0.weight'])
   rows, nz = _sides(state_dict['l1.0.weight'])
-  side = 4 * math.isqrt(rows // width)
+  side = 4 * math.isqrt(rows // start)
   kernels = {int(key.split('.')[1]): value for key, value in state_dict.items()
              if re.fullmatch(r'conv_blocks\.\d+\.weight', key)
              and value.ndim == 4}
   channels = len(kernels[max(kernels, default=0)])
-  return Recognised(models.GENERATOR, {'side': side, 'width': width, 'nz': nz},
-                    None, channels, {}, {}, layouts.GENERATOR.definition)
+  width = len(state_dict['conv_blocks.3.weight'])
+  options = {'side': side, 'width': width, 'nz': nz}
+  layout = layouts.GENERATOR
+  if start == 2 * width:
+    options['wide_start'], layout = True, layouts.LARGE_GENERATOR
+  return Recognised(models.GENERATOR, options, None, channels, {}, {},
+                    layout.definition)
 
 
 # The key by which each is known. The first that is there counts.

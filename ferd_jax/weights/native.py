@@ -44,7 +44,8 @@ class Network:
     arch: a name for `models.build`, or `models.GENERATOR`.
     channels: of the images.
     num_classes: of a classifier, None for a generator.
-    options: of `models.build`, or of a generator `side`, `width` and `nz`.
+    options: of `models.build`, or of a generator `side`, `width`, `nz`, and
+      `wide_start` if it does.
     image_shape: shape (H, W, C) of the images of a classifier, on which the
       number of parameters may depend; None for (32, 32, channels), which is
       kept as None.
@@ -81,7 +82,8 @@ class Network:
     options = dict(self.options)
     if self.arch == models.GENERATOR:
       return models.Generator(side=options['side'], channels=self.channels,
-                              width=options['width'])
+                              width=options['width'],
+                              wide_start=options.get('wide_start', False))
     return models.build(self.arch, self.num_classes, **options)
 
   @property
