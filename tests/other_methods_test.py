@@ -189,8 +189,7 @@ def test_every_part_takes_epochs_and_is_resumed(parts, tmp_path):
   assert seen.count('synthesis') == rounds.generator_steps * rounds.per_epoch
   assert seen.count('distill') == rounds.student_steps * rounds.per_epoch
   assert pool.count == made
-  with work_directory.Checkpoints(tmp_path, method) as checkpoints:
-    checkpoints.save(1, state, pool, made, {})
+  tiny.save(experiment, tmp_path, 1, state, pool, made)
   saved = whole(state)
   expected = whole(epoch(state, pool))
   assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(expected))
@@ -199,10 +198,7 @@ def test_every_part_takes_epochs_and_is_resumed(parts, tmp_path):
       jax.tree.leaves(expected.student.variables['params']), strict=True))
   # As it goes on from the checkpoint, bit for bit.
   pool = pools.Pool.empty(2 * made, method.image_shape)
-  with work_directory.Checkpoints(tmp_path, method) as checkpoints:
-    state = checkpoints.restore(states.init(method, 0), 1)
-    if made:
-      checkpoints.restore_pool(pool, 1)
+  state = tiny.resume(experiment, tmp_path, pool, made)
   chex.assert_trees_all_equal(whole(state), saved)
   chex.assert_trees_all_equal(whole(epoch(state, pool)), expected)
 
@@ -243,7 +239,7 @@ def test_keys_in_the_state_of_a_part_are_gone_on_with(mode, devices, tmp_path):
     for stop in stops:
       experiment = tiny.claim(config, tmp_path / name, devices)
       train.train(experiment, tmp_path / name, stop_after=stop)
-    with work_directory.Checkpoints(
+    with checkpointing.Checkpoints(
         tmp_path / name, experiment.method) as checkpoints:
       state = checkpoints.restore(states.init(experiment.method, 0), 4)
     key = state.student.outer.key

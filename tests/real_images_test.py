@@ -13,6 +13,7 @@ from ferd_jax import data
 from ferd_jax import train
 from ferd_jax.core import reporting
 from ferd_jax.models import forward
+from ferd_jax.run import checkpoints as checkpointing
 from ferd_jax.run import experiment as experiments
 from ferd_jax.run import method as methods
 from ferd_jax.run import settings
@@ -59,7 +60,7 @@ def _config(path, **changes):
 
 
 def _saved(experiment, workdir, epoch):
-  with work_directory.Checkpoints(
+  with checkpointing.Checkpoints(
       workdir, experiment.method, experiment.config.eval.select) as checkpoints:
     state = checkpoints.restore(
         states.init(experiment.method, experiment.config.seed), epoch)

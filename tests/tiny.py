@@ -1,12 +1,17 @@
 """A whole experiment of nets that compile in a second or two."""
 
+import json
+
 from flax import linen as nn
 import jax
 
 from configs import digits
 from ferd_jax import models
+from ferd_jax.core import reporting
 from ferd_jax.models import layers
+from ferd_jax.run import checkpoints as checkpointing
 from ferd_jax.run import experiment as experiments
+from ferd_jax.run import state as states
 from ferd_jax.run import work_directory
 
 
@@ -61,3 +66,18 @@ def claim(settings, workdir, devices=1, **networks):
   experiment = build(settings, devices, **networks)
   work_directory.claim(workdir, experiment.identity)
   return experiment
+
+
+def save(experiment, workdir, epoch, state, pool, new_images):
+  """Saves an epoch as a run does."""
+  with checkpointing.Checkpoints(workdir, experiment.method,
+                                 identity=experiment.identity) as checkpoints:
+    checkpoints.save(epoch, state, pool, new_images,
+                     [json.dumps({'epoch': epoch})])
+
+
+def resume(experiment, workdir, pool, new_images):
+  """Returns the state that a run goes on from, and fills the pool."""
+  with checkpointing.Checkpoints(workdir, experiment.method) as checkpoints:
+    return checkpoints.resume(states.init(experiment.method, 0), pool,
+                              new_images, reporting.SILENT).state

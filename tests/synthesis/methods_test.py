@@ -67,16 +67,12 @@ def test_epochs_are_finite_and_gone_on_with_bit_for_bit(name, tmp_path):
 
   done = train.epoch(method, steps, states.init(method, 0), teachers, pool)
   first = host(experiment, done.state)
-  with work_directory.Checkpoints(tmp_path, method) as checkpoints:
-    checkpoints.save(1, done.state, pool, made, done.metrics)
+  tiny.save(experiment, tmp_path, 1, done.state, pool, made)
   done = train.epoch(method, steps, done.state, teachers, pool)
   second = host(experiment, done.state)
 
   again = pools.Pool.empty(2 * made, method.image_shape)
-  with work_directory.Checkpoints(tmp_path, method) as checkpoints:
-    restored = checkpoints.restore(states.init(method, 0), 1)
-    if made:
-      checkpoints.restore_pool(again, 1)
+  restored = tiny.resume(experiment, tmp_path, again, made)
   chex.assert_trees_all_equal(host(experiment, restored), first)
   resumed = train.epoch(method, steps, restored, teachers, again)
   chex.assert_trees_all_equal(host(experiment, resumed.state), second)
