@@ -110,7 +110,7 @@ def epoch(method: methods.Method, steps: methods.Steps,
           for phase in ('synthesis', 'distill')}
 
   student, metrics = state.student, {}
-  frozen = frozens.Frozen(teachers, student.variables, state.epoch)
+  frozen = frozens.Frozen(teachers, student.reported, state.epoch)
   indices = method.parallel.shard(np.arange(synthesis.batch_size))
 
   def begin(key: jax.Array, number: int) -> Any:
@@ -142,7 +142,7 @@ def epoch(method: methods.Method, steps: methods.Steps,
       student = train_student(
           steps, student, frozen.replace(student=None), next_batch,
           student_keys, rounds.student_steps, logs['distill'])
-      frozen = frozen.replace(student=student.variables)
+      frozen = frozen.replace(student=student.reported)
   measured, made = _measured(method, steps, phase, frozen, synthesis_key, made,
                              real)
   sampler, inner, outer, done = steps.end_epoch(
@@ -188,7 +188,8 @@ def train_student(steps: methods.Steps, student: distill.StudentState,
     steps: compiled functions.
     student: its buffers are used up.
     frozen: teachers and epoch.
-    next_batch: variables of the student -> the batch of its next step.
+    next_batch: variables of the student, averaged if they are -> the batch of
+      its next step.
     keys: of the steps.
     num_steps: how many.
     log: gets the metrics.
@@ -196,7 +197,7 @@ def train_student(steps: methods.Steps, student: distill.StudentState,
   def distil() -> Iterator[scalars.Scalars]:
     nonlocal student
     for _ in range(num_steps):
-      batch = next_batch(student.variables)
+      batch = next_batch(student.reported)
       student, metrics = steps.student(student, batch, frozen, next(keys))
       yield metrics
   log.follow(distil())
@@ -324,7 +325,7 @@ def _train(experiment, workdir, stop_after, reporter, owned):
       metrics['devices'] = _devices(method)
       if _due(number, config.eval.every, last=config.num_epochs):
         metrics |= curve.point(
-            state.student.variables, teachers.get(frozens.ROBUST), pool,
+            state.student.reported, teachers.get(frozens.ROBUST), pool,
             curve_key, reporter)
       metrics['seconds'] = time.monotonic() - epoch_started
       if owned is not None:
@@ -416,7 +417,7 @@ def run_subject(experiment: experiments.Experiment, workdir: epath.PathLike,
       eps=config.eps, epoch=epoch_number, published=experiment.published,
       about={'num_epochs': config.num_epochs, 'select': config.eval.select,
              **about},
-      models=experiment.models(state.student.variables))
+      models=experiment.models(state.student.reported))
 
 
 class SavedState(NamedTuple):

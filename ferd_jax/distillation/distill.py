@@ -17,6 +17,7 @@ import optax
 
 from ferd_jax.core import augment
 from ferd_jax.core import collectives
+from ferd_jax.core import mixing
 from ferd_jax.core import validate
 from ferd_jax.distillation import base
 from ferd_jax.distillation import schedules
@@ -37,6 +38,9 @@ class Settings:
     batch_size: images a step, over all devices.
     pad: largest shift of the augmentation, in pixels.
     flip: whether images are mirrored at random.
+    mix: how images are mixed with one another, of `mixing.KINDS`.
+    mix_share: of a batch that is mixed.
+    average: decay of the running average of the student; 0: none is kept.
   """
   teachers: Mapping[str, nn.Module]
   student: nn.Module
@@ -46,10 +50,18 @@ class Settings:
   batch_size: int
   pad: int
   flip: bool
+  mix: str = 'none'
+  mix_share: float = 0.5
+  average: float = 0.
 
   def __post_init__(self):
     validate.count(batch_size=self.batch_size)
     validate.count(0, pad=self.pad)
+    validate.one_of(mixing.KINDS, mix=self.mix)
+    validate.in_range(0, 1, mix_share=self.mix_share, average=self.average)
+    if self.average == 1:
+      raise validate.SettingError(
+          'average', self.average, 'below 1, where it would never move.')
     for name in self.reads_clean + self.outer.needs.t_adv:
       if name not in self.teachers:
         raise ValueError(
@@ -70,11 +82,37 @@ class Settings:
     return tuple(dict.fromkeys((*self.inner.needs, *self.outer.needs.t_clean)))
 
 
+class Average(flax.struct.PyTreeNode):
+  """A running average of the student.
+
+  Attributes:
+    variables: averaged, statistics as well as parameters.
+    steps: int32 scalar, how many were averaged.
+  """
+  variables: Any
+  steps: jax.Array
+
+  def include(self, variables: Any, decay: float) -> 'Average':
+    """Returns the average with one step's variables more.
+
+    The decay rises to its value, as (1 + n) / (10 + n) after n steps, so that
+    the untrained network is soon forgotten.
+    """
+    steps = self.steps + 1
+    count = steps.astype(jnp.float32)
+    rate = jnp.minimum(decay, (1 + count) / (10 + count))
+    def mean(old, new):
+      return (old + (1 - rate.astype(old.dtype)) * (new - old)
+              if jnp.issubdtype(old.dtype, jnp.floating) else new)
+    return Average(jax.tree.map(mean, self.variables, variables), steps)
+
+
 class StudentState(flax.struct.PyTreeNode):
   """What a student step changes, the same on every device.
 
   Attributes:
     variables: of the student, `params` and `batch_stats`.
+    average: of them, None if none is kept.
     opt_state: of its optimiser.
     inner: what the inner attack keeps.
     outer: what the outer loss keeps, such as GKL's prior.
@@ -83,6 +121,12 @@ class StudentState(flax.struct.PyTreeNode):
   opt_state: Any
   inner: Any
   outer: Any
+  average: Average | None = None
+
+  @property
+  def reported(self) -> Any:
+    """The variables to evaluate and to compare with: averaged, if they are."""
+    return self.variables if self.average is None else self.average.variables
 
 
 class StudentBatch(flax.struct.PyTreeNode):
@@ -123,7 +167,11 @@ def init(settings: Settings, variables: Any,
       variables=variables,
       opt_state=settings.optimizer.init(variables['params']),
       inner=settings.inner.init(num_classes),
-      outer=settings.outer.init(num_classes))
+      outer=settings.outer.init(num_classes),
+      average=Average(
+          # Buffers of its own: those of the state are used up.
+          jax.tree.map(jnp.copy, variables), jnp.zeros([], jnp.int32)
+      ) if settings.average else None)
 
 
 def step(settings: Settings, state: StudentState, batch: StudentBatch,
@@ -153,9 +201,12 @@ def step(settings: Settings, state: StudentState, batch: StudentBatch,
   """
   keys = collectives.example_keys(
       key, collectives.example_indices(batch.images.shape[0], axis_name))
-  view_keys, attack_keys = (collectives.fold_in(keys, i) for i in range(2))
+  view_keys, attack_keys, mix_keys = (
+      collectives.fold_in(keys, i) for i in range(3))
   images = augment.random_crop_flip(view_keys, batch.images, pad=settings.pad,
                                     flip=settings.flip)
+  images = mixing.mix(settings.mix, mix_keys, images, settings.mix_share,
+                      axis_name=axis_name)
   teachers = {name: forward.logits_fn(model, frozen.teachers[name])
               for name, model in settings.teachers.items()}
   reads_clean = settings.reads_clean
@@ -189,10 +240,13 @@ def step(settings: Settings, state: StudentState, batch: StudentBatch,
   updates, opt_state = settings.optimizer.update(gradient, state.opt_state,
                                                  params)
   params = optax.apply_updates(params, updates)
-  return StudentState(
-      variables={**state.variables, 'params': params,
-                 'batch_stats': batch_stats},
-      opt_state=opt_state, inner=inner, outer=outer), metrics
+  variables = {**state.variables, 'params': params,
+               'batch_stats': batch_stats}
+  average = state.average
+  if average is not None:
+    average = average.include(variables, settings.average)
+  return StudentState(variables=variables, opt_state=opt_state, inner=inner,
+                      outer=outer, average=average), metrics
 
 
 def end_epoch(settings: Settings, inner: Any, outer: Any,

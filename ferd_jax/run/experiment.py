@@ -227,7 +227,8 @@ def _method(config, given, parallel):
                 steps_per_epoch=rounds.student_steps * rounds.per_epoch,
                 milestones=options.milestones),
             options.momentum, options.weight_decay),
-        batch_size=options.batch_size, pad=given['pad'], flip=given['flip'])
+        batch_size=options.batch_size, pad=given['pad'], flip=given['flip'],
+        mix=options.mix, mix_share=options.mix_share, average=options.average)
   measurement = parts['sampler'].measurement
   if measurement is not None and measurement.network not in (
       frozens.STUDENT, *given['teachers']):

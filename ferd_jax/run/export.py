@@ -46,7 +46,7 @@ def write(experiment: experiments.Experiment, state: states.TrainState,
   """
   directory, missing = epath.Path(workdir) / _DIRECTORY, []
   missing += _write(directory, 'student', experiment.student,
-                    experiment.student_network, state.student.variables)
+                    experiment.student_network, state.student.reported)
   generator = experiment.method.synthesis.generator(state.synthesis)
   if generator is not None:
     missing += _write(directory, 'generator', *generator)

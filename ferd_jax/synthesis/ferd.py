@@ -13,8 +13,10 @@ import dataclasses
 from typing import Any
 
 import jax
+from jax import lax
 import jax.numpy as jnp
 
+from ferd_jax import attacks
 from ferd_jax import losses
 from ferd_jax.core import augment
 from ferd_jax.core import collectives
@@ -37,6 +39,7 @@ class Ferd(trained_latents.TrainedLatents):
   """FERD's synthesis; see `base.Synthesis`.
 
   Attributes:
+    eps: radius of the attack on views, in [0, 1] pixels.
     steps: N_G, generator steps an epoch.
     batch_size: images an epoch, over all devices.
     w_bn: weight of L_bn, the gap to the teacher's BatchNorm statistics; a term
@@ -45,10 +48,16 @@ class Ferd(trained_latents.TrainedLatents):
     w_adv: weight of L_adv, the disagreement of teacher and student.
     w_uni: weight of L_uni, a uniform prediction from non-robust features.
     warmup_adv: whether L_adv counts while the student is untrained.
+    adv_agreed: whether L_adv counts only the images on which student and
+      teacher predict the same, so that it drives no image further away.
+    attacked_steps: of an attack on the teacher at the view, of whose images
+      L_oh and L_uni are taken then, so that FAEs lie where the teacher is
+      robust; 0: they are taken of the view itself.
     tap: stage of the teacher whose output L_uni splits; '' is the
       architecture's default.
     bottleneck: settings of the mask that L_uni uses.
   """
+  eps: float = dataclasses.field(kw_only=True)
   steps: int = 200
   nz: int = 100
   generator_lr: float = 2e-3
@@ -58,6 +67,8 @@ class Ferd(trained_latents.TrainedLatents):
   w_adv: float = 1.
   w_uni: float = 5.
   warmup_adv: bool = True
+  adv_agreed: bool = False
+  attacked_steps: int = 0
   measured: str = 'last_view'
   tap: str = ''
   bottleneck: bottlenecks.Bottleneck = bottlenecks.Bottleneck()
@@ -65,6 +76,7 @@ class Ferd(trained_latents.TrainedLatents):
   def __post_init__(self):
     validate.count(steps=self.steps)
     super().__post_init__()
+    validate.count(0, attacked_steps=self.attacked_steps)
     validate.non_negative(w_bn=self.w_bn, w_oh=self.w_oh, w_adv=self.w_adv,
                           w_uni=self.w_uni)
     if not (self.w_bn or self.w_oh or self.w_adv or self.w_uni):
@@ -99,13 +111,18 @@ class Ferd(trained_latents.TrainedLatents):
 
   @property
   def passes(self) -> passes.Passes:
-    """One through the teacher, and for L_uni some more through its tail."""
+    """One through the teacher, and for L_uni some more through its tail.
+
+    With attacked views one more for each step, and one for what they become.
+    """
+    attacked = passes.Passes(1, 1) * (
+        self.attacked_steps + bool(self.attacked_steps))
     if not self.w_uni:
-      return passes.Passes(1, 1)
+      return attacked + passes.Passes(1, 1)
     tail = passes.tail_share(self.teacher, self.image_shape, self.tap_stage)
     again = passes.Passes(tail, tail) * (self.bottleneck.steps + 1)
     to_logits = bool(self.w_bn or self.w_oh or self.w_adv)
-    return again + passes.Passes(1, 1 - tail + tail * to_logits)
+    return attacked + again + passes.Passes(1, 1 - tail + tail * to_logits)
 
   @property
   def tap_stage(self) -> str:
@@ -168,17 +185,14 @@ class Ferd(trained_latents.TrainedLatents):
       axis_name: mapped axis over which the examples are sharded.
     """
     teacher = frozen.teachers[frozens.ROBUST]
-    latents, moments, tail = view, [], {}
-    if self.w_uni:
-      tail = {'start': self.tap_stage}
-      latents, found = forward.logits_and_moments(
-          self.teacher, teacher, view, stop=self.tap_stage)
-      moments.append(found)
-    logits, found = forward.logits_and_moments(self.teacher, teacher, latents,
-                                               **tail)
-    moments.append(found)
-    correct = jnp.argmax(logits, axis=-1) == labels
-    metrics = {'agreement': jnp.mean(correct.astype(view.dtype))}
+    logits, latents, moments = self._teacher_pass(teacher, view)
+    metrics = {'agreement': _share(jnp.argmax(logits, axis=-1) == labels, view)}
+    labelled = logits  # Those that are to show the label.
+    if self.attacked_steps:
+      labelled, latents, _ = self._teacher_pass(
+          teacher, self._attacked(teacher, view, labels))
+      metrics['withstood'] = _share(
+          jnp.argmax(labelled, axis=-1) == labels, view)
     terms = {}
     if self.w_bn:
       running = teacher['batch_stats']
@@ -186,12 +200,18 @@ class Ferd(trained_latents.TrainedLatents):
           losses.moment_gap(found, running, axis_name=axis_name)
           for found in moments)
     if self.w_oh:
-      terms['oh'] = jnp.mean(losses.cross_entropy(logits, labels))
+      terms['oh'] = jnp.mean(losses.cross_entropy(labelled, labels))
     if self.w_adv:
       student_logits = forward.logits(self.student, frozen.student, view)
-      terms['adv'] = -losses.decoupled_kl(
+      apart = losses.decoupled_kl_terms(
           logits, student_logits, jax.nn.softmax(logits / _ADV_TEMPERATURE),
           axis_name=axis_name)
+      if self.adv_agreed:
+        agreed = jnp.argmax(student_logits, axis=-1) == jnp.argmax(
+            logits, axis=-1)
+        metrics['adv_agreed'] = _share(agreed, view)
+        apart = jnp.where(agreed, apart, 0)
+      terms['adv'] = -jnp.mean(apart)
     if self.w_uni:
       terms['uni'], metrics['non_robust'] = self._uniformity(
           teacher, latents, labels, keys, axis_name)
@@ -202,6 +222,30 @@ class Ferd(trained_latents.TrainedLatents):
                'adv': self.w_adv * adv_scale, 'uni': self.w_uni}
     loss = sum(weights[name] * term for name, term in terms.items())
     return loss, metrics | terms | {'loss': loss}
+
+  def _teacher_pass(self, teacher, images):
+    """Returns logits, the tap's output if it is split, and all moments."""
+    latents, moments, tail = images, [], {}
+    if self.w_uni:
+      tail = {'start': self.tap_stage}
+      latents, found = forward.logits_and_moments(
+          self.teacher, teacher, images, stop=self.tap_stage)
+      moments.append(found)
+    logits, found = forward.logits_and_moments(self.teacher, teacher, latents,
+                                               **tail)
+    return logits, latents, [*moments, found]
+
+  def _attacked(self, teacher, view, labels):
+    """Returns attacked views, which move as the views do."""
+    def ascended(x):
+      return losses.cross_entropy(
+          forward.logits(self.teacher, teacher, x), labels), {}
+    fixed = lax.stop_gradient(view)
+    # Steps that reach the ball's corners, from the view itself.
+    attacked, _ = attacks.ascend(
+        ascended, fixed, fixed, eps=self.eps,
+        step_size=self.eps / self.attacked_steps, num_steps=self.attacked_steps)
+    return view + lax.stop_gradient(attacked - fixed)
 
   def _uniformity(self, teacher, latents, labels, keys, axis_name):
     """Returns L_uni and the fraction of non-robust channels."""
@@ -219,3 +263,8 @@ class Ferd(trained_latents.TrainedLatents):
         axis_name=axis_name)
     uni = jnp.mean(losses.uniformity(tail_fn(latents * mask)))
     return uni, jnp.mean(mask)
+
+
+def _share(flags, like):
+  """Returns how many of the flags `[B]` are set, as `like` counts."""
+  return jnp.mean(flags.astype(like.dtype))

@@ -72,6 +72,7 @@ class _ByFragility:
   probabilities fragilities give.
   """
   sign = -1  # Of margins; a robust class has large ones.
+  memory = 0.  # Share of what was measured before.
 
   def __post_init__(self):
     validate.one_of(ABSENT, absent=self.absent)
@@ -93,6 +94,9 @@ class _ByFragility:
     present = measured.counts > 0
     now = jnp.where(present, self.sign * measured.means(0.), 0)
     ever = state.measured | present
+    now = jnp.where(state.measured & present,
+                    self.memory * state.fragility + (1 - self.memory) * now,
+                    now)
     if self.absent == 'carry':
       fragility = jnp.where(present, now, state.fragility)
       fragility = jnp.where(ever, fragility, _mean(fragility, ever))
@@ -137,14 +141,21 @@ class MarginSoftmax(_ByMargins):
       'mean' of the classes present, or 'zero', which is normally the largest
       (public code).
     attack_steps: of PGD on the teacher.
+    memory: share of the epochs before in the fragility of a class, in [0, 1):
+      it is a running average of the measurements; 0: the last one.
   """
   tau: float = 1.
   absent: str = 'carry'
   attack_steps: int = 20
+  memory: float = 0.
 
   def __post_init__(self):
     super().__post_init__()
     validate.positive(tau=self.tau)
+    validate.in_range(0, 1, memory=self.memory)
+    if self.memory == 1:
+      raise validate.SettingError(
+          'memory', self.memory, 'below 1, where nothing new would count.')
 
   def probabilities(self, fragility: jax.Array) -> jax.Array:
     """Returns class probabilities `[K]` for fragilities `[K]`."""

@@ -13,6 +13,8 @@ import optax
 import pytest
 
 from ferd_jax import models
+from ferd_jax.core import collectives
+from ferd_jax.core import mixing
 from ferd_jax.distillation import base
 from ferd_jax.distillation import distill
 from ferd_jax.distillation import inner
@@ -318,7 +320,49 @@ def test_state_at_the_start():
   assert shapes == [leaf.shape for leaf in jax.tree.leaves(variables['params'])]
 
 
+def test_average_follows_the_student(batches, frozen, start):
+  settings = dataclasses.replace(SETTINGS, average=0.25)
+  variables = random_variables(1)
+  state = distill.init(settings, variables, CLASSES)
+  assert_equal(state.average.variables, variables)
+  assert distill.init(SETTINGS, variables, CLASSES).average is None
+  expected, trained = numbers(variables), start
+  for number, batch in enumerate(batches):
+    key = jax.random.key(number)
+    state, _ = step(settings, state.replace(outer=trained.outer), batch, frozen,
+                    key)
+    trained, _ = step(SETTINGS, trained, batch, frozen, key)
+    # (1 + n) / (10 + n) is below 0.25 after the first step, not the second.
+    rate = (2 / 11, 0.25)[number]
+    expected = jax.tree.map(
+        lambda old, new, rate=rate: rate * old + (1 - rate) * new, expected,
+        numbers(trained.variables))
+  assert_close(state.variables, trained.variables)  # Nothing else changes.
+  assert_close(state.average.variables, expected)
+  assert_equal(state.reported, state.average.variables)
+  assert trained.reported is trained.variables
+  assert state.average.steps == 2
+
+
+def test_mixed_images_are_asked_of_the_teacher_anew(batches, frozen, start):
+  """The step on mixed images is the step on a batch of such images."""
+  settings = dataclasses.replace(SETTINGS, mix='cutmix', mix_share=1.)
+  key = jax.random.key(3)
+  mix_keys = collectives.fold_in(
+      collectives.example_keys(key, np.arange(BATCH)), 2)
+  mixed = mixing.mix('cutmix', mix_keys, batches[0].images, 1.)
+  assert not np.array_equal(mixed, batches[0].images)
+  found, metrics = step(settings, start, batches[0], frozen, key)
+  expected, expected_metrics = step(
+      SETTINGS, start, batches[0].replace(images=mixed), frozen, key)
+  assert_close(found, expected)
+  assert_close(metrics, expected_metrics)
+
+
 @pytest.mark.parametrize(('make', 'message'), [
+    (lambda: dataclasses.replace(SETTINGS, mix='cut'), "mix='cut'"),
+    (lambda: dataclasses.replace(SETTINGS, mix_share=2.), 'mix_share=2.0'),
+    (lambda: dataclasses.replace(SETTINGS, average=1.), 'average=1.0'),
     (lambda: schedules.cosine_by_epoch(0., 220, 20, 2), 'learning_rate=0.0'),
     (lambda: schedules.cosine_by_epoch(0.1, 0, 20, 2), 'num_epochs=0'),
     (lambda: schedules.cosine_by_epoch(0.1, 220, 20, 0), 'steps_per_epoch=0'),

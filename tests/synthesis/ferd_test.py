@@ -48,8 +48,8 @@ class TwoLayers(models.StagedModel):
 MODEL = TwoLayers(CLASSES)
 SETTINGS = ferd.Ferd(
     teacher=MODEL, student=MODEL, image_shape=SHAPE, pad=2, flip=True,
-    warmup_epochs=2, student_steps=6, steps=4, batch_size=BATCH, nz=5, width=4,
-    tap=TAP, bottleneck=bottleneck.Bottleneck(steps=2, unroll=True))
+    warmup_epochs=2, student_steps=6, eps=0.1, steps=4, batch_size=BATCH, nz=5,
+    width=4, tap=TAP, bottleneck=bottleneck.Bottleneck(steps=2, unroll=True))
 GENERATOR = SETTINGS.generator_module
 
 
@@ -186,6 +186,64 @@ def test_terms_by_hand(networks):
   np.testing.assert_allclose(
       got['loss'],
       5 * got['bn'] + got['oh'] + got['adv'] + 5 * got['uni'])
+
+
+@pytest.mark.parametrize('steps', [1, 2])
+def test_attacked_views_by_hand(steps, networks):
+  settings = dataclasses.replace(SETTINGS, attacked_steps=steps, w_uni=0.)
+  teacher = teacher_of(networks)
+  gradient = jit(jax.grad(lambda x: losses.cross_entropy(
+      forward.logits(MODEL, teacher, x), LABELS).sum()))
+  attacked = VIEW
+  for _ in range(steps):
+    attacked = attacked + 0.1 / steps * np.sign(gradient(attacked))
+    attacked = np.clip(attacked, VIEW - 0.1, VIEW + 0.1).clip(0, 1)
+  got = terms(settings, networks)
+  logits = np.array(forward.logits(MODEL, teacher, attacked))
+  np.testing.assert_allclose(
+      got['oh'], -np.log(softmax(logits)[np.arange(BATCH), LABELS]).mean())
+  np.testing.assert_allclose(got['withstood'],
+                             (logits.argmax(-1) == LABELS).mean())
+  # The other terms are those of the view.
+  plain = terms(dataclasses.replace(SETTINGS, w_uni=0.), networks)
+  for name in ('bn', 'adv', 'agreement'):
+    np.testing.assert_allclose(got[name], plain[name])
+  assert got['oh'] > plain['oh']
+  # The gradient at an attacked view is that of the view.
+  def loss(view):
+    return ferd.Ferd.view_loss(
+        dataclasses.replace(settings, w_bn=0., w_adv=0.), view, LABELS, keys(),
+        networks)[0]
+  np.testing.assert_allclose(jit(jax.grad(loss))(VIEW),
+                             gradient(attacked) / BATCH, atol=1e-12)
+
+
+def test_uniformity_of_attacked_views(networks):
+  settings = dataclasses.replace(SETTINGS, attacked_steps=1)
+  attacked = ferd.Ferd._attacked(settings, teacher_of(networks),
+                                 jnp.asarray(VIEW), LABELS)
+  np.testing.assert_allclose(
+      terms(settings, networks)['uni'],
+      terms(SETTINGS, networks, view=attacked)['uni'])
+
+
+def test_disagreement_is_not_driven_further(networks):
+  settings = dataclasses.replace(SETTINGS, adv_agreed=True, w_uni=0.)
+  teacher = teacher_of(networks)
+  logits = np.array(forward.logits(MODEL, teacher, VIEW))
+  # A student that predicts class 0 where the teacher is less sure that it is
+  # none.
+  gaps = logits.max(-1) - logits[:, 0]
+  shift = np.array([np.median(gaps), 0, 0])
+  student = jax.tree.map(jnp.asarray, teacher)
+  student['params']['head']['bias'] += shift
+  agreed = logits.argmax(-1) == (logits + shift).argmax(-1)
+  assert 0 < agreed.sum() < BATCH
+  got = terms(settings, networks.replace(student=student))
+  expected = losses.decoupled_kl_terms(logits, logits + shift,
+                                       softmax(logits / 100))
+  np.testing.assert_allclose(got['adv'], -np.mean(agreed * expected))
+  np.testing.assert_allclose(got['adv_agreed'], agreed.mean())
 
 
 def test_mask_of_ones_and_of_zeros(networks):

@@ -198,7 +198,21 @@ def test_absent_zero():
   assert np.argmax(second.probs) == 0
 
 
+def test_memory_averages_over_epochs():
+  sampler = samplers.MarginSoftmax(EPS, STEP, memory=0.75)
+  first = update(SOFTMAX.init(3), [4., -2., 0.], [2, 1, 0], sampler)
+  # The first measurement of a class has nothing to be averaged with.
+  np.testing.assert_allclose(first.fragility, [-2, 2, 0])
+  second = update(first, [8., 0., 6.], [1, 0, 2], sampler)
+  np.testing.assert_allclose(second.fragility,
+                             [0.75 * -2 + 0.25 * -8, 2, -3])
+  np.testing.assert_allclose(
+      second.probs, probabilities(second.fragility, sampler))
+
+
 @pytest.mark.parametrize(('kind', 'options', 'message'), [
+    (samplers.MarginSoftmax, {'memory': 1.}, 'memory=1.0'),
+    (samplers.MarginSoftmax, {'memory': -0.1}, 'memory=-0.1'),
     *((kind, options, message) for kind in BY_MARGINS
       for options, message in (
           ({'absent': 'skip'}, "absent='skip'"),
