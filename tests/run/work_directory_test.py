@@ -169,7 +169,7 @@ def test_identity_that_no_checkpoint_has(whole, copy, text):
   (copy / 'config.json').write_text(text)
   for path in copy.glob('checkpoints/*/_CHECKPOINT_METADATA'):
     path.write_text(text)
-  with pytest.raises(ValueError, match=r'Cannot read .*config\.json.*put the f'):
+  with pytest.raises(ValueError, match=r'Cannot read .*config\.json.*put the '):
     work_directory.claim(copy, whole[0].identity)
 
 
