@@ -349,18 +349,18 @@ def test_a_truncated_state_is_refused(state_file, tmp_path):
 
 @pytest.mark.parametrize('change', [
     lambda arrays: {'clean_predictions': arrays['clean_predictions'][:-1]},
-    lambda arrays: {'runs_done/apgd-ce': np.zeros(1, np.int32)},
-    lambda arrays: {'runs_done/apgd-ce': arrays['runs_done/apgd-ce'] * 1.},
-    lambda arrays: {'zero_gradient/apgd-t': np.zeros((0,), bool)},
-    lambda arrays: {'found/apgd-ce': np.array([len(X)]),
-                    'images/apgd-ce': X[:1].astype(np.float32),
-                    'predictions/apgd-ce': np.zeros(1, np.int32)},
-    lambda arrays: {'found/apgd-ce': np.array([0, 0]),
-                    'images/apgd-ce': X[:2].astype(np.float32),
-                    'predictions/apgd-ce': np.zeros(2, np.int32)},
-    lambda arrays: {'found/apgd-ce': np.array([0])},
-    lambda arrays: {'found/apgd-ce': np.array(0)},
-    lambda arrays: {'seconds/apgd-ce': np.zeros(2)}])
+    lambda arrays: {'runs_done/ce': np.zeros(1, np.int32)},
+    lambda arrays: {'runs_done/ce': arrays['runs_done/ce'] * 1.},
+    lambda arrays: {'zero_gradient/targeted': np.zeros((0,), bool)},
+    lambda arrays: {'found/ce': np.array([len(X)]),
+                    'images/ce': X[:1].astype(np.float32),
+                    'predictions/ce': np.zeros(1, np.int32)},
+    lambda arrays: {'found/ce': np.array([0, 0]),
+                    'images/ce': X[:2].astype(np.float32),
+                    'predictions/ce': np.zeros(2, np.int32)},
+    lambda arrays: {'found/ce': np.array([0])},
+    lambda arrays: {'found/ce': np.array(0)},
+    lambda arrays: {'seconds/ce': np.zeros(2)}])
 def test_a_state_with_arrays_of_another_length_is_refused(
     state_file, tmp_path, change):
   with np.load(state_file) as file:
