@@ -5,11 +5,11 @@ import signal
 import threading
 import time
 
-# Of a run: a function of a module, and how long it takes at most.
+# Of a run: a function of a module, and for how long from its first call.
 _PARTS = {
-    'train': ('ferd_jax.train', 'epoch', 0.3),
+    'train': ('ferd_jax.train', 'epoch', 2.5),
     'save': ('ferd_jax.run.checkpoints', 'Checkpoints.save', 0.15),
-    'evaluate': ('ferd_jax.evaluation.results', 'evaluate', 0.3),
+    'evaluate': ('ferd_jax.evaluation.results', 'evaluate', 1.),
     'export': ('ferd_jax.run.export', 'write', 0.05)}
 PARTS = tuple(_PARTS)
 

@@ -76,7 +76,9 @@ def left_by(workdir):
   names = sorted(str(path.relative_to(workdir)) for path in workdir.rglob('*')
                  if path.relative_to(workdir).parts[0] not in (
                      'checkpoints', 'damaged'))
-  return {'metrics': metrics, 'results': results, 'states': states,
+  unfinished = [path.name for path in (workdir / 'checkpoints').iterdir()
+                if not path.name.isdigit()]
+  return {'unfinished': unfinished, 'metrics': metrics, 'results': results, 'states': states,
           'arrays': arrays, 'names': names,
           'config': json.loads((workdir / 'config.json').read_text())}
 
