@@ -369,7 +369,9 @@ def _evaluate(experiment, workdir, final, reporter):
       budget=dataclasses.asdict(
           budgets.of(experiment.method, saved.last_epoch)) | {
               'seconds': progresses.train_seconds(saved.metrics)})
-  protocol = experiment.protocol
+  protocol, found = experiment.protocol, workdir / _FOUND
+  if found.exists() and not found.is_dir() and jax.process_index() == 0:
+    checkpointing.put_aside(found, workdir / checkpointing.DAMAGED / _FOUND)
   reporter.line(
       f'Evaluating {" and ".join(subject.models)} of epoch {saved.epoch} on '
       f'{len(subject.examples.labels)} images: {", ".join(protocol.attacks)}.')
@@ -377,8 +379,7 @@ def _evaluate(experiment, workdir, final, reporter):
       subject, protocol, experiment.parallel,
       key=states.key_once(states.host_key(saved.state),
                           states.Once.EVALUATION),
-      evaluators=experiment.evaluators, state_dir=workdir / _FOUND,
-      reporter=reporter)
+      evaluators=experiment.evaluators, state_dir=found, reporter=reporter)
   if jax.process_index() == 0:
     if final:
       exported, missing = export.write(experiment, saved.state, results,
@@ -388,8 +389,8 @@ def _evaluate(experiment, workdir, final, reporter):
     atomic.write_text(
         workdir / (work_directory.RESULTS if final else EVALUATION),
         json.dumps(results, indent=2, allow_nan=False) + '\n')
-    if (workdir / _FOUND).exists():  # Its results are kept now.
-      (workdir / _FOUND).rmtree()
+    if found.exists():  # Its results are kept now.
+      found.rmtree()
   return results
 
 

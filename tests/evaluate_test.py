@@ -72,9 +72,14 @@ def test_a_sweep_that_is_interrupted_is_gone_on_with(capsys, tmp_path,
       raise KeyboardInterrupt
     attack(run, position, name, *args)
   monkeypatch.setattr(ensemble.Session, '_attack', interrupted)
-  with pytest.raises(SystemExit, match='run again: AutoAttack goes on, the r'):
+  with pytest.raises(SystemExit) as exit_:
     _run(capsys, *flags)
-  assert 'eps 0.30000' in capsys.readouterr().out  # what is done is shown
+  assert exit_.value.code == 130
+  out, err = capsys.readouterr()
+  assert 'eps 0.30000' in out  # what is done is shown
+  assert err.splitlines()[-1] == (
+      f'stopped: SIGINT; run again to go on: {tmp_path / "state"} keeps what '
+      'is finished.')
   done = []
   monkeypatch.setattr(slots.Slots, 'run', lambda self, variables, key, eps,
                       *args, _run=slots.Slots.run: done.append(eps) or
@@ -83,14 +88,44 @@ def test_a_sweep_that_is_interrupted_is_gone_on_with(capsys, tmp_path,
   assert done and set(done) == {0.4}  # not again at 0.3
 
 
-def test_interrupted_before_autoattack(capsys, tmp_path, monkeypatch):
+def test_what_is_finished_is_not_repeated(capsys, tmp_path, monkeypatch):
+  flags = [*_FILE, '--n-examples=4', '--attacks=clean,fgsm,pgd20', '--targets',
+           '--eps=0.3', f'--state-dir={tmp_path / "state"}']
+  expected = _run(capsys, *flags[:-1])
+  batches, calls = robustness.batches, []
+  def interrupted(*args):
+    calls.append(args)
+    if len(calls) == 3:
+      raise KeyboardInterrupt
+    return batches(*args)
+  monkeypatch.setattr(robustness, 'batches', interrupted)
+  with pytest.raises(SystemExit):
+    _run(capsys, *flags)
+  names = {path.name.partition('-')[0] for path in
+           (tmp_path / 'state').iterdir()}
+  assert names == {'clean', 'fgsm'}
+  assert _run(capsys, *flags) == expected
+  assert len(calls) == 5  # PGD and targets
+  assert _run(capsys, *flags) == expected
+  assert len(calls) == 5
+  fgsm, = (tmp_path / 'state').glob('fgsm-*')
+  for text in (fgsm.read_text().replace('"average": ', '"average": 1'), '[]',
+               '{'):
+    fgsm.write_text(text)
+    calls.clear()
+    assert _run(capsys, *flags) == expected
+    assert len(calls) == 1
+
+
+def test_interrupted_without_a_state_directory(capsys, monkeypatch):
   def interrupted(*args, **options):
     raise KeyboardInterrupt
   monkeypatch.setattr(robustness, 'batches', interrupted)
   with pytest.raises(SystemExit) as exit_:
-    _run(capsys, *_FILE, '--attacks=clean,autoattack_fast',
-         f'--state-dir={tmp_path}')
-  assert str(exit_.value) == 'stopped: interrupted.'
+    _run(capsys, *_FILE, '--attacks=clean,autoattack_fast')
+  assert exit_.value.code == 130
+  assert capsys.readouterr().err.splitlines()[-1] == (
+      'stopped: SIGINT; --state-dir would keep what is finished.')
 
 
 def test_lines_of_finished_attacks(capsys, tmp_path):

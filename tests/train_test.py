@@ -5,6 +5,7 @@ import shutil
 
 import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
@@ -182,6 +183,28 @@ def test_non_finite_loss_stops_and_keeps_the_last_good_epoch(
   monkeypatch.undo()
   state = _saved(run, tmp_path, 2)
   assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
+
+
+class _Breaking(tiny.TwoLayers):
+  """A student whose logits are NaN once it has been trained for a step."""
+
+  def run_stage(self, stage, x, train):
+    x = super().run_stage(stage, x, train)
+    head = self.variables.get('params', {}).get('head')
+    if stage != 'head' or head is None:
+      return x
+    scale = self.variables['params']['conv1_bn']['scale']
+    return jnp.where(jnp.all(scale == 1), x, jnp.nan)
+
+
+def test_number_that_is_not_finite_inside_a_compiled_step(tmp_path):
+  run = tiny.claim(_config(), tmp_path, student=_Breaking(10))
+  for _ in range(2):  # The next start ends in the same way.
+    with pytest.raises(FloatingPointError, match=(
+        r'^Not finite: distill/\w+=nan at epoch 2, step 2\. The checkpoint of '
+        r'epoch 1 is kept\.$')):
+      train.train(run, tmp_path)
+  assert _latest(tmp_path) == 1 and len(_metrics(tmp_path)) == 1
 
 
 def test_state_that_is_not_finite_is_not_saved(tmp_path, monkeypatch):

@@ -1,11 +1,14 @@
 """A process that has imported main.py's modules, and forks for each command.
 
   python warm.py    reads a JSON line {"argv", "cwd", "env", "out", "err"} for
-                    each command, and answers with its exit status
+                    each command, and answers with its exit status; with
+                    "before": [module, arguments] the module's `before` is
+                    called first
 
 Starting Python and JAX takes longer than most of the commands.
 """
 
+import importlib
 import json
 import os
 import runpy
@@ -21,6 +24,9 @@ def _child(command, main):
   os.environ.update(command['env'])
   sys.argv, status = [main, *command['argv']], 0
   try:
+    if 'before' in command:
+      module, arguments = command['before']
+      importlib.import_module(module).before(**arguments)
     runpy.run_path(main, run_name='__main__')
   except SystemExit as stop:
     status = stop.code if isinstance(stop.code, int) else int(bool(stop.code))

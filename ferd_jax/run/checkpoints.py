@@ -365,15 +365,28 @@ def _quiet() -> Iterator[None]:
   """Keeps libraries from logging errors that are raised and told anyway."""
   disabled, hook = logging.root.manager.disable, sys.unraisablehook
   logging.disable(logging.CRITICAL)
-  sys.unraisablehook = lambda _: None  # Of reads that were still under way.
+  sys.unraisablehook = _Hook(hook)
   try:
     yield
   except BaseException:
     gc.collect()  # What was not awaited says so when it goes.
+    # TensorStore's reads that are still under way end when their loop is gone.
+    hook = _Hook(hook)
     raise
   finally:
     logging.disable(disabled)
     sys.unraisablehook = hook
+
+
+class _Hook:
+  """An unraisable hook that hears nothing of closed event loops."""
+
+  def __init__(self, hook):
+    self._hook = hook._hook if isinstance(hook, _Hook) else hook
+
+  def __call__(self, unraisable):
+    if 'Event loop is closed' not in str(unraisable.exc_value):
+      self._hook(unraisable)
 
 
 def _structure(tree):

@@ -57,9 +57,12 @@ class Lock:
     self._thread.start()
 
   def confirm(self) -> None:
-    """Raises OSError if somebody else has taken the lock over."""
+    """Raises OSError if the lock was removed or somebody else has it now."""
     found = _read(self._path)
-    if found is None or found.get('token') != self._record['token']:
+    if found is None:
+      raise OSError(f'{self._path} was removed; this process writes nothing '
+                    'more.')
+    if found.get('token') != self._record['token']:
       raise OSError(f'{self._path} was taken over by {_owner(found)}; this '
                     'process writes nothing more.')
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from collections.abc import Sequence
 import json
+import math
 import time
 
 from etils import epath
@@ -104,7 +105,13 @@ class Progress:
     """Writes the lines again if the file has others of the same epochs."""
     damage = f'{self._path} has other lines than the last checkpoint.'
     try:
-      if self._lines == lines(self._path.parent, done_epochs):
+      found = lines(self._path.parent)
+      if len(found) > done_epochs + 1:  # Of one more a save did not finish.
+        self._reporter.line(
+            f'Warning: {self._path} has epochs that no checkpoint has; they '
+            'are done again.')
+      if self._lines == [line for line in found
+                         if json.loads(line)['epoch'] <= done_epochs]:
         return
     except OSError as error:
       damage = str(error)
@@ -136,7 +143,7 @@ def train_seconds(metrics: Sequence[str]) -> float:
   return sum(json.loads(line).get('seconds', 0.) for line in metrics)
 
 
-def lines(workdir: epath.PathLike, last_epoch: int) -> list[str]:
+def lines(workdir: epath.PathLike, last_epoch: float = math.inf) -> list[str]:
   """Returns the lines of metrics.jsonl of the epochs up to the last.
 
   Raises:

@@ -4,6 +4,8 @@ from etils import epath
 import numpy as np
 from PIL import Image
 
+from ferd_jax.core import atomic
+
 _MAX_CLASSES = 20  # A grid of 200 rows shows nothing.
 
 
@@ -39,10 +41,9 @@ def save_grid(path: epath.Path, grid: np.ndarray, *,
     grid: uint8 `[rows, columns, C]`, C of 1 or 3.
     min_side: pixels that an image of a 10-column grid should have at least.
   """
-  path.parent.mkdir(parents=True, exist_ok=True)
   scale = max(1, -(-10 * min_side // grid.shape[1]))
   picture = Image.fromarray(grid[..., 0] if grid.shape[-1] == 1 else grid)
   picture = picture.resize((picture.width * scale, picture.height * scale),
                            Image.Resampling.NEAREST)
-  with path.open('wb') as file:
+  with atomic.writing(path) as file:
     picture.save(file, format='png')

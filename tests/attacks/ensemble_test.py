@@ -347,6 +347,33 @@ def test_a_truncated_state_is_refused(state_file, tmp_path):
     run(state_file=path)
 
 
+@pytest.mark.parametrize('change', [
+    lambda arrays: {'clean_predictions': arrays['clean_predictions'][:-1]},
+    lambda arrays: {'runs_done/ce': np.zeros(1, np.int32)},
+    lambda arrays: {'runs_done/ce': arrays['runs_done/ce'] * 1.},
+    lambda arrays: {'zero_gradient/targeted': np.zeros((0,), bool)},
+    lambda arrays: {'found/ce': np.array([len(X)]),
+                    'images/ce': X[:1].astype(np.float32),
+                    'predictions/ce': np.zeros(1, np.int32)},
+    lambda arrays: {'found/ce': np.array([0, 0]),
+                    'images/ce': X[:2].astype(np.float32),
+                    'predictions/ce': np.zeros(2, np.int32)},
+    lambda arrays: {'found/ce': np.array([0])},
+    lambda arrays: {'found/ce': np.array(0)},
+    lambda arrays: {'seconds/ce': np.zeros(2)}])
+def test_a_state_with_arrays_of_another_length_is_refused(
+    state_file, tmp_path, change):
+  with np.load(state_file) as file:
+    arrays = dict(file)
+  path = tmp_path / 'state.npz'
+  np.savez(path, **arrays | change(arrays))
+  with pytest.raises(saved.Damaged, match='expected|positions') as error:
+    run(state_file=path)
+  assert str(path) in str(error.value)
+  assert 'Without this file the attack starts anew' in str(error.value)
+  assert '\n' not in str(error.value)
+
+
 def test_a_state_that_cannot_be_written_is_known_before(monkeypatch, tmp_path):
   (tmp_path / 'file').touch()
   interrupted_after(monkeypatch, 0)

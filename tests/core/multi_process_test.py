@@ -3,9 +3,12 @@
 import json
 import os
 import pathlib
+import re
+import signal
 import socket
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -40,16 +43,21 @@ def _free_port():
     return free.getsockname()[1]
 
 
-def _on_two_processes(workdir, minutes=(0, 0)):
-  """Returns (stdout, stderr) of both, joined through Open MPI's variables."""
+def _start_two(workdir, *flags, minutes=(0, 0)):
+  """Returns both processes, joined through Open MPI's variables."""
   port = _free_port()
-  return _finish([
+  return [
       _start(workdir, 1, '--distributed',
-             f'--config.max_minutes={minutes[rank]}',
+             f'--config.max_minutes={minutes[rank]}', *flags,
              OMPI_MCA_orte_hnp_uri='4096.0;tcp://127.0.0.1:1',
              OMPI_COMM_WORLD_SIZE='2', OMPI_COMM_WORLD_RANK=str(rank),
              OMPI_COMM_WORLD_LOCAL_RANK=str(rank),
-             JAX_COORDINATOR_PORT=str(port)) for rank in range(2)])
+             JAX_COORDINATOR_PORT=str(port)) for rank in range(2)]
+
+
+def _on_two_processes(workdir, minutes=(0, 0)):
+  """Returns (stdout, stderr) of both."""
+  return _finish(_start_two(workdir, minutes=minutes))
 
 
 _ATTACK = """
@@ -104,3 +112,24 @@ def test_two_processes_train_resume_and_agree_with_one(tmp_path):
       elif name != 'seconds' and not name.endswith('ms_per_step'):
         np.testing.assert_allclose(joined[name], value, rtol=1e-4, atol=1e-4,
                                    err_msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+def test_two_processes_end_together_if_one_is_preempted(tmp_path, number):
+  flags = '--config.num_epochs=200', '--config.log.samples_every=0'
+  processes = _start_two(tmp_path, *flags)
+  while len(_metrics(tmp_path) if (tmp_path / 'metrics.jsonl').exists()
+            else ()) < 2:
+    assert processes[0].poll() is None
+    time.sleep(0.2)
+  processes[1].send_signal(number)
+  outputs = [process.communicate(timeout=120) for process in processes]
+  assert [process.returncode for process in processes] == [143, 143], outputs
+  lines = [line for line in outputs[0][1].splitlines()
+           if line.startswith('stopped: ')]
+  saved = re.fullmatch(r'stopped: SIGTERM; epoch (\d+) of 200 is saved; run '
+                       'again to go on.', lines[0])
+  assert len(lines) == 1 and int(saved[1]) >= 1
+  # One more was started at most.
+  assert len(_metrics(tmp_path)) - int(saved[1]) in (0, 1)

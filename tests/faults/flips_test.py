@@ -21,6 +21,8 @@ import jax
 import numpy as np
 import pytest
 
+sys.path.extend(map(str, pathlib.Path(__file__).parents[1:3]))
+
 from ferd_jax.core import reporting
 
 _EPOCHS = 3
@@ -156,8 +158,6 @@ def test_of_200_flipped_bits_none_is_unseen(run, tmp_path, capfd):
 
 
 if __name__ == '__main__':
-  _TESTS = pathlib.Path(__file__).parents[1]
-  sys.path[:0] = [str(_TESTS), str(_TESTS.parent)]
   os.environ.setdefault('JAX_PLATFORMS', 'cpu')
   with tempfile.TemporaryDirectory() as directory:
     found = flips(Run(pathlib.Path(directory)), int(sys.argv[1]),

@@ -85,6 +85,16 @@ def test_damaged_metrics_are_made_again(tmp_path, capsys, text):
   assert 'Warning' not in capsys.readouterr().err
 
 
+def test_epochs_that_no_checkpoint_has_are_told(tmp_path, capsys):
+  text = ''.join(f'{{"epoch": {epoch}}}\n' for epoch in (1, 2, 3))
+  (tmp_path / 'metrics.jsonl').write_text(text)
+  for kept, told in ((3, 0), (2, 0), (1, 1), (0, 1)):
+    progress.Progress(tmp_path, 4, kept, 0, reporting.TERMINAL,
+                      text.splitlines()[:kept])
+    assert capsys.readouterr().err.count('are done again') == told
+  assert (tmp_path / 'metrics.jsonl').read_text() == text
+
+
 def test_resuming_drops_epochs_that_were_not_saved(tmp_path):
   lines = [json.dumps({'epoch': epoch}) for epoch in (1, 2, 3)]
   (tmp_path / 'metrics.jsonl').write_text('\n'.join(lines) + '\n')

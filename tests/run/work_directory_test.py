@@ -15,6 +15,7 @@ from ferd_jax.run import checkpoints as checkpointing
 from ferd_jax.run import experiment as experiments
 from ferd_jax.run import state as states
 from ferd_jax.run import work_directory
+from ferd_jax.weights import native
 
 
 @pytest.fixture(scope='module')
@@ -169,7 +170,7 @@ def test_identity_that_no_checkpoint_has(whole, copy, text):
   (copy / 'config.json').write_text(text)
   for path in copy.glob('checkpoints/*/_CHECKPOINT_METADATA'):
     path.write_text(text)
-  with pytest.raises(ValueError, match=r'Cannot read .*config\.json.*put the f'):
+  with pytest.raises(ValueError, match=r'Cannot read .*config\.json.*put the '):
     work_directory.claim(copy, whole[0].identity)
 
 
@@ -199,3 +200,22 @@ def test_teacher_may_move_but_not_change(whole, copy):
   other = tiny.build(config, teacher=(teacher.model, variables))
   with pytest.raises(ValueError, match='teacher_digests.robust'):
     work_directory.claim(copy, other.identity)
+
+
+def test_teacher_file_that_moved_is_gone_or_was_changed(tmp_path):
+  shape, workdir = (8, 8, 1), tmp_path / 'run'
+  network = native.Network('tiny', 1, 10)
+  def write(path, seed):
+    native.write(path, network, models.init_variables(
+        network.build(), jax.random.key(seed), shape))
+    return tiny.config(**{'teacher.path': str(path)})
+  config = write(tmp_path / 'teacher.npz', 0)
+  tiny.claim(config, workdir)
+  (workdir / 'checkpoints' / '1').mkdir(parents=True)
+  tiny.claim(write(tmp_path / 'moved.npz', 0), workdir)
+  (tmp_path / 'teacher.npz').unlink()
+  with pytest.raises(OSError, match=r'teacher\.npz'):
+    tiny.build(config)
+  write(tmp_path / 'teacher.npz', 1)
+  with pytest.raises(ValueError, match='teacher_digests.robust is .*, was '):
+    tiny.claim(config, workdir)

@@ -235,7 +235,7 @@ def test_damaged_file_is_named(tmp_path):
 
 
 @pytest.mark.parametrize(('changes', 'error'), [
-    (lambda images, labels: (images[:2], labels[:2]), r'\(2, 4, 4, 1\).*\(3, 4'),
+    (lambda images, labels: (images[:2], labels[:2]), r'\(2, 4, 4, 1\).*\(3'),
     (lambda images, labels: (images.astype(np.float64), labels), 'float64'),
     (lambda images, labels: (images[..., 0], labels), r'shape \(3, 4, 4\)'),
     (lambda images, labels: (images, labels + 99), 'labels from .* 0 to 9'),
@@ -243,7 +243,7 @@ def test_damaged_file_is_named(tmp_path):
     (lambda images, labels: (images, labels.astype(float)), 'labels are float'),
     (lambda images, labels: (images, labels[:, None]), r'shape \(3, 1\)'),
     (lambda images, labels: (images * np.float32(np.nan), labels), 'finite'),
-    (lambda images, labels: (images / 2, labels), 'not the images that epoch 2'),
+    (lambda images, labels: (images / 2, labels), 'not the images that ep'),
     (lambda images, labels: (images, labels[::-1]), 'not the images that')])
 def test_wrong_file_is_named(tmp_path, changes, error):
   digests, path = _two_epochs(tmp_path)
