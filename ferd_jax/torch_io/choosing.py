@@ -69,10 +69,18 @@ class Weights:
     where: the keys and the prefix, with dots, that they were found under; ''
       where the file holds nothing else.
     left_out: what was beside them, by key; for each what it is, or ''.
+    names: the file's names of what is called `normalize.*` here.
   """
   arrays: StateDict
   where: str = ''
   left_out: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  names: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+  def in_its_words(self, text: str) -> str:
+    """Returns a message with the file's own names in it."""
+    for name, own in self.names.items():
+      text = text.replace(name, errors.shown(own))
+    return text
 
   def remark(self) -> str:
     """Returns what is worth saying of it in half a line, or ''."""
@@ -138,7 +146,9 @@ def choose(loaded: Any, select: str | None = None,
 
 def _dicts(loaded) -> Iterator[_Dict]:
   """Yields every dict that has arrays, however deep it is."""
-  queue, seen = [('', loaded)], set()
+  queue, seen = [], set()
+  if isinstance(loaded, Mapping | list | tuple):
+    queue.append(('', loaded))
   for path, value in queue:  # It grows.
     if isinstance(value, Mapping):
       found = _of_dict(path, value)
@@ -234,7 +244,7 @@ def _networks(found, wanted, normaliser) -> Iterator[Weights]:
         kept = {key: value for key, value in kept.items() if key not in extra}
         left |= dict.fromkeys(extra, 'a counter')
       if len(kept) <= _MOST_ARRAYS and wanted.fits(kept):
-        yield Weights(kept, weights.where, left)
+        yield dataclasses.replace(weights, arrays=kept, left_out=left)
         break
 
 
@@ -269,7 +279,8 @@ def _under(found, arrays, prefix, normaliser):
              if key in names}
   left = {key: value for key, value in outside.items() if key not in names}
   return Weights(result, _joined(found.path, prefix),
-                 dict(found.others) | _groups(left, prefix)), left
+                 dict(found.others) | _groups(left, prefix),
+                 {new: own for own, new in names.items()}), left
 
 
 def _normaliser(inside, outside, prefix, normaliser):
@@ -344,7 +355,8 @@ def stripped(arrays: Mapping[str, np.ndarray],
     pickled.Refusal: if two keys become one, or it has several normalising
       layers that differ.
   """
-  return _whole(_Dict('', dict(arrays), {}), normaliser).arrays
+  found = _of_dict('', arrays) or _Dict('', dict(arrays), {})
+  return _whole(found, normaliser).arrays
 
 
 def _whole(found, normaliser):
@@ -361,7 +373,8 @@ def _whole(found, normaliser):
     shared.append(names[0])
   weights, left = _under(found, arrays, ''.join(
       f'{name}.' for name in shared), normaliser)
-  return Weights(weights.arrays | left, found.path, found.others)
+  return dataclasses.replace(weights, arrays=weights.arrays | left,
+                             where=found.path, left_out=found.others)
 
 
 def _selected(dicts, loaded, select):

@@ -239,7 +239,8 @@ def load_variables(path: str | os.PathLike[str], model: nn.Module,
   try:
     return variables_from_state_dict(model, weights.arrays, image_shape)
   except ValueError as error:
-    raise ValueError(f'{os.fspath(path)}: {error}') from error
+    text = weights.in_its_words(str(error))
+    raise ValueError(f'{os.fspath(path)}: {text}') from error
 
 
 def _abstract(model, image_shape, limit=None):

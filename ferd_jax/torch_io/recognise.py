@@ -75,10 +75,8 @@ def recognise(state_dict: Mapping[str, np.ndarray]) -> Recognised:
     ValueError: if the keys are those of no supported architecture.
   """
   other = foreign(state_dict)
-  if other is not None:
-    raise ValueError(f'Cannot use the architecture: it is {other}.')
   for key, find in _FAMILIES:
-    if key in state_dict:
+    if key in state_dict and other is None:
       try:
         return find(state_dict)
       except (KeyError, IndexError, TypeError, ZeroDivisionError) as error:
@@ -86,10 +84,13 @@ def recognise(state_dict: Mapping[str, np.ndarray]) -> Recognised:
             f'Cannot tell the architecture: there is {key}, but not what comes '
             f'with it ({error}).') from error
   shown = ', '.join(errors.shown(key) for key in sorted(state_dict)[:10])
+  what = ('Cannot tell the architecture from the keys, which are those of'
+          if other is None else
+          f'Cannot use the architecture: the keys are those of {other},')
   raise ValueError(
-      'Cannot tell the architecture from the keys, which are those of none of '
-      f'{", ".join(models.ARCHITECTURES)}. They begin with {shown}. A network '
-      'that models.register knows is not recognised, but has to be named.')
+      f'{what} none of {", ".join(models.ARCHITECTURES)}. They begin with '
+      f'{shown}. A network that models.register knows is not recognised, but '
+      'has to be named.')
 
 
 def foreign(state_dict: Mapping[str, np.ndarray]) -> str | None:

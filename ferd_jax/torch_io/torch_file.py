@@ -434,6 +434,7 @@ _NAMES = {
         'copyreg._reconstructor': _of_class,
         'copy_reg._reconstructor': _of_class,
         'builtins.set': lambda values=(): set(map(pickled.checked_key, values)),
+        'builtins.bytes': _bytes,
         'builtins.bytearray': _bytes,
         'builtins.complex': complex,
         'argparse.Namespace': lambda: _Namespace(),

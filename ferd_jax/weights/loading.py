@@ -259,7 +259,8 @@ def _load_torch(path, arch, given, channels, num_classes, select, size,
         model, state_dict, network.input_shape)
   except ValueError as error:
     beside = f' In the file: {remark}.' if weights.left_out else ''
-    raise ValueError(f'{os.fspath(path)}: {error}{beside}') from error
+    text = weights.in_its_words(str(error))
+    raise ValueError(f'{os.fspath(path)}: {text}{beside}') from error
   definition = found.definition if found else (
       torch_io.definition(model) if registered else None)
   return Loaded(network, model, variables, definition, remark)

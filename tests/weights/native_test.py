@@ -22,8 +22,9 @@ def drawn(network, seed=0):
   rng = np.random.default_rng(seed)
   shapes = jax.eval_shape(lambda key: models.init_variables(
       network.build(), key, network.input_shape), jax.random.key(0))
-  return jax.tree.map(
-      lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), shapes)
+  return jax.tree_util.tree_map_with_path(
+      lambda path, leaf: (abs if 'var' in str(path[-1]) else np.asarray)(
+          rng.normal(size=leaf.shape)).astype(np.float32), shapes)
 
 
 @pytest.mark.parametrize('network', [NETWORK, GENERATOR],
