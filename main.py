@@ -14,6 +14,7 @@ from absl import logging
 import jax
 
 from ferd_jax import train
+from ferd_jax.core import buckets
 from ferd_jax.core import parallel
 from ferd_jax.core import reporting
 from ferd_jax.evaluation import tables
@@ -51,6 +52,7 @@ def main(parsed: command_line.Parsed) -> None:
   workdir = _WORKDIR.value or f'runs/{config.name}'
   training = _MODE.value == 'train'
   try:
+    buckets.check(workdir)
     if _DISTRIBUTED.value:
       parallel.join_processes()
     experiment = experiments.build(config)

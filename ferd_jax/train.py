@@ -31,6 +31,7 @@ from ferd_jax.distillation import distill
 from ferd_jax.evaluation import results as evaluations
 from ferd_jax.evaluation import robustness
 from ferd_jax.models import frozen as frozens
+from ferd_jax.run import doubts
 from ferd_jax.run import experiment as experiments
 from ferd_jax.run import export
 from ferd_jax.run import method as methods
@@ -251,6 +252,7 @@ def train(experiment: experiments.Experiment, workdir: epath.PathLike, *,
   curve, made = experiment.learning_curve, _images_per_epoch(method)
   pool = pools.Pool.empty(config.num_epochs * made, method.image_shape,
                           config.pool.dtype)
+  warned: set[str] = set()  # of which doubts in the epoch before
   with (Checkpoints(workdir, method, config.eval.select) as checkpoints,
         contextlib.ExitStack() as stack):
     first_epoch = checkpoints.latest_epoch
@@ -279,6 +281,8 @@ def train(experiment: experiments.Experiment, workdir: epath.PathLike, *,
         state = done.state
         _check_finite(states.gathered(method, state), number)
       metrics = done.metrics | _class_metrics(state.sampler)
+      _warn(doubts.of_epoch(metrics, done.images, method.num_classes), number,
+            warned, reporter)
       metrics['devices'] = _devices(method)
       if _due(number, config.eval.every, last=config.num_epochs):
         metrics |= curve.point(
@@ -399,10 +403,21 @@ def finished_results(workdir: epath.PathLike) -> dict | None:
     raise ValueError(f'Cannot read {path}: {error}') from error
 
 
+def _warn(found, number, warned, reporter):
+  """Shows what an epoch is the first in a row to be doubtful in."""
+  for kind, text in found.items():
+    if kind not in warned:
+      reporter.line(f'Warning: in epoch {number} {text}.')
+  warned.clear()
+  warned.update(found)
+
+
 def _announce(experiment, workdir, first_epoch, teachers, key, reporter):
   """Shows where the run is and, at its start, how good the teacher is."""
   config = experiment.config
   text = f'{config.name} in {workdir}, {_devices(experiment.method)}'
+  for doubt in doubts.of_settings(config, experiment.identity['step_size']):
+    reporter.line(f'Warning: {doubt}')
   if first_epoch:
     reporter.line(f'{text}: going on after epoch {first_epoch}/'
                   f'{config.num_epochs}')

@@ -102,7 +102,10 @@ def sgd(schedule: Callable[[jax.Array], jax.Array], momentum: float,
     SettingError: for a setting out of range.
   """
   validate.in_range(0, 1, momentum=momentum)
-  validate.non_negative(weight_decay=weight_decay)
+  if momentum == 1:
+    raise validate.SettingError('momentum', momentum, '< 1, or steps grow '
+                                'without end.')
+  validate.in_range(0, 1, weight_decay=weight_decay)
   return optax.chain(optax.add_decayed_weights(weight_decay),
                      optax.sgd(schedule, momentum))
 
@@ -121,7 +124,7 @@ def cosine_by_epoch(learning_rate: float, num_epochs: int, first_epoch: int,
   Raises:
     SettingError: for a setting out of range.
   """
-  validate.positive(learning_rate=learning_rate)
+  validate.rate(learning_rate=learning_rate)
   validate.count(num_epochs=num_epochs, steps_per_epoch=steps_per_epoch)
 
   def schedule(step):

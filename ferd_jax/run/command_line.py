@@ -75,7 +75,7 @@ def parse(argv: Sequence[str], root: pathlib.Path,
         'config', config, lock_config=True, sys_argv=rest,
         flag_values=flag_values)
     positional = flag_values(rest)
-  except (flags.Error, TypeError, ValueError, SyntaxError) as error:
+  except Exception as error:  # Of whatever a person may type.
     raise ValueError(errors.reason(error)) from error
   return Parsed(holder.value, positional, wants_help)
 
@@ -187,7 +187,8 @@ def _given(argv: Sequence[str], config: config_dict.ConfigDict
 def _in_force(argv, given, config):
   """Returns the arguments as ml_collections takes them.
 
-  Settings that are unset by '' are set here, as it has no word for them.
+  Settings that are unset by '' or None are set here, as it has no word for
+  them.
   """
   argv = list(argv)
   for name, value, i in given:
@@ -195,7 +196,7 @@ def _in_force(argv, given, config):
     joined = argv[i].partition('=')[1]
     if value is None:
       continue
-    if value == '' and settings.may_be_unset(name, config):
+    if value in ('', 'None') and settings.may_be_unset(name, config):
       group, leaf = _group(config, name)
       group[leaf] = None
       argv[i:i + (1 if joined else 2)] = [None] * (1 if joined else 2)

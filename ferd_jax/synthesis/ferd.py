@@ -140,7 +140,7 @@ class Ferd:
       raise ValueError(
           f'Expected square images, their side divisible by 4, not '
           f'{self.image_shape}: the generator makes no others.')
-    validate.positive(generator_lr=self.generator_lr, latent_lr=self.latent_lr)
+    validate.rate(generator_lr=self.generator_lr, latent_lr=self.latent_lr)
     validate.non_negative(w_bn=self.w_bn, w_oh=self.w_oh, w_adv=self.w_adv,
                           w_uni=self.w_uni, pad=self.pad)
     if not (self.w_bn or self.w_oh or self.w_adv or self.w_uni):

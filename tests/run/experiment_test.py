@@ -144,7 +144,7 @@ def test_file_that_is_not_there_says_where_to_put_it(monkeypatch, tmp_path):
   monkeypatch.setenv('FERD_JAX_CACHE', str(tmp_path))
   def refused(*args, **options):
     raise OSError('no network')
-  monkeypatch.setattr(downloads, 'fetch', refused)
+  monkeypatch.setattr(downloads, 'get', refused)
   with pytest.raises(OSError) as error:
     experiment.build(cifar10.get_config())
   message = str(error.value)
