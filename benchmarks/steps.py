@@ -46,8 +46,7 @@ import numpy as np
 import optax
 
 # The package and its configs.
-_ROOT = pathlib.Path(__file__).parents[1]
-sys.path.append(str(_ROOT))
+sys.path.append(str(pathlib.Path(__file__).parents[1]))
 
 from ferd_jax import attacks
 from ferd_jax import torch_io
@@ -520,7 +519,8 @@ def run_benchmark(config: Any) -> dict[str, Any]:
 def _parse(argv: list[str]) -> command_line.Parsed:
   """Parses the command line as main.py does."""
   try:
-    parsed = command_line.parse(argv, _ROOT)
+    parsed = command_line.parse(
+        argv, pathlib.Path(__file__).parents[1])
   except ValueError as error:
     sys.exit(f'error: {error}')
   if parsed.wants_help:

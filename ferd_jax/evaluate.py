@@ -292,8 +292,8 @@ def _parser() -> argparse.ArgumentParser:
   add('--data', help='a data set\'s name or the path of an .npz')
   add('--data-dir', help='of TFDS')
   add('--import', dest='imports', action='append', default=[],
-      metavar='MODULE', help='a module or file of yours that registers networks '
-      'or parts of a method; may be given several times')
+      metavar='MODULE', help='a module or file of yours that registers '
+      'networks or parts of a method; may be given several times')
   add('--split', help='in TFDS syntax; default: test, or the run\'s')
   file = parser.add_argument_group('a model from a file')
   file.add_argument('--robustbench', metavar='ID',

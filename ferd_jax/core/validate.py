@@ -13,7 +13,6 @@ import math
 import numbers
 from typing import Any
 
-
 _SMALLEST, _LARGEST = 1e-9, 1e9
 _LEAST_RATE, _LARGEST_RATE = 1e-7, 100
 

@@ -65,8 +65,9 @@ def parse(argv: Sequence[str], root: pathlib.Path,
                      f'{", ".join(_names(root))}, or a file.')
   config = load(place, root)
   given = list(_given(rest, config))
-  settings.give_way(config, {name: value for name, value, _ in given
-                             if value is not None})
+  settings.give_way(config, {
+      name: '' if _unsets(value, name, config) else value
+      for name, value, _ in given if value is not None})
   rest = _in_force(rest, given, config)
   wants_help = any(arg in _HELP for arg in rest)
   rest = [arg for arg in rest if arg not in _HELP]
@@ -196,7 +197,7 @@ def _in_force(argv, given, config):
     joined = argv[i].partition('=')[1]
     if value is None:
       continue
-    if value in ('', 'None') and settings.may_be_unset(name, config):
+    if _unsets(value, name, config):
       group, leaf = _group(config, name)
       group[leaf] = None
       argv[i:i + (1 if joined else 2)] = [None] * (1 if joined else 2)
@@ -209,6 +210,11 @@ def _in_force(argv, given, config):
     if not joined:
       argv[i + 1] = None
   return [arg for arg in argv if arg is not None]
+
+
+def _unsets(text, name, config):
+  """Returns whether a text leaves a setting without a value."""
+  return text in ('', 'None') and settings.may_be_unset(name, config)
 
 
 def _number(name, text):

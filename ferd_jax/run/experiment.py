@@ -271,7 +271,11 @@ def _check(config):
     raise validate.SettingError('eps', config.eps, '< 1, in [0, 1] pixels.')
   if config.step_size is not None:
     validate.positive(step_size=config.step_size)
-    validate.in_range(_LEAST_STEP, 1, step_size=config.step_size)
+    validate.in_range(0, 1, step_size=config.step_size)
+    if config.step_size < _LEAST_STEP:
+      raise validate.SettingError(
+          'step_size', config.step_size, f'>= {_LEAST_STEP:g}: less is lost in '
+          'the rounding of pixels.')
   validate.count(num_epochs=config.num_epochs)
   validate.count(0, warmup_epochs=config.warmup_epochs)
   validate.non_negative(max_minutes=config.max_minutes)
@@ -335,6 +339,7 @@ def _check_memory(config, method):
     # The images, what is made of them, and a gradient.
     memory.check(f'{group}.batch_size={size:,} images', 12 * image * size,
                  'a smaller batch')
+  _shapes('student', method.distillation.student, method.image_shape)
   try:
     shapes = states.shapes(method)
   except Exception as error:  # A part is anybody's code.

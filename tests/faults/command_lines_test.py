@@ -5,6 +5,9 @@
 prints the figures of docs/reliability.md.
 """
 
+# ruff: noqa: E402
+# As a script it has to find the package first.
+
 import collections
 import contextlib
 import io

@@ -5,6 +5,9 @@
 prints the figures of docs/reliability.md.
 """
 
+# ruff: noqa: E402
+# As a script it has to find the package first.
+
 import collections
 import hashlib
 import pathlib
@@ -36,7 +39,8 @@ def _scenario(draw):
       content, ranges=draw.random() < 0.7,
       etag=draw.choice(['"1"', '"1"', 'W/"1"', None]),
       length=draw.choice(['given', 'given', 'given', 'chunked', 'unknown']),
-      cuts=[draw.randrange(size + 1) for _ in range(draw.choice([0, 0, 0, 1, 2, 6]))])
+      cuts=[draw.randrange(size + 1)
+            for _ in range(draw.choice([0, 0, 0, 1, 2, 6]))])
   accident = draw.choice([*['none'] * 6, 'other bytes', 'page', 'missing',
                           'http', 'longer', 'encoded'])
   if accident == 'other bytes':
