@@ -308,6 +308,12 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
   """Evaluates as the command line says, prints tables and writes JSON."""
   args = _parser().parse_args(argv)
+  try:
+    for place in (args.model, args.json, args.state_dir):
+      if place is not None:
+        buckets.check(place)
+  except ValueError as error:
+    sys.exit(f'error: {error}')
   before = _states(args.state_dir)
   try:
     sweep = []
@@ -340,8 +346,6 @@ def _sweep(args):
   """Yields the results at each radius, after checking all there is to."""
   for module in args.imports:
     _import(module)
-  if args.model is not None:
-    buckets.check(args.model)
   names = [name.strip() for name in args.attacks.split(',')]
   robustness.check_names(attacks=names)
   validate.in_range(0, 2 ** 32 - 1, seed=args.seed)

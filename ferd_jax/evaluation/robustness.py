@@ -20,6 +20,7 @@ import ferd_jax
 from ferd_jax import attacks
 from ferd_jax import losses
 from ferd_jax.attacks import checks
+from ferd_jax.attacks import inputs
 from ferd_jax.attacks import saved
 from ferd_jax.core import collectives
 from ferd_jax.core import parallel as parallels
@@ -143,7 +144,7 @@ class Evaluator:
       FloatingPointError: for logits that are not finite.
       ValueError: for what else AutoAttack refuses.
     """
-    labels = np.asarray(labels, np.int32)
+    images, labels = _checked(images, labels)
     report = {}
     for name in self.attacks if names is None else names:
       number, notes = len(labels), {}
@@ -250,6 +251,21 @@ def evaluator(model: nn.Module, names: Sequence[str], eps: float,
           in_specs=(replicated, sharded, sharded), out_specs=replicated),
       parallel=parallel, num_classes=num_classes, batch_size=batch_size,
       ddof=ddof, autoattack_examples=autoattack_examples)
+
+
+def _checked(images, labels):
+  """Returns images and labels as NumPy's arrays, labels as int32.
+
+  Raises:
+    ValueError: for what are no images, or not one whole number for each.
+  """
+  images, labels = jax.device_get((inputs.array('images', images),
+                                   inputs.array('labels', labels)))
+  if labels.shape != images.shape[:1] or not jnp.issubdtype(labels.dtype,
+                                                            jnp.integer):
+    raise ValueError(f'Expected labels to be {images.shape[:1]} whole numbers, '
+                     f'one for each image, got {labels.dtype} {labels.shape}.')
+  return images, labels.astype(np.int32)
 
 
 def as_float(images: np.ndarray) -> np.ndarray:

@@ -12,6 +12,7 @@ import collections
 import hashlib
 import pathlib
 import random
+import subprocess
 import sys
 import tempfile
 import threading
@@ -119,6 +120,26 @@ def _all(number, seed=_SEED):
 def test_a_few():
   counts = _all(12)
   assert counts['whole'] and counts['refused']
+
+
+_PROCESS = """
+import pathlib, sys
+from ferd_jax.core import downloads
+downloads.get(sys.argv[1], pathlib.Path(sys.argv[2]))
+"""
+
+
+@pytest.mark.slow
+def test_processes_share_a_download(tmp_path):
+  content, path = random.Random(0).randbytes(3_000_000), tmp_path / 'file'
+  with https.serving() as server:
+    server.files['/file'] = https.File(content, wait=lambda: time.sleep(2))
+    processes = [subprocess.Popen(
+        [sys.executable, '-c', _PROCESS, f'{server.address}/file', str(path)],
+        cwd=_ROOT) for _ in range(3)]
+    assert [process.wait() for process in processes] == [0, 0, 0]
+    assert len(server.requests) == 1
+  assert path.read_bytes() == content
 
 
 @pytest.mark.slow
