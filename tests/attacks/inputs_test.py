@@ -142,7 +142,7 @@ def test_all_else_that_a_call_takes():
       attacks.PGD(.1, .1, 1), _apply)
   expected = compiled(w, _KEY, _X, _Y, (1, 1), eps=.05, x_init=_X)
   for found in (
-      compiled(w, _KEY, _X, _Y, [1, 1], eps=_Foreign(np.float64(.05)),
+      compiled(w, _KEY, _X, _Y, [1, 1], eps=_Foreign(np.array(.05)),
                x_init=_X.astype('>f8'), indices=[0, 1]),
       attack(functools.partial(_apply, w), _KEY, _X, _Y, _Foreign(
           np.array([1, 1])), eps=[.05, .05], x_init=_X.tolist())):
