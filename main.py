@@ -16,6 +16,7 @@ import jax
 from ml_collections import config_dict
 
 from ferd_jax import train
+from ferd_jax.core import buckets
 from ferd_jax.core import parallel
 from ferd_jax.core import reporting
 from ferd_jax.core import stopping
@@ -68,6 +69,7 @@ def _run(config: config_dict.ConfigDict, workdir: str,
   """Does what the command line says."""
   training = _MODE.value == 'train'
   try:
+    buckets.check(workdir)
     if _DISTRIBUTED.value:
       parallel.join_processes()
     experiment = experiments.build(config, to_train=training)

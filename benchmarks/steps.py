@@ -42,7 +42,6 @@ from absl import flags
 from absl import logging
 import jax
 import jax.numpy as jnp
-from ml_collections import config_flags
 import numpy as np
 import optax
 
@@ -58,6 +57,7 @@ from ferd_jax.distillation import distill
 from ferd_jax.evaluation import robustness
 from ferd_jax.models import forward
 from ferd_jax.models import frozen as frozens
+from ferd_jax.run import command_line
 from ferd_jax.run import experiment as experiments
 from ferd_jax.run import method as methods
 from ferd_jax.run import state as states
@@ -66,16 +66,12 @@ from ferd_jax.synthesis import bottleneck
 from ferd_jax.synthesis import ferd
 from ferd_jax.synthesis import pool
 
-_CONFIG = config_flags.DEFINE_config_file(
-    'config', None, 'Config file, with variants after a colon.',
-    lock_config=True)
 _ROUNDS = flags.DEFINE_integer(
     'rounds', 5, 'Measurements of every step and side.', lower_bound=1)
 _SECONDS = flags.DEFINE_float(
     'seconds', 1., 'Least time of one measurement.', lower_bound=0.)
 _OUTPUT = flags.DEFINE_string('output', None, 'JSON file to write.')
 _PYTORCH = flags.DEFINE_bool('pytorch', True, 'Measure PyTorch as well.')
-flags.mark_flag_as_required('config')
 
 ATTACK = 'pgd20'
 STEPS = {'generator': 'generator step', 'student': 'student step',
@@ -520,14 +516,27 @@ def run_benchmark(config: Any) -> dict[str, Any]:
           'steps': results}
 
 
-def main(argv: list[str]) -> None:
-  if len(argv) > 1:
-    sys.exit(f'error: Expected flags only, got {argv[1:]}.')
+def _parse(argv: list[str]) -> command_line.Parsed:
+  """Parses the command line as main.py does."""
+  try:
+    parsed = command_line.parse(
+        argv, pathlib.Path(__file__).parents[1])
+  except ValueError as error:
+    sys.exit(f'error: {error}')
+  if parsed.wants_help:
+    print(f'{__doc__}{flags.FLAGS.main_module_help()}')
+    sys.exit(0)
+  return parsed
+
+
+def main(parsed: command_line.Parsed) -> None:
+  if len(parsed.positional) > 1:
+    sys.exit(f'error: Expected flags only, got {parsed.positional[1:]}.')
   logging.set_verbosity(logging.WARNING)
   # Both sides share a GPU's memory.
   os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
   try:
-    results = run_benchmark(_CONFIG.value)
+    results = run_benchmark(parsed.config)
   except (ValueError, OSError) as error:
     sys.exit(f'error: {error}')
   if _OUTPUT.value:
@@ -535,4 +544,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == '__main__':
-  app.run(main)
+  app.run(main, flags_parser=_parse)

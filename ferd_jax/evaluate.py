@@ -15,6 +15,7 @@ extras.need_training(__name__)
 import argparse
 from collections.abc import Sequence
 import dataclasses
+import importlib
 import json
 import math
 import pathlib
@@ -27,6 +28,8 @@ from ferd_jax import data
 from ferd_jax import train
 from ferd_jax.attacks import checks
 from ferd_jax.core import atomic
+from ferd_jax.core import buckets
+from ferd_jax.core import errors
 from ferd_jax.core import loops
 from ferd_jax.core import parallel as parallels
 from ferd_jax.core import reporting
@@ -46,7 +49,7 @@ from ferd_jax.weights import robustbench
 _DEFAULT_ATTACKS = 'clean,fgsm,pgd20,cw20,autoattack'
 
 
-def from_run(workdir: pathlib.Path,
+def from_run(workdir: epath.Path,
              args: argparse.Namespace) -> results.Subject:
   """Returns student and teacher, if any, of a work directory.
 
@@ -105,11 +108,11 @@ def _registered(error):
   if name not in ('student.arch', *(f'{group}.name' for group in
                                     settings.REGISTRIES)):
     return ''
-  return (' What a config registers is known to main.py alone: python main.py '
-          '--config=FILE --mode=evaluate.')
+  return (' One of your own has to be registered first: --import=MODULE that '
+          'does so.')
 
 
-def from_file(path: pathlib.Path | None,
+def from_file(path: epath.Path | None,
               args: argparse.Namespace) -> results.Subject:
   """Returns a model from a file.
 
@@ -140,26 +143,29 @@ def from_file(path: pathlib.Path | None,
     entry = robustbench.find(args.data, args.robustbench)
     options, published = entry.options_with(options), entry.clean
     arch, select = entry.arch, select or entry.select
-    path = path or robustbench.fetch(entry)
   elif path is None:
     raise ValueError('Expected a model: a file, the work directory of a run, '
                      'or --robustbench=ID.')
-  loaded = loading.load(path, arch=arch, options=options, select=select,
-                        channels=info.image_shape[-1],
-                        num_classes=info.num_classes,
-                        image_shape=info.image_shape,
-                        normaliser=args.normaliser)
-  print(f'{path}: {loaded}', file=sys.stderr)
   own = args.data.endswith('.npz')
   if own:
-    _refuse(args, ('split', 'data_dir'), 'an .npz')
+    _refuse(args, ('data_dir',), 'an .npz')
+  # Before the weights: what does not fit is blamed on the data that is wrong.
   split = args.split or 'test'
   examples = data.load(args.data, split, data_dir=args.data_dir)
+  if path is None:
+    path = robustbench.fetch(entry)
+  with data.blamed(args.data), buckets.local(path) as file:
+    loaded = loading.load(file, arch=arch, options=options, select=select,
+                          channels=info.image_shape[-1],
+                          num_classes=info.num_classes,
+                          image_shape=info.image_shape,
+                          normaliser=args.normaliser)
+  print(f'{path}: {loaded}', file=sys.stderr)
   network = loaded.network.json_values()
   return results.Subject(name=path.name,
                  models={'model': (loaded.model, loaded.variables)},
                  examples=examples, dataset=args.data,
-                 split=None if own else split, eps=None, epoch=None,
+                 split=args.split if own else split, eps=None, epoch=None,
                  published=published,
                  about={'arch': network['arch'], 'select': select,
                           'robustbench': args.robustbench,
@@ -233,13 +239,40 @@ def _fraction(item):
   return pair
 
 
+def _place(text: str) -> epath.Path:
+  """Returns a path on this machine or in a bucket."""
+  return epath.Path(text).expanduser()
+
+
+def _import(name: str) -> None:
+  """Imports a module by its name, or a file.
+
+  Raises:
+    ValueError: if there is none, or it fails.
+  """
+  path = pathlib.Path(name)
+  try:
+    if path.suffix == '.py':
+      sys.path.append(str(path.resolve().parent))  # Its own modules.
+      name = path.stem
+      if not path.is_file():
+        raise ValueError('there is no such file')
+    elif '' not in sys.path:
+      sys.path.append('')
+    importlib.import_module(name)
+  except Exception as error:  # It is code: anything can happen.
+    kind = '' if isinstance(error, ValueError) else f'{type(error).__name__}: '
+    raise ValueError(f'Cannot import {path}: {kind}{errors.reason(error)}.'
+                     ) from error
+
+
 def _parser() -> argparse.ArgumentParser:
   parser = argparse.ArgumentParser(
       prog='python -m ferd_jax.evaluate', allow_abbrev=False,
       description='Accuracy under attack: average, worst class, worst 10% of '
       'the classes and NSD.')
   add = parser.add_argument
-  add('model', type=pathlib.Path, nargs='?',
+  add('model', type=_place, nargs='?',
       help='a PyTorch checkpoint (.pt, .pth, .safetensors, .npz), a network '
       'that `convert` wrote, or the work directory of a run')
   add('--attacks', default=_DEFAULT_ATTACKS,
@@ -261,6 +294,9 @@ def _parser() -> argparse.ArgumentParser:
       'which is not repeated then, and what an AutoAttack has found so far')
   add('--data', help='a data set\'s name or the path of an .npz')
   add('--data-dir', help='of TFDS')
+  add('--import', dest='imports', action='append', default=[],
+      metavar='MODULE', help='a module or file of yours that registers '
+      'networks or parts of a method; may be given several times')
   add('--split', help='in TFDS syntax; default: test, or the run\'s')
   file = parser.add_argument_group('a model from a file')
   file.add_argument('--robustbench', metavar='ID',
@@ -292,6 +328,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _evaluate(args, stop):
   """Evaluates; a mistake ends in one line."""
   try:
+    for place in (args.model, args.json, args.state_dir):
+      if place is not None:
+        buckets.check(place)
     sweep = []
     for found in _sweep(args, stop):  # Each as it comes: they take their time.
       print(tables.text(found), end='\n\n', flush=True)
@@ -307,6 +346,8 @@ def _evaluate(args, stop):
 
 def _sweep(args, stop):
   """Yields the results at each radius, after checking all there is to."""
+  for module in args.imports:
+    _import(module)
   names = [name.strip() for name in args.attacks.split(',')]
   robustness.check_names(attacks=names)
   validate.in_range(0, 2 ** 32 - 1, seed=args.seed)

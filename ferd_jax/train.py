@@ -38,6 +38,7 @@ from ferd_jax.evaluation import tables
 from ferd_jax.models import frozen as frozens
 from ferd_jax.run import budget as budgets
 from ferd_jax.run import checkpoints as checkpointing
+from ferd_jax.run import doubts
 from ferd_jax.run import experiment as experiments
 from ferd_jax.run import export
 from ferd_jax.run import lock
@@ -296,6 +297,7 @@ def _train(experiment, workdir, stop_after, reporter, owned):
   curve, made = experiment.learning_curve, _images_per_epoch(method)
   pool = pools.Pool.empty(config.num_epochs * made, method.image_shape,
                           config.pool.dtype)
+  warned: set[str] = set()  # of which doubts in the epoch before
   with (checkpointing.Checkpoints(
       workdir, method, config.eval.select, identity=experiment.identity
       ) as checkpoints, contextlib.ExitStack() as stack):
@@ -322,6 +324,8 @@ def _train(experiment, workdir, stop_after, reporter, owned):
         state = done.state
         _check_finite(states.gathered(method, state), number)
       metrics = done.metrics | _class_metrics(state.sampler)
+      _warn(doubts.of_epoch(metrics, done.images, method.num_classes), number,
+            warned, reporter)
       metrics['devices'] = _devices(method)
       if _due(number, config.eval.every, last=config.num_epochs):
         metrics |= curve.point(
@@ -507,10 +511,21 @@ def _what(error):
   return f'it holds no results ({type(error).__name__})'
 
 
+def _warn(found, number, warned, reporter):
+  """Shows what an epoch is the first in a row to be doubtful in."""
+  for kind, text in found.items():
+    if kind not in warned:
+      reporter.line(f'Warning: in epoch {number} {text}.')
+  warned.clear()
+  warned.update(found)
+
+
 def _announce(experiment, workdir, first_epoch, teachers, key, reporter):
   """Shows where the run is and, at its start, what it learns from."""
   config = experiment.config
   text = f'{config.name} in {workdir}, {_devices(experiment.method)}'
+  for doubt in doubts.of_settings(config, experiment.identity['step_size']):
+    reporter.line(f'Warning: {doubt}')
   if first_epoch:
     reporter.line(f'{text}: going on after epoch {first_epoch}/'
                   f'{config.num_epochs}')

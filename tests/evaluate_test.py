@@ -10,6 +10,7 @@ import tiny
 import ferd_jax
 from ferd_jax import assets
 from ferd_jax import evaluate
+from ferd_jax import models
 from ferd_jax import train
 from ferd_jax.attacks import ensemble
 from ferd_jax.attacks import slots
@@ -350,3 +351,49 @@ def test_help_names_all_attacks(capsys):
   for text in (', '.join(resnet.SHORTCUTS), ' or '.join(
       preact_resnet.SHORTCUT_INPUTS), 'no key tells'):
     assert text in out
+
+
+def test_import_of_what_registers_a_network(capsys, tmp_path, monkeypatch):
+  (tmp_path / 'my_nets.py').write_text(
+      'import lenet\nfrom ferd_jax import models\n'
+      "models.register('imported_net', lenet.LeNet5, options=('width',),\n"
+      '                layout=lenet.LAYOUT)\n')
+  monkeypatch.chdir(tmp_path)
+  for name in (str(tmp_path / 'my_nets.py'), 'my_nets'):
+    args = ['absent.pt', '--arch=imported_net', '--data=digits',
+            '--attacks=clean', f'--import={name}']
+    with pytest.raises(SystemExit, match='absent.pt: there is no such'):
+      evaluate.main(args)
+    assert 'imported_net' in models.names()
+
+
+@pytest.mark.parametrize('name, words', [
+    ('absent_module_x', 'Cannot import absent_module_x: ModuleNotFoundError'),
+    ('absent.py', 'Cannot import absent.py: there is no such file'),
+    ('broken.py', 'Cannot import broken.py: ZeroDivisionError')])
+def test_import_that_fails(name, words, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / 'broken.py').write_text('1 / 0\n')
+  with pytest.raises(SystemExit, match=words):
+    evaluate.main(['x.pt', '--data=digits', f'--import={name}'])
+
+
+def test_data_are_blamed_before_the_weights(tmp_path):
+  """A file of data with what is wrong with it, whatever the weights are."""
+  path = tmp_path / 'own.npz'
+  x, y = np.zeros((9, 8, 8, 1), np.uint8), np.arange(9)
+  def refuse(match, weights='absent.pt', **arrays):
+    np.savez(path, **arrays)
+    (tmp_path / 'absent.pt').write_bytes(b'no weights')
+    with pytest.raises(SystemExit, match=match):
+      evaluate.main([str(tmp_path / weights), f'--data={path}', *_FILE[1:3],
+                     '--attacks=clean'])
+  refuse(r'own.npz is not .*save x.transpose\(0, 2, 3, 1\)',
+         x=np.zeros((9, 1, 8, 8), np.uint8), y=y)
+  refuse('own.npz is not .*must begin at 0', x=x, y=y + 1)
+  refuse('own.npz has 9 classes, .*class_names', weights=_FILE[0], x=x, y=y)
+
+
+def test_a_bucket_without_its_package():
+  with pytest.raises(SystemExit, match='Cannot read gs://bucket/run: '):
+    evaluate.main(['gs://bucket//run', '--data=digits'])

@@ -12,6 +12,7 @@ from jax import lax
 import jax.numpy as jnp
 
 from ferd_jax.attacks import geometry
+from ferd_jax.attacks import inputs
 from ferd_jax.core import loops
 
 
@@ -59,8 +60,15 @@ def ascend(objective: Callable[[jax.Array], tuple[jax.Array, Any]],
     stopped, and the sums over the steps.
 
   Raises:
-    ValueError: if the objective does not return one value per image.
+    ValueError: if the objective does not return one value per image, or x and
+      start are no arrays of one shape.
   """
+  x, start = (inputs.on_device(inputs.array(name, images))
+              for name, images in (('x', x), ('start', start)))
+  if start.shape != x.shape:
+    raise ValueError(f'Expected start of shape {start.shape} to have the shape '
+                     f'of x, {x.shape}.')
+
   def total(images):
     values, noticed = objective(images)
     if values.shape != x.shape[:1]:

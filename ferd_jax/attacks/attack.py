@@ -227,6 +227,8 @@ class Attack:
     valid = inputs.valid_examples(x, y, targets, classes, self.bounds, x_init)
     valid = jnp.asarray(valid) & jnp.isfinite(eps) & (eps >= 0)
     y, targets = inputs.on_device((y, targets))
+    if isinstance(y, jax.Array) and y.ndim == 2:
+      y = losses.unmasked(y)
     if x_init is not None:
       x_init = jnp.asarray(x_init, x.dtype)
     x, y, targets, eps, x_init = jax.tree.map(

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ferd_jax import losses
 from ferd_jax.attacks import attack as attacks
 from ferd_jax.attacks import geometry
 from ferd_jax.attacks import inputs
@@ -141,6 +142,7 @@ class CompiledAttack:
       x_init = None if x_init is None else inputs.array('x_init', x_init)
       x = inputs.checked_images(x, y=y, targets=targets, x_init=x_init)
       self._check_values(variables, key, x, y, targets, x_init)
+      y = self._unmasked(inputs.on_device(y))
       x_init = None if x_init is None else x_init.astype(x.dtype)
       indices = self._checked_indices(indices, len(x))
     elif indices is None:
@@ -223,6 +225,13 @@ class CompiledAttack:
       del axis_name  # Examples do not interact.
       return function(*args)
     return self._parallel.compile(on_shard, in_specs, _S)
+
+  @functools.cached_property
+  def _unmasked(self):
+    """Labels as they are, and logits without infinities, compiled."""
+    logits = jax.jit(losses.unmasked)
+    return lambda y: logits(y) if (
+        isinstance(y, jax.Array) and y.ndim == 2) else y
 
   @functools.cached_property
   def _whole(self):

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import ferd_jax
+from ferd_jax import losses
 from ferd_jax.attacks import attack as attacks
 from ferd_jax.attacks import checks
 from ferd_jax.attacks import inputs
@@ -163,7 +164,8 @@ class Session:
     """
     validate.count(batch_size=batch_size)
     validate.divisible(parallel.num_devices, 'devices', batch_size=batch_size)
-    x, y = jax.device_get((inputs.array('x', x), inputs.array('y', y)))
+    x, y = jax.device_get((inputs.array('x', x), losses.wide_enough(
+        inputs.array('y', y))))
     if np.issubdtype(x.dtype, np.floating):
       x = x.astype(jax.dtypes.canonicalize_dtype(x.dtype), copy=False)
     self._eps, self._norm = settings['eps'], settings['norm']

@@ -155,7 +155,7 @@ def checked_images(x: Any, **targets: Any) -> jax.Array:
       0, `y` are labels or logits, and `x_init` has the shape of x.
   """
   x = on_device(image_array('x', x))
-  if targets.get('y') is not None:
+  if 'y' in targets:
     jax.eval_shape(labels_of, targets['y'])
   if not x.shape[0]:
     raise ValueError(f'Expected x to have images, got the shape {x.shape}.')

@@ -23,9 +23,9 @@ import socket
 import ssl
 import time
 from typing import Any
-import urllib.error
 from urllib import parse
 from urllib import request
+import urllib.error
 
 try:
   import fcntl

@@ -13,6 +13,9 @@ import math
 import numbers
 from typing import Any
 
+_SMALLEST, _LARGEST = 1e-9, 1e9
+_LEAST_RATE, _LARGEST_RATE = 1e-7, 100
+
 
 class SettingError(ValueError):
   """A setting that is out of range.
@@ -87,11 +90,39 @@ def non_negative(**values: float) -> None:
       raise SettingError(name, value, '>= 0.')
 
 
-def count(minimum: int = 1, **values: int) -> None:
-  """Raises SettingError unless every value is a whole number >= minimum."""
+def sensible(**values: float) -> None:
+  """Raises SettingError for what is too small or large to mean anything.
+
+  Beside numbers of usual size it vanishes in float32, or they do.
+  """
   for name, value in values.items():
-    if not isinstance(value, numbers.Integral) or value < minimum:
+    if not _is_finite(value) or value and not (
+        _SMALLEST <= abs(value) <= _LARGEST):
+      raise SettingError(name, value, f'to be 0 or {_SMALLEST:g} to '
+                         f'{_LARGEST:g} in size.')
+
+
+def rate(**values: float) -> None:
+  """Raises SettingError unless every value can be a learning rate."""
+  positive(**values)
+  for name, value in values.items():
+    if not _LEAST_RATE <= value <= _LARGEST_RATE:
+      raise SettingError(
+          name, value, f'in [{_LEAST_RATE:g}, {_LARGEST_RATE:g}]: others train '
+          'nothing.')
+
+
+def count(minimum: int = 1, **values: int) -> None:
+  """Raises SettingError unless every value is a whole number >= minimum.
+
+  It has to fit an int32, in which devices count.
+  """
+  for name, value in values.items():
+    if isinstance(value, bool) or not isinstance(
+        value, numbers.Integral) or value < minimum:
       raise SettingError(name, value, f'to be a whole number >= {minimum}.')
+    if value >= 1 << 31:
+      raise SettingError(name, value, 'below 2**31.')
 
 
 def in_range(low: float, high: float, **values: float) -> None:

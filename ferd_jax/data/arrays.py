@@ -1,12 +1,12 @@
 """Examples that are arrays already: scikit-learn's digits and .npz files."""
 
 from collections.abc import Collection
-import os
 from typing import BinaryIO
 import zipfile
 
 import numpy as np
 
+from ferd_jax.core import buckets
 from ferd_jax.core import errors
 from ferd_jax.data import splits
 from ferd_jax.data.examples import DatasetInfo
@@ -101,9 +101,8 @@ _Sets = dict[str, tuple[np.ndarray, np.ndarray]]
 
 def _read_npz(path: str) -> tuple[_Sets, tuple[str, ...]]:
   """Returns checked images and labels (int32) by split, and class names."""
-  path = os.path.expanduser(path)
   # Errors of opening it, such as a missing file, name the path themselves.
-  with open(path, 'rb') as file:
+  with buckets.local(path) as copy, open(copy, 'rb') as file:
     try:
       return _read_archive(file)
     except Exception as error:

@@ -265,8 +265,8 @@ class TinyImagenet(_Builder, skip_registration=True):
 
 
 _BUILDERS = {builder.name: builder
-             for builder in (Mnist, FashionMNIST, SvhnCropped, Cifar10, Cifar100,
-                            Stl10, TinyImagenet)}
+             for builder in (Mnist, FashionMNIST, SvhnCropped, Cifar10,
+                            Cifar100, Stl10, TinyImagenet)}
 
 
 def read(name: str, split: str, data_dir: pathlib.Path,

@@ -1,7 +1,10 @@
 """Datasets by name."""
 
+from collections.abc import Iterator
+import contextlib
 import os
 import pathlib
+import re
 
 from ferd_jax.core import validate
 from ferd_jax.data import arrays
@@ -52,6 +55,31 @@ def info(name: str) -> DatasetInfo:
         'name', name, f'to be one of {", ".join(NAMES)}, or the path of an '
         f'.npz file.{validate.nearest(name, NAMES)}')
   return _INFOS[name]
+
+
+@contextlib.contextmanager
+def blamed(name: str) -> Iterator[None]:
+  """Blames a file of examples for weights of another number of classes.
+
+  The labels of a file say how many classes there are if it has no
+  `class_names`, and may lack the last ones.
+
+  Args:
+    name: of the dataset that weights are loaded for.
+
+  Raises:
+    ValueError: the one raised inside, with what to change in the file.
+  """
+  try:
+    yield
+  except ValueError as error:
+    wrong = re.search(r'num_classes=(\d+) was expected', str(error))
+    if wrong is None or not name.endswith('.npz'):
+      raise
+    raise ValueError(
+        f'{name} has {wrong[1]} classes, the weights others ({error}). If '
+        'classes have no image in it, add class_names with all of them.'
+    ) from error
 
 
 def load(name: str, split: str = 'test', *, data_dir: str | None = None,

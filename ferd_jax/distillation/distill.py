@@ -155,7 +155,10 @@ def sgd(schedule: schedules.Schedule, momentum: float,
     SettingError: for a setting out of range.
   """
   validate.in_range(0, 1, momentum=momentum)
-  validate.non_negative(weight_decay=weight_decay)
+  if momentum == 1:
+    raise validate.SettingError('momentum', momentum, '< 1, or steps grow '
+                                'without end.')
+  validate.in_range(0, 1, weight_decay=weight_decay)
   return optax.chain(optax.add_decayed_weights(weight_decay),
                      optax.sgd(schedule, momentum))
 

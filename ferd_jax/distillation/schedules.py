@@ -104,5 +104,5 @@ def decay_at_milestones(learning_rate: float, milestones: Sequence[int],
 
 
 def _check(learning_rate, num_epochs, steps_per_epoch):
-  validate.positive(learning_rate=learning_rate)
+  validate.rate(learning_rate=learning_rate)
   validate.count(num_epochs=num_epochs, steps_per_epoch=steps_per_epoch)

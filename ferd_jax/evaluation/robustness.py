@@ -21,6 +21,7 @@ import ferd_jax
 from ferd_jax import attacks
 from ferd_jax import losses
 from ferd_jax.attacks import checks
+from ferd_jax.attacks import inputs
 from ferd_jax.attacks import saved
 from ferd_jax.core import collectives
 from ferd_jax.core import parallel as parallels
@@ -147,9 +148,10 @@ class Evaluator:
       FloatingPointError: for logits that are not finite.
       ValueError: for what else AutoAttack refuses.
     """
-    labels, report = np.asarray(labels, np.int32), {}
+    images, labels = _checked(images, labels)
     data = '' if state_dir is None else saved.digest(
         (variables, images, labels, jax.random.key_data(key)))
+    report = {}
     for name in self.attacks if names is None else names:
       run = self._run(name, data)
       report[name] = finished.once(
@@ -281,6 +283,21 @@ def evaluator(model: nn.Module, names: Sequence[str], eps: float,
           out_specs=(sharded, replicated)),
       parallel=parallel, num_classes=num_classes, batch_size=batch_size,
       ddof=ddof, autoattack_examples=autoattack_examples)
+
+
+def _checked(images, labels):
+  """Returns images and labels as NumPy's arrays, labels as int32.
+
+  Raises:
+    ValueError: for what are no images, or not one whole number for each.
+  """
+  images, labels = jax.device_get((inputs.array('images', images),
+                                   inputs.array('labels', labels)))
+  if labels.shape != images.shape[:1] or not jnp.issubdtype(labels.dtype,
+                                                            jnp.integer):
+    raise ValueError(f'Expected labels to be {images.shape[:1]} whole numbers, '
+                     f'one for each image, got {labels.dtype} {labels.shape}.')
+  return images, labels.astype(np.int32)
 
 
 def as_float(images: np.ndarray) -> np.ndarray:

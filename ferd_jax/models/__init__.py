@@ -339,5 +339,6 @@ def _check_normalisation(options):
           'mean', mean, f'and std={std!r} to have the same length.')
     for value in std:
       validate.positive(std=value)
+      validate.sensible(std=value)
     for value in mean:
-      validate.finite(mean=value)
+      validate.sensible(mean=value)

@@ -65,8 +65,9 @@ def parse(argv: Sequence[str], root: pathlib.Path,
                      f'{", ".join(_names(root))}, or a file.')
   config = load(place, root)
   given = list(_given(rest, config))
-  settings.give_way(config, {name: value for name, value, _ in given
-                             if value is not None})
+  settings.give_way(config, {
+      name: '' if _unsets(value, name, config) else value
+      for name, value, _ in given if value is not None})
   rest = _in_force(rest, given, config)
   wants_help = any(arg in _HELP for arg in rest)
   rest = [arg for arg in rest if arg not in _HELP]
@@ -75,7 +76,7 @@ def parse(argv: Sequence[str], root: pathlib.Path,
         'config', config, lock_config=True, sys_argv=rest,
         flag_values=flag_values)
     positional = flag_values(rest)
-  except (flags.Error, TypeError, ValueError, SyntaxError) as error:
+  except Exception as error:  # Of whatever a person may type.
     raise ValueError(errors.reason(error)) from error
   return Parsed(holder.value, positional, wants_help)
 
@@ -191,7 +192,8 @@ def _given(argv: Sequence[str], config: config_dict.ConfigDict
 def _in_force(argv, given, config):
   """Returns the arguments as ml_collections takes them.
 
-  Settings that are unset by '' are set here, as it has no word for them.
+  Settings that are unset by '' or None are set here, as it has no word for
+  them.
   """
   argv = list(argv)
   for name, value, i in given:
@@ -199,7 +201,7 @@ def _in_force(argv, given, config):
     joined = argv[i].partition('=')[1]
     if value is None:
       continue
-    if value == '' and settings.may_be_unset(name, config):
+    if _unsets(value, name, config):
       group, leaf = _group(config, name)
       group[leaf] = None
       argv[i:i + (1 if joined else 2)] = [None] * (1 if joined else 2)
@@ -212,6 +214,11 @@ def _in_force(argv, given, config):
     if not joined:
       argv[i + 1] = None
   return [arg for arg in argv if arg is not None]
+
+
+def _unsets(text, name, config):
+  """Returns whether a text leaves a setting without a value."""
+  return text in ('', 'None') and settings.may_be_unset(name, config)
 
 
 def _number(name, text):

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 import dataclasses
 import functools
 import hashlib
-import pathlib
 import re
 from typing import Any
 
@@ -18,7 +17,9 @@ import numpy as np
 import ferd_jax
 from ferd_jax import data
 from ferd_jax import models
+from ferd_jax.core import buckets
 from ferd_jax.core import errors
+from ferd_jax.core import memory
 from ferd_jax.core import parallel as parallels
 from ferd_jax.core import validate
 from ferd_jax.distillation import distill
@@ -179,6 +180,13 @@ def build(config: config_dict.ConfigDict,
   if student is None:
     with validate.named('student'):
       student = student_network.build()
+  if teacher is None:
+    _check_teacher('teacher', config.teacher, config)
+  for name, options in config.teachers.items():
+    _check_teacher(f'teachers.{name}', options, config)
+  # Before the weights: what does not fit is blamed on the data that is wrong.
+  with validate.named('data', data_dir='dir'):
+    examples, validation = _judging(config, info, to_train)
   teachers, published = _teachers(config, info, parallel, teacher)
   given = {
       'eps': config.eps, 'step_size': _step_size(config),
@@ -192,12 +200,15 @@ def build(config: config_dict.ConfigDict,
       'pad': config.augment.pad, 'flip': config.augment.flip}
   method = _method(config, given, parallel)
   _check_batches(config, method)
+  _check_memory(config, method)
   _check_train_mode(student, config.distill.batch_size, parallel,
                     info.image_shape)
-  with validate.named('data', data_dir='dir'):
-    examples, validation, training = _examples(
-        config, info, to_train, method.synthesis.rounds.reads_data)
-  method = dataclasses.replace(method, training_data=training)
+  training = None
+  if to_train and method.synthesis.rounds.reads_data:
+    with validate.named('data', data_dir='dir'):
+      training = _training(config, info, {
+          'split': examples, 'validation_split': validation})
+    method = dataclasses.replace(method, training_data=training)
   return Experiment(
       config=config, method=method, examples=examples, validation=validation,
       teachers=teachers, student_network=student_network, published=published,
@@ -284,15 +295,36 @@ def _check_names(config):
           name, value, f'to be a setting.{validate.nearest(name, known)}')
 
 
+# Pixels of float32 in [0, 1] round by some 1e-7, attacks by 1e-6.
+_LEAST_STEP = 1e-6
+
+
 def _check(config):
   """Raises ValueError for the first setting out of range."""
+  for name, value in settings.flat(config):
+    for number in value if isinstance(value, tuple) else (value,):
+      if isinstance(number, float):
+        try:
+          validate.sensible(**{name: number})
+        except validate.SettingError as error:
+          raise validate.SettingError(name, value,
+                                      error.expectation) from error
+  _check_name(config.name)
   validate.in_range(0, 2 ** 32 - 1, seed=config.seed)
   validate.positive(eps=config.eps)
+  if config.eps < _LEAST_STEP:
+    raise validate.SettingError(
+        'eps', config.eps, f'>= {_LEAST_STEP:g}: less is lost in the rounding '
+        'of pixels.')
   if config.eps >= 1:
     raise validate.SettingError('eps', config.eps, '< 1, in [0, 1] pixels.')
   if config.step_size is not None:
     validate.positive(step_size=config.step_size)
     validate.in_range(0, 1, step_size=config.step_size)
+    if config.step_size < _LEAST_STEP:
+      raise validate.SettingError(
+          'step_size', config.step_size, f'>= {_LEAST_STEP:g}: less is lost in '
+          'the rounding of pixels.')
   validate.count(num_epochs=config.num_epochs)
   validate.count(0, warmup_epochs=config.warmup_epochs)
   validate.non_negative(max_minutes=config.max_minutes)
@@ -330,6 +362,45 @@ def _check(config):
           'measured then.')
   with validate.named('log'):
     validate.count(0, samples_every=config.log.samples_every)
+
+
+def _check_name(name):
+  """Raises SettingError for a name that no directory can have."""
+  if not name.strip() or name in ('.', '..') or not name.isprintable() or (
+      '/' in name or '\\' in name or len(name) > 200):
+    raise validate.SettingError('name', name, 'to name a directory.')
+
+
+def _check_memory(config, method):
+  """Raises ValueError for what this host cannot hold, before it is made."""
+  synthesis, rounds = method.synthesis, method.synthesis.rounds
+  image = int(np.prod(method.image_shape))
+  if rounds.pooled:
+    number = config.num_epochs * rounds.per_epoch * synthesis.batch_size
+    memory.check(
+        f'a pool of {number:,} images', number * (
+            image * np.dtype(config.pool.dtype).itemsize + 4),
+        'fewer num_epochs, a smaller synthesis.batch_size' + (
+            ', or pool.dtype=uint8' if config.pool.dtype != 'uint8' else ''))
+    steps = rounds.student_steps
+    # Twice: permutations, and their sum cut into batches.
+    memory.check(f'the order of {steps:,} batches',
+                 16 * steps * config.distill.batch_size,
+                 'fewer distill.steps')
+  for group, size in (('synthesis', synthesis.batch_size),
+                      ('distill', config.distill.batch_size),
+                      ('eval', config.eval.batch_size)):
+    # The images, what is made of them, and a gradient.
+    memory.check(f'{group}.batch_size={size:,} images', 12 * image * size,
+                 'a smaller batch')
+  _shapes('student', method.distillation.student, method.image_shape)
+  try:
+    shapes = states.shapes(method)
+  except Exception as error:  # A part is anybody's code.
+    raise ValueError('Expected a state of the run that can be made: '
+                     f'{errors.reason(error)}.') from error
+  memory.check('student and generator', memory.size(shapes),
+               'smaller student.width, synthesis.width or synthesis.nz')
 
 
 def _check_batches(config, method):
@@ -429,15 +500,19 @@ def _network(options, info):
 
 
 def _with_unset(config):
-  """Returns the config with None for each '' in the settings of a network.
+  """Returns the config with None for each '' that stands for it.
 
   A command line can say '' only.
   """
   config = config.copy_and_resolve_references()
-  for network in (config.teacher, config.student, *config.teachers.values()):
-    for name, value in network.items():
-      if name != 'path' and value == '':
-        network[name] = None
+  for name, value in list(settings.flat(config)):
+    if isinstance(value, str) and not value and (
+        settings.may_be_unset(name, config)):
+      *groups, leaf = name.split('.')
+      settings_of = config
+      for group in groups:
+        settings_of = settings_of[group]
+      settings_of[leaf] = None
   return config
 
 
@@ -471,6 +546,28 @@ def _teachers(config, info, parallel, own):
   return found, published
 
 
+def _check_teacher(group, options, config):
+  """Raises ValueError for what is wrong before a file is looked at."""
+  if options.path == RANDOM:
+    return
+  with validate.named(group):
+    arch, given = options.arch, _options(options)
+    if options.robustbench:
+      entry = robustbench.find(config.data.name, options.robustbench)
+      arch, given = entry.arch, entry.options_with(given)
+    if arch != loading.AUTO:  # Mistakes in it come before those of a file.
+      models.build(arch, data.info(config.data.name).num_classes, **given)
+  if not options.path and not options.robustbench:
+    raise ValueError(_no_file(group, options, config.data.name))
+  with validate.named(f'{group}.path'):
+    buckets.check(options.path)
+  if config.data.noise_examples:
+    raise validate.SettingError(
+        'data.noise_examples', config.data.noise_examples, 'to be 0 beside a '
+        f'teacher that {group} names: what it does on noise means nothing. '
+        'Leave :smoke out, which also shrinks the networks.')
+
+
 def _teacher(group, options, config, info, parallel):
   """Returns a teacher, and its published clean accuracy or None."""
   arch, given, select = options.arch, _options(options), options.select
@@ -483,17 +580,12 @@ def _teacher(group, options, config, info, parallel):
       arch, select = entry.arch, select or entry.select
       given = entry.options_with(given)
       path, published = path or robustbench.fetch(entry), entry.clean
-  with validate.named(group):
-    if arch != loading.AUTO:  # Mistakes in it come before those of a file.
-      models.build(arch, info.num_classes, **given)
-  if not path:
-    raise ValueError(_no_file(group, options, config.data.name))
-  with validate.named(f'{group}.path'):
+  with (data.blamed(config.data.name), validate.named(f'{group}.path'),
+        buckets.local(path) as file):
     loaded = loading.load(
-        pathlib.Path(path).expanduser(), arch=arch, options=given,
-        channels=info.image_shape[-1], num_classes=info.num_classes,
-        select=select, image_shape=info.image_shape,
-        normaliser=options.normaliser)
+        file, arch=arch, options=given, channels=info.image_shape[-1],
+        num_classes=info.num_classes, select=select,
+        image_shape=info.image_shape, normaliser=options.normaliser)
   return loaded, published
 
 
@@ -518,7 +610,9 @@ def _random_teacher(group, options, config, info, parallel):
   with validate.named(group):
     network = _network(options, info)
     model = network.build()
-  _shapes(group, model, info.image_shape)
+  memory.check(f'the {group}',
+               memory.size(_shapes(group, model, info.image_shape)),
+               f'a smaller {group}.width')
   key = states.key_once(jax.random.key(config.seed), states.Once.TEACHER)
   def init(key, *, axis_name=None):
     del axis_name  # Every device computes the same.
@@ -529,35 +623,39 @@ def _random_teacher(group, options, config, info, parallel):
   return loading.Loaded(network, model, variables)
 
 
-def _examples(config, info, to_train, reads_data):
-  """Returns examples of the evaluation, the learning curve and the training.
+def _judging(config, info, to_train):
+  """Returns examples of the evaluation and of the learning curve."""
+  examples = _load_examples(config, info, 'split')
+  if not (config.data.validation_split and to_train):
+    return examples, examples
+  return examples, _load_examples(config, info, 'validation_split')
 
-  The last are None if none are needed.
+
+def _training(config, info, judges):
+  """Returns real examples to train on.
 
   Raises:
-    SettingError: if examples to judge by are among those to train on.
+    SettingError: if examples to judge by, by setting, are among them.
   """
+  training = _load_examples(config, info, 'train_split')
+  for name, examples in judges.items():
+    if config.data[name]:
+      _check_disjoint(config.data, name, examples, training)
+  return training
+
+
+def _load_examples(config, info, setting):
+  """Returns the examples that a setting names, or noise in their place."""
   options = config.data
-  def load(split, number):
-    if options.noise_examples:
-      return _noise(config, info, number)
-    return data.load(options.name, split, data_dir=options.dir or None)
-  judges = {'split': load(options.split, 0)}
-  if options.validation_split and to_train:
-    judges['validation_split'] = load(options.validation_split, 1)
-  training = None
-  if to_train and reads_data:
-    training = load(options.train_split, 2)
-    for name, examples in judges.items():
-      _check_disjoint(options, name, examples, training)
-  return judges['split'], judges.get('validation_split',
-                                     judges['split']), training
-
-
-def _noise(config, info, number):
-  """Returns examples that are no images, others for each number."""
+  if not options.noise_examples:
+    return data.load(options.name, options[setting],
+                     data_dir=options.dir or None)
+  # Others for each split.
+  number = ('split', 'validation_split', 'train_split').index(setting)
   rng = np.random.default_rng([config.seed, number] if number else config.seed)
-  size = config.data.noise_examples
+  size = options.noise_examples
+  memory.check(f'data.noise_examples={size:,} images',
+               5 * size * int(np.prod(info.image_shape)), 'fewer of them')
   return data.Examples(
       images=rng.integers(0, 256, (size, *info.image_shape), np.uint8),
       labels=rng.integers(0, info.num_classes, size, np.int32),

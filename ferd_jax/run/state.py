@@ -1,6 +1,7 @@
 """What changes while training, as one explicit pytree."""
 
 import enum
+import functools
 from typing import Any
 
 import flax.struct
@@ -47,23 +48,28 @@ class TrainState(flax.struct.PyTreeNode):
 def init(method: methods.Method, seed: int) -> TrainState:
   """Returns the state before the first epoch, placed on the devices."""
   parallel = method.parallel
-
-  def replicated(key, *, axis_name=None):
-    del axis_name  # Every device computes the same.
-    variables = models.init_variables(
-        method.distillation.student, key_once(key, Once.STUDENT),
-        method.image_shape)
-    return TrainState(
-        student=distill.init(method.distillation, variables,
-                             method.num_classes),
-        sampler=method.sampler.init(method.num_classes),
-        synthesis=method.synthesis.init(key_once(key, Once.SYNTHESIS)),
-        epoch=jax.numpy.zeros([], jax.numpy.int32), key=key)
   # Compiled, so that on several processes the state is made where it lives.
   state = parallel.compile(
-      replicated, (parallels.REPLICATED,), parallels.REPLICATED)(
-          parallel.replicate(jax.random.key(seed)))
+      functools.partial(_initial, method), (parallels.REPLICATED,),
+      parallels.REPLICATED)(parallel.replicate(jax.random.key(seed)))
   return placed(method, state)
+
+
+def shapes(method: methods.Method) -> TrainState:
+  """Returns shapes and types of the state of `init`; nothing is computed."""
+  return jax.eval_shape(functools.partial(_initial, method), jax.random.key(0))
+
+
+def _initial(method, key, *, axis_name=None):
+  del axis_name  # Every device computes the same.
+  variables = models.init_variables(
+      method.distillation.student, key_once(key, Once.STUDENT),
+      method.image_shape)
+  return TrainState(
+      student=distill.init(method.distillation, variables, method.num_classes),
+      sampler=method.sampler.init(method.num_classes),
+      synthesis=method.synthesis.init(key_once(key, Once.SYNTHESIS)),
+      epoch=jax.numpy.zeros([], jax.numpy.int32), key=key)
 
 
 def placed(method: methods.Method, state: TrainState) -> TrainState:

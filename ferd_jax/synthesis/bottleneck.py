@@ -51,7 +51,7 @@ class Bottleneck:
 
   def __post_init__(self):
     validate.count(steps=self.steps)
-    validate.positive(learning_rate=self.learning_rate)
+    validate.rate(learning_rate=self.learning_rate)
     validate.non_negative(beta=self.beta)
     validate.one_of(KLS, kl=self.kl)
     validate.one_of(MASKS, mask=self.mask)

@@ -103,7 +103,8 @@ class DeepInversion:
     validate.count(steps=self.steps, batch_size=self.batch_size)
     validate.count(0, roll=self.roll)
     validate.in_range(0, min(self.image_shape[:2]) - 1, roll=self.roll)
-    validate.positive(learning_rate=self.learning_rate, std=self.std)
+    validate.rate(learning_rate=self.learning_rate)
+    validate.positive(std=self.std)
     validate.in_range(0, 1, beta1=self.beta1, beta2=self.beta2, mean=self.mean)
     validate.non_negative(w_bn=self.w_bn, w_oh=self.w_oh, w_tv=self.w_tv,
                           w_l2=self.w_l2, w_js=self.w_js)

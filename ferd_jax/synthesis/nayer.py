@@ -190,7 +190,7 @@ class Nayer:
           'rounds_per_epoch', self.rounds_per_epoch,
           f'to divide distill.steps={self.student_steps}.')
     batches.check_side(self.image_shape)
-    validate.positive(generator_lr=self.generator_lr)
+    validate.rate(generator_lr=self.generator_lr)
     validate.non_negative(w_bn=self.w_bn, w_oh=self.w_oh, w_adv=self.w_adv,
                           pad=self.pad)
     if not (self.w_bn or self.w_oh or self.w_adv):

@@ -92,7 +92,7 @@ class OnTheFly:
     validate.count(batch_size=self.batch_size, nz=self.nz, width=self.width)
     validate.divisible(2, 'channels', width=self.width)
     batches.check_side(self.image_shape)
-    validate.positive(generator_lr=self.generator_lr)
+    validate.rate(generator_lr=self.generator_lr)
     validate.in_range(0, 1, beta1=self.beta1)
     validate.count(generator_steps=self.generator_steps)
     _ = self.rounds  # It checks the rest.

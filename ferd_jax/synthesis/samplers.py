@@ -192,6 +192,8 @@ class TeacherCrossEntropy(_ByFragility):
   def __post_init__(self):
     super().__post_init__()
     validate.positive(tau=self.tau)
+    # Beyond, one class has all probability, or all have the same.
+    validate.in_range(0.01, 1000, tau=self.tau)
 
   def probabilities(self, fragility: jax.Array) -> jax.Array:
     """Returns class probabilities `[K]` for fragilities `[K]`."""

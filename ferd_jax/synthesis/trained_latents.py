@@ -154,7 +154,7 @@ class TrainedLatents:
     validate.count(batch_size=self.batch_size, nz=self.nz, width=self.width)
     validate.divisible(2, 'channels', width=self.width)
     batches.check_side(self.image_shape)
-    validate.positive(generator_lr=self.generator_lr, latent_lr=self.latent_lr)
+    validate.rate(generator_lr=self.generator_lr, latent_lr=self.latent_lr)
     validate.non_negative(pad=self.pad)
     validate.one_of(batches.KEEP, keep=self.keep)
     validate.one_of(MEASURED, measured=self.measured)

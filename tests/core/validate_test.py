@@ -18,7 +18,9 @@ divisible = functools.partial(validate.divisible, 8, 'devices')
 @pytest.mark.parametrize(('check', 'value'), [
     (validate.positive, 1e-9), (validate.positive, 3),
     (validate.non_negative, 0), (validate.non_negative, 0.5),
-    (validate.finite, -1e9), (validate.count, 1), (count, 2), (count, 10 ** 30),
+    (validate.finite, -1e9), (validate.count, 1), (count, 2),
+    (count, 2 ** 31 - 1), (validate.rate, 1e-4), (validate.sensible, 0),
+    (validate.sensible, -1e9), (validate.sensible, 1e-9),
     (in_unit, 0), (in_unit, 1), (in_unit, 0.5), (one_of, 'a'), (one_of, 'b'),
     (divisible, 0), (divisible, 256)])
 def test_valid(check, value):
@@ -44,6 +46,17 @@ def test_valid(check, value):
     (count, 2.5, 'Expected size=2.5 to be a whole number >= 2.'),
     (count, 3., 'Expected size=3.0 to be a whole number >= 2.'),
     (count, '3', "Expected size='3' to be a whole number >= 2."),
+    (count, True, 'Expected size=True to be a whole number >= 2.'),
+    (count, 2 ** 31, 'Expected size=2147483648 below 2**31.'),
+    (validate.rate, 0, 'Expected size=0 > 0.'),
+    (validate.rate, 1e-8, 'Expected size=1e-08 in [1e-07, 100]: others train '
+     'nothing.'),
+    (validate.sensible, 1e-10, 'Expected size=1e-10 to be 0 or 1e-09 to 1e+09 '
+     'in size.'),
+    (validate.sensible, -1e10, 'Expected size=-10000000000.0 to be 0 or 1e-09 '
+     'to 1e+09 in size.'),
+    (validate.sensible, math.nan, 'Expected size=nan to be 0 or 1e-09 to 1e+09 '
+     'in size.'),
     (in_unit, 1.5, 'Expected size=1.5 in [0, 1].'),
     (in_unit, -0.5, 'Expected size=-0.5 in [0, 1].'),
     (in_unit, math.nan, 'Expected size=nan in [0, 1].'),

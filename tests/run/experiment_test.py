@@ -48,7 +48,7 @@ _TEACHER = assets.path('digits_resnet8_adv.safetensors')
     ({'data.noise_examples': -1}, ['data.noise_examples=-1']),
     ({'sampler.range': (0.2,)}, ['sampler.range=(0.2,)']),
     ({'sampler.range': (0.05, float('inf'))},
-     ['sampler.range=inf']),
+     ['sampler.range=(0.05, inf)']),
     ({'sampler.range': ('a', 'b')}, ["sampler.range='a'"]),
     ({'sampler.attack_steps': 0}, ['sampler.attack_steps=0']),
     ({'synthesis.measured': 'first'}, ["synthesis.measured='first'"]),
@@ -99,6 +99,8 @@ def test_mistake_is_one_line(changes, words, odd_data):
     changes = changes | {'data.name': str(odd_data / changes['data.name'])}
   if 'sampler.range' in changes:
     settings.use(config, 'sampler', 'margin_minmax')
+  if 'teacher.path' in changes:
+    config.data.noise_examples = 0  # Which no file is measured on.
   config.update_from_flattened_dict(changes)
   with pytest.raises((ValueError, OSError)) as error:
     experiment.build(config)
@@ -151,7 +153,8 @@ def test_file_that_is_not_there_says_where_to_put_it(monkeypatch, tmp_path):
   monkeypatch.setenv('FERD_JAX_CACHE', str(tmp_path))
   def refused(*args, **options):
     raise OSError('no network')
-  monkeypatch.setattr(downloads, 'fetch', refused)
+  monkeypatch.setattr(downloads, 'get', refused)
+  monkeypatch.setattr(experiment, '_examples', lambda *args: None)
   with pytest.raises(OSError) as error:
     experiment.build(cifar10.get_config())
   message = str(error.value)

@@ -1,0 +1,51 @@
+"""Places in a bucket: read with their package, named without."""
+
+import pathlib
+
+from etils import epath
+import fsspec
+import pytest
+
+from ferd_jax.core import buckets
+
+
+@pytest.fixture
+def bucket(monkeypatch):
+  """A bucket of this process, in place of Google's."""
+  memory = fsspec.filesystem('memory')
+  monkeypatch.setattr(epath.backend.fsspec_backend, 'fs', lambda path: memory)
+  yield epath.Path('gs://bucket/folder')
+  memory.store.clear()
+
+
+def test_without_its_package():
+  for place in ('gs://bucket//x.pt', 's3://bucket/x.pt', 'nope://x'):
+    with pytest.raises(ValueError) as error:
+      buckets.check(place)
+    assert str(error.value).startswith(f'Cannot read {place}: ')
+    assert '\n' not in str(error.value)
+    with pytest.raises(ValueError, match='Cannot read'), buckets.local(place):
+      pass
+
+
+def test_places_of_this_machine(tmp_path, monkeypatch):
+  monkeypatch.setenv('HOME', str(tmp_path))
+  for place in (tmp_path / 'a', str(tmp_path / 'a'), '~/a'):
+    buckets.check(place)
+    with buckets.local(place) as found:
+      assert found == tmp_path / 'a' and isinstance(found, pathlib.Path)
+
+
+def test_local_copy(bucket):
+  (bucket / 'a.bin').write_bytes(b'content')
+  place = 'gs://bucket//folder/a.bin'
+  with buckets.local(place) as found:
+    assert found.name == 'a.bin' and found.read_bytes() == b'content'
+  assert not found.exists()
+  with pytest.raises(FileNotFoundError, match='gs://bucket//folder/b.bin'):
+    with buckets.local('gs://bucket//folder/b.bin'):
+      pass
+  # Errors name the place, not the copy.
+  with pytest.raises(ValueError, match=f'^{place} is none$'):
+    with buckets.local(place) as found:
+      raise ValueError(f'{found} is none')
