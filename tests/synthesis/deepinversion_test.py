@@ -50,7 +50,8 @@ def test_defaults_are_those_of_the_original():
 def test_pixels_start_as_noise_and_stay_images(start):
   normal = start.pixels * PART.std + PART.mean
   assert normal.min() >= -1e-12 and normal.max() <= 1 + 1e-12
-  many = begin(PART, (), UNIFORM, np.arange(500), jax.random.key(0))
+  many = begin(dataclasses.replace(PART, batch_size=500), (), UNIFORM,
+               np.arange(500), jax.random.key(0))
   inside = np.abs(many.pixels) < 1.99
   np.testing.assert_allclose(inside.mean(), 0.954, atol=0.01)
   np.testing.assert_allclose(many.pixels.mean(), 0, atol=0.02)
