@@ -184,3 +184,43 @@ def test_further_collections_are_kept():
   variables = drawn(Modeless())
   assert set(variables) == {'params', 'batch_stats', 'constants'}
   np.testing.assert_array_equal(variables['constants']['scale'], [3., 3.])
+
+
+def test_what_a_pass_shows():
+  model, x = models.build('cifar_resnet8', 3, width=2), images()
+  variables, paths = drawn(model), []
+
+  @jax.jit
+  def run(x):
+    seen = forward.observed(model, variables, x)
+    paths.append(seen.classifier)  # It is no array.
+    outputs = [forward.logits(model, variables, x, stop=stage)
+               for stage in model.stages[:-1]]
+    return (seen._replace(classifier=()), outputs,
+            forward.logits_and_moments(model, variables, x))
+  seen, outputs, (logits, moments) = run(x)
+  np.testing.assert_allclose(seen.logits, logits, rtol=1e-5, atol=1e-5)
+  assert jax.tree.structure(seen.moments) == jax.tree.structure(moments)
+  # An image's means are of what the batch's are.
+  means = sorted(float(layer['mean'][0]) for layer in jax.tree.leaves(
+      moments, is_leaf=lambda each: 'mean' in each))
+  np.testing.assert_allclose(
+      sorted(float(np.mean(each[:, 0])) for each in seen.norm_inputs), means,
+      rtol=1e-4, atol=1e-5)
+  assert len(seen.stage_outputs) == len(model.stages)
+  for found, out in zip(seen.stage_outputs[:-1], outputs, strict=True):
+    np.testing.assert_allclose(found, np.mean(out, axis=(1, 2)), rtol=1e-4,
+                               atol=1e-5)
+  head = variables['params']
+  for name in paths[0]:
+    head = head[name]
+  np.testing.assert_allclose(
+      seen.features @ head['kernel'] + head['bias'][None], logits, rtol=1e-4,
+      atol=1e-5)
+
+
+def test_layers_of_flax_show_themselves_too():
+  model, x = Normed(), images()
+  seen = forward.observed(model, drawn(model), x)
+  assert seen.stage_outputs == [] and len(seen.norm_inputs) == 1
+  assert seen.features.shape[0] == len(x) and seen.classifier

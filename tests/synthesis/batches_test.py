@@ -29,8 +29,8 @@ def test_equal_classes_come_in_turns(classes):
     firsts.add(first)
   # What is left over of a batch belongs to no fixed classes.
   assert classes == 2 or len(firsts) > 1
-  counts = np.bincount(labels_of(np.full(classes, 1 / classes), 4 * classes - 1),
-                       minlength=classes)
+  uneven = labels_of(np.full(classes, 1 / classes), 4 * classes - 1)
+  counts = np.bincount(uneven, minlength=classes)
   assert counts.max() - counts.min() <= 1
 
 

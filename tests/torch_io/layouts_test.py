@@ -52,3 +52,5 @@ def test_modules_of_others_keep_their_names():
   layout, = layouts.of_model(object())
   assert layout.rename('block_0.conv') == 'block_0.conv'
   assert layouts.definition(models.Generator(8)) == 'zju-vipa/CMI, Generator'
+  assert layouts.definition(models.Generator(8, wide_start=True)) == (
+      'zju-vipa/CMI, LargeGenerator')

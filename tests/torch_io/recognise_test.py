@@ -107,13 +107,14 @@ def test_others_are_refused(arrays, message):
   assert '\n' not in str(error.value)
 
 
+@pytest.mark.parametrize('wide', [{}, {'wide_start': True}])
 @pytest.mark.parametrize(('side', 'channels', 'width', 'nz'), [
     (32, 3, 128, 100), (8, 1, 2, 3), (64, 3, 6, 256), (4, 3, 2, 1)])
-def test_generators(side, channels, width, nz):
-  model = models.Generator(side=side, channels=channels, width=width)
+def test_generators(side, channels, width, nz, wide):
+  model = models.Generator(side=side, channels=channels, width=width, **wide)
   found = recognise.recognise({
       key: np.zeros(shape)
       for key, shape in torch_io.torch_shapes(model, (nz,)).items()})
   assert (found.arch, found.channels) == ('generator', channels)
-  assert found.options == {'side': side, 'width': width, 'nz': nz}
+  assert found.options == {'side': side, 'width': width, 'nz': nz} | wide
   assert not found.missing({}) and 'classes' not in str(found)

@@ -323,9 +323,10 @@ def test_training_step_equals_pytorch(torch, twins, case):
                                  err_msg=name)
 
 
-def test_generator_equals_pytorch(torch, twins):
-  net = twins.randomise(twins.Generator(7, 8, 2, 6))
-  model = models.Generator(side=8, channels=2, width=6)
+@pytest.mark.parametrize('wide', [False, True])
+def test_generator_equals_pytorch(torch, twins, wide):
+  net = twins.randomise(twins.Generator(7, 8, 2, 6, wide))
+  model = models.Generator(side=8, channels=2, width=6, wide_start=wide)
   state_dict = arrays(net)
   assert (set(torch_io.torch_shapes(model, (7,))) == set(state_dict))
   z = np.random.default_rng(0).normal(size=(3, 7))
@@ -353,7 +354,7 @@ def test_generator_equals_pytorch(torch, twins):
   assert_same_gradients(model, grads, net, variables)
   exported = torch_io.state_dict_from_variables(
       model, {'params': variables['params'], 'batch_stats': stats})
-  other = twins.Generator(7, 8, 2, 6).double()
+  other = twins.twin(model, nz=7).double()
   other.load_state_dict({key: torch.tensor(value)
                          for key, value in exported.items()}, strict=True)
   for name, buffer in net.named_buffers():
