@@ -126,7 +126,8 @@ def test_report_of_the_attack_is_logged(whole):
 
 # The attack that a loss was published with; else any.
 _FITTING = {'absld': 'rslad', 'adaad': 'adaad', 'trades': 'trades',
-            'ard': 'ce', 'mtard': 'ce', 'unlike_ferd': 'unlike_ferd'}
+            'ard': 'ce', 'mtard': 'ce', 'saad': 'saad',
+            'unlike_ferd': 'unlike_ferd'}
 _USUAL = {'synthesis': 'unlike_ferd', 'sampler': 'uniform', 'inner': 'rslad',
           'outer': 'rslad'}
 
