@@ -136,7 +136,7 @@ LOSSES = {
     'mtard': Loss('mtard', 'ce', clean_teacher=True),
     'trades': Loss('trades', 'trades'),
     'absld': Loss('absld', 'rslad'),
-    'saad': Loss('saad', 'rslad'),
+    'saad': Loss('saad', 'saad'),
     'ikl': Loss('ikl', 'rslad'),
     'gkl': Loss('gkl', 'rslad'),
     'hee': Loss('soft_ce', 'hee', {'w_clean': 0., 'w_adv': 1.,

@@ -109,9 +109,10 @@ def test_ablations_change_what_they_are_called_after(name, variant):
 
 
 def test_variants_with_a_value():
-  config = get('cifar10', 'tau=0.5,smoke,released,lambda=0')
-  assert config.synthesis.w_uni == 0 and config.inner.gamma == 0
-  assert config.name == 'cifar10_released_tau0.5_lambda0_smoke'
+  config = get('cifar10', 'gamma=0.5,smoke,released,lambda=0')
+  assert config.synthesis.w_uni == 0 and config.inner.gamma == 0.5
+  assert config.sampler.name == 'margin_minmax'
+  assert config.name == 'cifar10_released_gamma0.5_lambda0_smoke'
 
 
 @pytest.mark.parametrize(('variant', 'message'), [

@@ -1,6 +1,7 @@
 """What README and docs show: examples run, names exist, commands parse."""
 
 import doctest
+import fractions
 import os
 import pathlib
 import re
@@ -149,6 +150,44 @@ def test_named_settings_exist(page):
       rf'`(?:--)?(?:config\.)?((?:{groups})\.(?!py`)[\w.]+)`',
       page.read_text()))
   assert not named - _known_settings()
+
+
+def _shown(value):
+  """Returns a default as docs/baselines.md writes it."""
+  if isinstance(value, tuple):
+    return f'({", ".join(map(_shown, value))})'
+  if value is None:
+    return 'unset'
+  return value if isinstance(value, str) else str(float(value))
+
+
+def _as_number(text):
+  """Returns a cell's value as `_shown` has it: fractions are numbers."""
+  def number(found):
+    return str(float(fractions.Fraction(found[0])))
+  truth = text.replace('True', '1').replace('False', '0')
+  return re.sub(r'(?<![\w.])\d[\d./]*', number, truth)
+
+
+@pytest.mark.parametrize('group', ['inner', 'outer', 'sampler'])
+def test_settings_of_parts_are_those_of_the_page(group):
+  text = (_ROOT / 'docs' / 'baselines.md').read_text()
+  table = text.partition(f'| `{group}.name` | settings and defaults |')[2]
+  rows = dict(re.findall(r'^\| `([\w.]+)` \| (.*) \|$',
+                         table.partition('\n\n')[0], re.MULTILINE))
+  fair = rows.pop('fair_...', '').removeprefix('those of the loss, ')
+  registry_ = settings.REGISTRIES[group]
+  own = [part for part in registry_  # Other tests register theirs.
+         if registry_.find(part).__module__.startswith('ferd_jax.')]
+  for part in own:
+    expected = registry_.defaults(part)
+    del expected['name']
+    row = rows[part] if part in rows else (
+        f'{rows[part.removeprefix("fair_")]}, {fair}')
+    found = dict(re.findall(r'`(\w+)` ((?:\([^)]*\)|[^,])+)', row))
+    assert {name: _as_number(value) for name, value in found.items()} == {
+        name: _shown(value) for name, value in expected.items()}, part
+  assert rows.keys() <= set(own)
 
 
 @pytest.mark.parametrize('page', _PAGES, ids=_name)

@@ -16,7 +16,8 @@ from ferd_jax.distillation import similar_target
 INNERS = parts.Registry(
     'inner', utae=inner.UniformTarget, ce=inner.CrossEntropy,
     rslad=inner.RSLAD, trades=inner.Trades, adaad=inner.AdaAD,
-    hee=inner.HighEntropy, similar_target=similar_target.SimilarTarget)
+    saad=inner.LinearTeacher, hee=inner.HighEntropy,
+    similar_target=similar_target.SimilarTarget)
 OUTERS = parts.Registry(
     'outer', decoupled_kl=outer.DecoupledKL, ikl=outer.IKL, gkl=outer.GKL,
     soft_ce=divergences.SoftCrossEntropy, ard=divergences.ARD,

@@ -51,7 +51,8 @@ class Weighing:
   fair_bounds: tuple[float, float] = (5 / 6, 5 / 2)
 
   def __post_init__(self):
-    super().__post_init__()
+    if hasattr(super(), '__post_init__'):  # The loss may have no settings.
+      super().__post_init__()
     validate.non_negative(fair_power=self.fair_power)
     validate.ordered(fair_bounds=self.fair_bounds)
 

@@ -218,6 +218,42 @@ class AdaAD(Ascent):
 
 
 @dataclasses.dataclass(frozen=True)
+class LinearTeacher(Ascent):
+  """SAAD's attack: AdaAD's with a teacher that is linear in the label's logit.
+
+  Ascends KL(softmax(t + strength <grad t_y(x), x' - x> e_y) || P_S(x')), t the
+  teacher's clean logits, with the gradient through both: one pass of the
+  teacher forward and back in all.
+
+  Attributes:
+    strength: of the linear term; 0 is RSLAD's attack.
+
+  References: GitHub HongsinLee/saad attacks.py.
+  """
+  strength: float = 1.
+
+  needs = (frozen.ROBUST,)
+
+  def __post_init__(self):
+    super().__post_init__()
+    validate.non_negative(strength=self.strength)
+
+  def objective(self, networks: base.Networks, given: Given) -> Objective:
+    """Returns KL(P_T linearised || P_S(x'))."""
+    t_clean = given.t_clean[frozen.ROBUST]
+    is_label = jax.nn.one_hot(given.labels, t_clean.shape[-1],
+                              dtype=t_clean.dtype)
+    slope = jax.grad(lambda x: jnp.sum(
+        is_label * networks.teachers[frozen.ROBUST](x)))(given.images)
+    def ascended(x):
+      gain = jnp.sum(geometry.flat(slope * (x - given.images)), axis=-1)
+      target = t_clean + self.strength * gain[:, None] * is_label
+      logits = networks.student(x)
+      return losses.kl_divergence(target, logits), logits
+    return ascended
+
+
+@dataclasses.dataclass(frozen=True)
 class HighEntropy(Ascent):
   """High-entropy examples of DFHL-RS: ascends H(P_S(x')) within [0, 1].
 

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from ferd_jax import distillation
+from ferd_jax import losses
 from ferd_jax.distillation import absld
+from ferd_jax.distillation import base
 from ferd_jax.distillation import divergences
 from ferd_jax.distillation import fair
 from ferd_jax.distillation import inner
@@ -155,6 +157,27 @@ def test_weights_of_another_wrapper_stay():
       weights=own[np.arange(6) % 4] * others))[0]
   np.testing.assert_allclose(
       loss(state, outputs.replace(weights=others))[0], expected)
+
+
+@dataclasses.dataclass(frozen=True)
+class Plain(base.Stateless):
+  """A loss of one's own, without settings."""
+  needs = base.Needs(t_clean=())
+
+  def __call__(self, state, outputs, *, axis_name=None):
+    loss = outputs.mean(losses.cross_entropy(outputs.s_adv, outputs.labels))
+    return loss, state, {'adv_loss': loss}
+
+
+def test_loss_of_one_s_own():
+  loss = fair.fair(Plain)(fair_power=0.5)
+  outputs = batch(0, np.arange(6) % 4, np.array([2, 4, 5, 6, 2, 4]))
+  by_class = np.array([0.5, 2., 1., 3.])
+  value, _, _ = loss(loss.init(g.CLASSES).replace(
+      weights=jnp.asarray(by_class)), outputs)
+  labels = np.arange(6) % 4
+  np.testing.assert_allclose(value, (by_class[labels] * g.cross_entropy(
+      outputs.s_adv, labels)).mean())
 
 
 def test_fair_once_only():

@@ -216,6 +216,28 @@ def test_adaad_of_two_equal_networks_goes_nowhere():
   np.testing.assert_allclose(found.images, np.clip(gaussian(), 0, 1))
 
 
+def test_linear_teacher():
+  # t_y(x) = x W_y, so that its slope is a column of W.
+  slope_y = OTHER.T[LABELS].reshape(SHAPE)
+  def slope(x):
+    gain = (slope_y * (x - IMAGES)).reshape(4, -1).sum(-1)
+    p = softmax(TEACHER_LOGITS + 0.7 * gain[:, None] * onehot())
+    q = softmax(np.array(student(x)))
+    gap = np.log(p / q)
+    in_label = (p * (gap - (p * gap).sum(-1, keepdims=True)))[
+        np.arange(4), LABELS]
+    through_s, logits = pull_back(student, x, lambda _: q - p)
+    return through_s + 0.7 * in_label[:, None, None, None] * slope_y, logits
+  found = call(inner.LinearTeacher(EPS, STEP, 3, strength=0.7), student,
+               teacher=teacher)
+  check(found, ascend(slope, gaussian(), steps=3))
+  none = call(inner.LinearTeacher(EPS, STEP, 3, strength=0.), student,
+              teacher=teacher)
+  rslad = call(inner.RSLAD(EPS, STEP, 3), student)
+  np.testing.assert_array_equal(none.images, rslad.images)
+  assert np.abs(none.images - found.images).max() > STEP
+
+
 def test_high_entropy_leaves_the_ball_but_not_the_range():
   attack = inner.HighEntropy(step_size=0.1, steps=4)
   def slope(x):
@@ -239,7 +261,7 @@ def test_run_gives_radius_and_step_but_not_to_high_entropy():
 
 
 @pytest.mark.parametrize('name', ['ce', 'rslad', 'trades', 'utae', 'adaad',
-                                  'similar_target'])
+                                  'saad', 'similar_target'])
 def test_images_stay_in_ball_and_range(name):
   attack = distillation.INNERS.build({'name': name, 'steps': 4},
                                      {'eps': 0.03, 'step_size': 0.02})
@@ -271,6 +293,7 @@ def test_images_have_no_gradient():
     (inner.HighEntropy, {'step_size': -1.}, 'step_size=-1.0'),
     (inner.UniformTarget, {'source': 'both'}, "source='both'"),
     (inner.UniformTarget, {'gamma': -0.1}, 'gamma=-0.1'),
+    (inner.LinearTeacher, {'strength': -1.}, 'strength=-1.0'),
     (inner.CrossEntropy, {'start': 'far'}, "start='far'"),
     (inner.CrossEntropy, {'statistics': 'none'}, "statistics='none'")])
 def test_invalid_settings(kind, options, message):
