@@ -68,7 +68,7 @@ def table(results: Mapping) -> str:
            for (model, warning), attacks in warned.items()]
   return '\n'.join([
       f'{results["config"]}: {source}, {", ".join(filter(None, title))}', '',
-      *_markdown(header, rows), *([''] if notes else []), *notes])
+      *markdown(header, rows), *([''] if notes else []), *notes])
 
 
 def sweep_table(sweep: Sequence[Mapping]) -> str:
@@ -85,7 +85,7 @@ def sweep_table(sweep: Sequence[Mapping]) -> str:
              for model, attack in columns)] for results in sweep]
   return '\n'.join(
       ['Average (worst class) by radius:', '',
-       *_markdown(['eps', *(f'{model} {attack}' for model, attack in columns)],
+       *markdown(['eps', *(f'{model} {attack}' for model, attack in columns)],
                   rows)])
 
 
@@ -107,7 +107,7 @@ def target_table(name: str, class_names: Sequence[str],
   title = (f'{name}: how often an attack on the class of a row reaches that '
            f'of a column, {_cell("average", matrix["mean"])} on average, '
            f'std / mean over all {_cell("nsd", matrix["unevenness"])}')
-  return '\n'.join([title, '', *_markdown(
+  return '\n'.join([title, '', *markdown(
       ['class', 'images', *class_names, 'std / mean'], rows)])
 
 
@@ -131,7 +131,9 @@ def _per_class(results):
   return f' ({fewest}{f" to {most}" if most > fewest else ""} a class)'
 
 
-def _markdown(header, rows):
+def markdown(header: Sequence[str],
+             rows: Sequence[Sequence[str]]) -> list[str]:
+  """Returns the lines of a Markdown table, columns of one width each."""
   widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
   return [_line(header, widths), _line(['-' * w for w in widths], widths),
           *(_line(row, widths) for row in rows)]

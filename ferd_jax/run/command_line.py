@@ -16,6 +16,7 @@ import re
 import sys
 import textwrap
 import traceback
+from typing import Any
 from typing import NamedTuple
 
 from absl import flags
@@ -103,6 +104,23 @@ def load(place: str, root: pathlib.Path) -> config_dict.ConfigDict:
     hint = f' Did you mean {" or ".join(close)}?' if close else ''
     raise ValueError(f'Expected --config={path} to be a file or one of '
                      f'{", ".join(_names(root))}.{hint}')
+  return call(file, 'get_config', config_dict.ConfigDict,
+              *([variants] if variants else []))
+
+
+def call(file: pathlib.Path, function: str, kind: type, *args: Any) -> Any:
+  """Returns what a function of a Python file returns.
+
+  Args:
+    file: a config, or another file of settings.
+    function: its name.
+    kind: of what it returns.
+    *args: of the function.
+
+  Raises:
+    ValueError: if it fails or returns something else; the message has the file
+      and line.
+  """
   folder = str(file.resolve().parent)
   if folder not in sys.path:  # Its own modules, such as parts of a method.
     sys.path.append(folder)
@@ -112,13 +130,13 @@ def load(place: str, root: pathlib.Path) -> config_dict.ConfigDict:
             f'_config_{file.stem}', str(file)))
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    config = module.get_config(variants) if variants else module.get_config()
+    found = getattr(module, function)(*args)
   except Exception as error:  # A config is code: anything can happen.
     raise ValueError(_where(error, file)) from error
-  if not isinstance(config, config_dict.ConfigDict):
-    raise ValueError(f'{file}: Expected get_config to return a ConfigDict, got '
-                     f'{type(config).__name__}.')
-  return config
+  if not isinstance(found, kind):
+    raise ValueError(f'{file}: Expected {function} to return a '
+                     f'{kind.__name__}, got {type(found).__name__}.')
+  return found
 
 
 def help_text(config: config_dict.ConfigDict) -> str:

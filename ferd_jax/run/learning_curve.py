@@ -15,6 +15,7 @@ from ferd_jax.evaluation import tables
 from ferd_jax.synthesis import pool as pools
 
 SYNTHETIC_PGD = 'synthetic_pgd'  # A choice of epoch that needs no data.
+PER_CLASS = '_per_class'  # after the names of points that have all classes
 # Of the newest synthetic images, by which `eval.select=synthetic_pgd` chooses.
 _SYNTHETIC = 1000
 
@@ -64,7 +65,7 @@ class LearningCurve:
     for attack, summary in found.items():
       point[f'{self.split}_{attack}'] = summary['average']
       point[f'{self.split}_{attack}_worst'] = summary['worst']
-      point[f'{self.split}_{attack}_per_class'] = tables.json_values(
+      point[f'{self.split}_{attack}{PER_CLASS}'] = tables.json_values(
           summary['per_class'])
     if self.teacher_predictions is not None:
       newest = np.arange(max(0, pool.count - _SYNTHETIC), pool.count)

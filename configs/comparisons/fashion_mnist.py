@@ -1,0 +1,28 @@
+"""FERD's claim on Fashion-MNIST, at one budget for all.
+
+  python -m ferd_jax.compare fashion_mnist --jobs=2 --max-minutes=600
+
+All get as many student steps and synthetic images, and as many passes through
+the teacher within a tenth, FERD's sampler's among them: 200 steps an epoch with
+one view of each image, 100 with CMI's two. DFHL-RS asks the student in place of
+the teacher. AutoAttack 'fast' is on the first 1,000 test images.
+"""
+
+from configs.comparisons import methods
+from ferd_jax.comparison import plan as plans
+
+
+def get_plan() -> plans.Plan:
+  """Returns the plan."""
+  config, steps = 'fashion_mnist', 200
+  return plans.Plan(
+      name='fashion_mnist', minutes=25.,
+      rows=[*methods.ferd(config), *methods.ablations(config),
+            *methods.baselines(config, 'CMI', steps=steps // 2),
+            *methods.baselines(config, 'Fast', 'DFHL-RS', 'DeepInversion',
+                               steps=steps),
+            methods.mixture(config, 'Fast', 'ABSLD', steps=steps),
+            methods.mixture(config, 'Fast', 'Fair-RSLAD', steps=steps),
+            *methods.with_data(config)],
+      settings={'eval.autoattack_examples': 1000, 'eval.target_examples': 0,
+                'eval.every': 1, 'log.samples_every': 0})

@@ -1,0 +1,1 @@
+"""Methods beside each other: runs of all, and what their results can say."""
