@@ -61,6 +61,7 @@ class Ascent(base.Stateless):
 
   needs = ()
   notices = (base.KAPPA,)
+  passes = passes.Passes()
   start = 'normal'  # of `geometry.STARTS`
   noise = 0.001  # its standard deviation
   clip_start = False  # to [0, 1], before the first gradient
@@ -233,6 +234,7 @@ class LinearTeacher(Ascent):
   strength: float = 1.
 
   needs = (frozen.ROBUST,)
+  passes = passes.Passes(1, 1)
 
   def __post_init__(self):
     super().__post_init__()

@@ -20,6 +20,7 @@ from ferd_jax.core import validate
 from ferd_jax.models import forward
 from ferd_jax.models import frozen as frozens
 from ferd_jax.models import layers
+from ferd_jax.models import passes
 from ferd_jax.synthesis import base
 from ferd_jax.synthesis import batches
 from ferd_jax.synthesis import generator_losses
@@ -114,6 +115,8 @@ class Cmi(trained_latents.TrainedLatents):
   bank_size: int = 40_960
   bank_draws: int = 4096
   features: str = 'norm_inputs'
+
+  passes = passes.Passes(2, 2)  # two views
 
   def __post_init__(self):
     super().__post_init__()

@@ -19,6 +19,7 @@ from ferd_jax.core import collectives
 from ferd_jax.core import validate
 from ferd_jax.models import forward
 from ferd_jax.models import frozen as frozens
+from ferd_jax.models import passes
 from ferd_jax.synthesis import base
 from ferd_jax.synthesis import batches
 from ferd_jax.synthesis import generator_losses
@@ -98,6 +99,7 @@ class DeepInversion:
   keep: str = 'best'
 
   samples_labels = True
+  passes = passes.Passes(1, 1)
 
   def __post_init__(self):
     validate.count(steps=self.steps, batch_size=self.batch_size)

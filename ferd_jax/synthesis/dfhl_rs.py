@@ -17,6 +17,7 @@ from ferd_jax.core import collectives
 from ferd_jax.core import validate
 from ferd_jax.models import forward
 from ferd_jax.models import frozen as frozens
+from ferd_jax.models import passes
 from ferd_jax.synthesis import base
 from ferd_jax.synthesis import generator_losses
 from ferd_jax.synthesis import trained_latents
@@ -43,6 +44,8 @@ class DfhlRs(trained_latents.TrainedLatents):
   w_oh: float = 1.
   w_balance: float = 3.
   smoothing: float = 0.2
+
+  passes = passes.Passes()  # The student is asked, not the teacher.
 
   def __post_init__(self):
     super().__post_init__()

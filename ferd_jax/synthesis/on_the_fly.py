@@ -18,6 +18,7 @@ from ferd_jax import models
 from ferd_jax.core import collectives
 from ferd_jax.core import validate
 from ferd_jax.models import frozen as frozens
+from ferd_jax.models import passes
 from ferd_jax.synthesis import base
 from ferd_jax.synthesis import batches
 from ferd_jax.weights import native
@@ -87,6 +88,7 @@ class OnTheFly:
   fresh: bool = True
 
   samples_labels = False
+  passes = passes.Passes(1, 1)
 
   def __post_init__(self):
     validate.count(batch_size=self.batch_size, nz=self.nz, width=self.width)

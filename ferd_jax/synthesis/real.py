@@ -15,6 +15,7 @@ import numpy as np
 
 from ferd_jax import data
 from ferd_jax.models import frozen as frozens
+from ferd_jax.models import passes
 from ferd_jax.synthesis import base
 from ferd_jax.synthesis import pool
 
@@ -35,6 +36,7 @@ class Real:
   student_batch_size: int
 
   samples_labels = True
+  passes = passes.Passes()  # No teacher is asked for images.
 
   @property
   def rounds(self) -> base.Rounds:

