@@ -12,6 +12,8 @@ import logging
 import math
 import sys
 import textwrap
+import traceback
+import types
 from typing import Any
 from typing import NamedTuple
 
@@ -368,9 +370,14 @@ def _quiet() -> Iterator[None]:
   sys.unraisablehook = _Hook(hook)
   try:
     yield
-  except BaseException:
-    gc.collect()  # What was not awaited says so when it goes.
-    # TensorStore's reads that are still under way end when their loop is gone.
+  except Exception as error:
+    # Reads that are still under way say so when they, or their loop, go: now
+    # where that can be had, as tracebacks keep them, and later.
+    failed = error
+    while failed is not None:
+      traceback.clear_frames(failed.__traceback__)
+      failed = failed.__cause__ or failed.__context__
+    gc.collect()
     hook = _Hook(hook)
     raise
   finally:
@@ -379,13 +386,15 @@ def _quiet() -> Iterator[None]:
 
 
 class _Hook:
-  """An unraisable hook that hears nothing of closed event loops."""
+  """An unraisable hook that hears nothing of what is read asynchronously."""
 
   def __init__(self, hook):
     self._hook = hook._hook if isinstance(hook, _Hook) else hook
 
   def __call__(self, unraisable):
-    if 'Event loop is closed' not in str(unraisable.exc_value):
+    late = (isinstance(unraisable.object, types.CoroutineType)
+            or 'Event loop is closed' in str(unraisable.exc_value))
+    if not late:
       self._hook(unraisable)
 
 
