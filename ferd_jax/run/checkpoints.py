@@ -142,12 +142,13 @@ class Checkpoints:
     self._ranks[epoch] = json.loads(metrics[-1]).get(self.select, -math.inf)
     gathered = states.gathered(self._method, state)
     record = records.Record(
-        state=saved.digest(gathered), structure=_structure(gathered),
-        pool=list(self._pool_digests), metrics=list(metrics),
-        identity=self._identity)
+        epoch=epoch, state=saved.digest(gathered),
+        structure=_structure(gathered), pool=list(self._pool_digests),
+        metrics=list(metrics), identity=self._identity)
     with _writing(self._directory / str(epoch)):
-      self._manager.save(epoch, args=ocp.args.StandardSave(gathered),
-                         custom_metadata=record.json_values())
+      if not self._manager.save(epoch, args=ocp.args.StandardSave(gathered),
+                                custom_metadata=record.json_values()):
+        raise ValueError('there is a later one')
     self._unsynced = epoch
 
   def _finish_save(self):
@@ -266,7 +267,10 @@ class Checkpoints:
       metadata = self._manager.metadata(epoch)
       if metadata.init_timestamp_nsecs is None:  # So Orbax takes damage.
         raise ValueError('its metadata cannot be read')
-      return records.read(metadata.custom_metadata)
+      record = records.read(metadata.custom_metadata)
+      if record is not None and record.epoch != epoch:
+        raise ValueError(f'it is that of epoch {record.epoch}')
+      return record
 
   def _rank(self, epoch):
     """Returns the metric by which an epoch is chosen."""
