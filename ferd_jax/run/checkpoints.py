@@ -12,6 +12,8 @@ import logging
 import math
 import sys
 import textwrap
+import traceback
+import types
 from typing import Any
 from typing import NamedTuple
 
@@ -140,12 +142,13 @@ class Checkpoints:
     self._ranks[epoch] = json.loads(metrics[-1]).get(self.select, -math.inf)
     gathered = states.gathered(self._method, state)
     record = records.Record(
-        state=saved.digest(gathered), structure=_structure(gathered),
-        pool=list(self._pool_digests), metrics=list(metrics),
-        identity=self._identity)
+        epoch=epoch, state=saved.digest(gathered),
+        structure=_structure(gathered), pool=list(self._pool_digests),
+        metrics=list(metrics), identity=self._identity)
     with _writing(self._directory / str(epoch)):
-      self._manager.save(epoch, args=ocp.args.StandardSave(gathered),
-                         custom_metadata=record.json_values())
+      if not self._manager.save(epoch, args=ocp.args.StandardSave(gathered),
+                                custom_metadata=record.json_values()):
+        raise ValueError('there is a later one')
     self._unsynced = epoch
 
   def _finish_save(self):
@@ -264,7 +267,10 @@ class Checkpoints:
       metadata = self._manager.metadata(epoch)
       if metadata.init_timestamp_nsecs is None:  # So Orbax takes damage.
         raise ValueError('its metadata cannot be read')
-      return records.read(metadata.custom_metadata)
+      record = records.read(metadata.custom_metadata)
+      if record is not None and record.epoch != epoch:
+        raise ValueError(f'it is that of epoch {record.epoch}')
+      return record
 
   def _rank(self, epoch):
     """Returns the metric by which an epoch is chosen."""
@@ -368,9 +374,14 @@ def _quiet() -> Iterator[None]:
   sys.unraisablehook = _Hook(hook)
   try:
     yield
-  except BaseException:
-    gc.collect()  # What was not awaited says so when it goes.
-    # TensorStore's reads that are still under way end when their loop is gone.
+  except Exception as error:
+    # Reads that are still under way say so when they, or their loop, go: now
+    # where that can be had, as tracebacks keep them, and later.
+    failed = error
+    while failed is not None:
+      traceback.clear_frames(failed.__traceback__)
+      failed = failed.__cause__ or failed.__context__
+    gc.collect()
     hook = _Hook(hook)
     raise
   finally:
@@ -379,13 +390,15 @@ def _quiet() -> Iterator[None]:
 
 
 class _Hook:
-  """An unraisable hook that hears nothing of closed event loops."""
+  """An unraisable hook that hears nothing of what is read asynchronously."""
 
   def __init__(self, hook):
     self._hook = hook._hook if isinstance(hook, _Hook) else hook
 
   def __call__(self, unraisable):
-    if 'Event loop is closed' not in str(unraisable.exc_value):
+    late = (isinstance(unraisable.object, types.CoroutineType)
+            or 'Event loop is closed' in str(unraisable.exc_value))
+    if not late:
       self._hook(unraisable)
 
 

@@ -26,12 +26,14 @@ class Record:
   """What belongs to the state of an epoch.
 
   Attributes:
+    epoch: completed epochs.
     state: digest of all arrays.
     structure: type and shape of each array as text, by its path.
     pool: digests of the images and labels that each epoch made.
     metrics: the lines of metrics.jsonl up to this epoch.
     identity: of the run, as in config.json.
   """
+  epoch: int
   state: str
   structure: Mapping[str, str]
   pool: Sequence[str]

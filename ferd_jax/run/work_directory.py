@@ -52,7 +52,8 @@ def claim(workdir: epath.PathLike, config: Mapping[str, Any], *,
   """Writes the config into a new work directory, or compares it with the old.
 
   A directory is new until its first checkpoint or results. The directory's
-  lock is held meanwhile, and not any more afterwards.
+  lock is held meanwhile, and not any more afterwards; that of a finished run is
+  only read.
 
   Args:
     workdir: of the run; made if absent.
@@ -67,8 +68,8 @@ def claim(workdir: epath.PathLike, config: Mapping[str, Any], *,
       there must be a checkpoint and is none, or the config cannot be read or
       written.
   """
-  if not start:
-    check(workdir, config, start=False, reporter=reporter)
+  if not start or (epath.Path(workdir) / RESULTS).exists():
+    check(workdir, config, start=start, reporter=reporter)
     return
   with lock.held(workdir, reporter):
     check(workdir, config, reporter=reporter)

@@ -210,8 +210,8 @@ def runs(tmp_path_factory):
 
 
 def test_a_broken_directory_is_gone_on_with_or_refused(runs, tmp_path):
-  counts = broken(runs, 12, 0, tmp_path)
-  assert sum(counts.values()) == 12
+  counts = broken(runs, 10, 0, tmp_path)
+  assert sum(counts.values()) == 10
 
 
 @pytest.mark.slow

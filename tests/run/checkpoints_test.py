@@ -138,6 +138,15 @@ def test_nothing_is_put_aside_if_nothing_can_be_read(copy):
   assert not (copy / 'damaged').exists()
 
 
+def test_checkpoints_that_were_exchanged(copy):
+  directory = copy / 'checkpoints'
+  (directory / '3').rename(directory / 'x')
+  (directory / '2').rename(directory / '3')
+  (directory / 'x').rename(directory / '2')
+  with pytest.raises(OSError, match='checkpoints/3: it is that of epoch 2'):
+    _resume(copy)
+
+
 def _without_record(path):
   metadata = json.loads(path.read_text())
   metadata['custom_metadata'] = {}
