@@ -730,7 +730,8 @@ def main():
   for name, values in rows.items():
     size, seconds, taken, loaded = zip(*values, strict=True)
     print(f'| {name.replace("_", " ")} | {len(values)} | '
-          f'{max(size) / 1e3:,.0f} | {max(seconds):.1f} | {max(taken) >> 20} | {sum(loaded)} |')
+          f'{max(size) / 1e3:,.0f} | {max(seconds):.1f} | '
+          f'{max(taken) >> 20} | {sum(loaded)} |')
   print(f'{args.count} files, {wrong} not read as they should be; Python '
         f'{platform.python_version()}, {platform.machine()}, '
         f'{os.cpu_count()} cores.')
