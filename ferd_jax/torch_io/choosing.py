@@ -40,7 +40,7 @@ _DEEPEST = 8  # levels of dicts and lists that are looked into
 _LONGEST_LIST = 64  # of state dicts
 _LONGEST_KEY = 200  # of a dict of dicts
 _MOST_NETWORKS = 32  # that are tried
-_MOST_ARRAYS = 10_000  # of a network; ResNet-1202 has 6,000.
+_MOST_ARRAYS = 8_000  # of a network; ResNet-1202 has 6,000.
 _MOST_STORED = 40_000  # of several
 # Of Lightning's and others' own data, whatever its type.
 _NO_WEIGHTS = ('_extra_state',)
@@ -141,7 +141,15 @@ def choose(loaded: Any, select: str | None = None,
   first = _first(_distinct(dicts), lambda each: each.path)
   if len(first) > 1:
     raise _several(each.path for each in first)
-  return _whole(first[0], normaliser)
+  whole = _whole(first[0], normaliser)
+  if wanted is not None and len(_weights_only(whole.arrays)) > _MOST_ARRAYS:
+    raise pickled.Refusal(f'it holds {len(whole.arrays):,} arrays in one dict, '
+                          'and no complete network among them.')
+  return whole
+
+
+def _weights_only(arrays):
+  return [key for key in arrays if not key.endswith('num_batches_tracked')]
 
 
 def _dicts(loaded) -> Iterator[_Dict]:
@@ -217,7 +225,8 @@ def _networks(found, wanted, normaliser) -> Iterator[Weights]:
   if wanted is None:
     return
   # Its own names may be those that wrappers have.
-  if wanted.fits(found.arrays):
+  if len(_weights_only(found.arrays)) <= _MOST_ARRAYS and wanted.fits(
+      found.arrays):
     yield Weights(found.arrays, found.path, found.others)
     return
   arrays = wrappers.unwrapped(found.arrays)
@@ -243,7 +252,7 @@ def _networks(found, wanted, normaliser) -> Iterator[Weights]:
           continue
         kept = {key: value for key, value in kept.items() if key not in extra}
         left |= dict.fromkeys(extra, 'a counter')
-      if len(kept) <= _MOST_ARRAYS and wanted.fits(kept):
+      if len(_weights_only(kept)) <= _MOST_ARRAYS and wanted.fits(kept):
         yield dataclasses.replace(weights, arrays=kept, left_out=left)
         break
 

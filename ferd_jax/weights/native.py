@@ -32,6 +32,7 @@ _VARIABLES = 'variables'
 # What its arrays may take, in bytes: so many times the file, and more. A file
 # of `write` is not compressed, others may be.
 _LARGEST_RATIO, _LARGEST_EXTRA = 16, 64 << 20
+_MOST_ARRAYS = 10_000
 _LONGEST_TEXT = 1 << 20  # bytes of JSON
 _USUAL_SIZE = (32, 32)  # of images, of which files say nothing.
 
@@ -208,6 +209,8 @@ def _read_file(path, network):
   largest = os.path.getsize(path) * _LARGEST_RATIO + _LARGEST_EXTRA
   flat = npz.read(path, largest)
   del flat[_NETWORK]
+  if len(flat) > _MOST_ARRAYS:
+    raise ValueError(f'it holds {len(flat):,} arrays, more than any network.')
   return _checked(flat, abstract(network, len(flat)))
 
 

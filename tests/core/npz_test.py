@@ -65,7 +65,7 @@ def test_what_would_expand_too_far(tmp_path):
   place = data.find(b'PK\x01\x02')
   data[place + 24:place + 28] = (200).to_bytes(4, 'little')
   (tmp_path / 'a.npz').write_bytes(data)
-  with pytest.raises(ValueError, match='72 bytes for the shape'):
+  with pytest.raises(ValueError, match='it is damaged .Bad CRC'):
     npz.read(tmp_path / 'a.npz', 10 ** 6)
   archive(tmp_path / 'a.npz', 'a.npy', content, zipfile.ZIP_BZIP2)
   with pytest.raises(ValueError, match='compressed as numpy.savez does not'):

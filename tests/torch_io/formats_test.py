@@ -29,6 +29,15 @@ def tarred(*names, form=tarfile.GNU_FORMAT):
   return buffer.getvalue()
 
 
+def before_ustar(name):
+  """Returns a tar archive as it was made before 1988."""
+  head = bytearray(tarred(name)[:512])
+  head[257:265] = bytes(8)
+  head[148:156] = b' ' * 8
+  head[148:156] = b'%06o\0 ' % sum(head)
+  return bytes(head) + bytes(1024)
+
+
 def numpy_file(value):
   buffer = io.BytesIO()
   np.save(buffer, value, allow_pickle=True)
@@ -39,7 +48,7 @@ def numpy_file(value):
     (tarred('run/model.pth'), 'tar archive around run/model.pth; unpack it'),
     (tarred('a', form=tarfile.USTAR_FORMAT), 'tar archive of a, none'),
     (tarred('storages', 'tensors', 'pickle'), 'before 0.1.10.*save it again'),
-    (tarred('a.pt').replace(b'ustar', bytes(5)), 'tar'),
+    (before_ustar('a.pt'), 'tar archive around a.pt'),
     (gzip.compress(b'x'), 'gzip.*gunzip'),
     (lzma.compress(b'x'), 'xz.*unxz'),
     (zipped('net/model.pt'), 'zip archive around net/model.pt; unpack it'),
