@@ -70,11 +70,13 @@ class Weights:
       where the file holds nothing else.
     left_out: what was beside them, by key; for each what it is, or ''.
     names: the file's names of what is called `normalize.*` here.
+    path: the part of `where` that is keys.
   """
   arrays: StateDict
   where: str = ''
   left_out: Mapping[str, str] = dataclasses.field(default_factory=dict)
   names: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  path: str = ''
 
   def in_its_words(self, text: str) -> str:
     """Returns a message with the file's own names in it."""
@@ -127,18 +129,19 @@ def choose(loaded: Any, select: str | None = None,
           f'its tensors repeat or expand what it stores to {size:,} bytes, '
           f'more than the {largest:,.0f} that are read of a file of its size.')
   if select is not None:
-    dicts = _selected(dicts, loaded, select)
+    dicts, named = _selected(dicts, loaded, select, normaliser)
+    normaliser = None if named else normaliser
   complete = _distinct([found for each in dicts
                         for found in _networks(each, wanted, normaliser)])
   if complete:
-    first = _first(complete, lambda found: found.where)
+    first = _first(complete)
     if len(first) > 1:
       raise _several(found.where for found in first)
     _check_versions(first[0], dicts, complete, wanted)
     return first[0]
   # Nothing is complete: the differences of what was meant will be told.
   dicts = [each for each in dicts if _looks_like_weights(each.arrays)] or dicts
-  first = _first(_distinct(dicts), lambda each: each.path)
+  first = _first(_distinct(dicts))
   if len(first) > 1:
     raise _several(each.path for each in first)
   whole = _whole(first[0], normaliser)
@@ -227,7 +230,7 @@ def _networks(found, wanted, normaliser) -> Iterator[Weights]:
   # Its own names may be those that wrappers have.
   if len(_weights_only(found.arrays)) <= _MOST_ARRAYS and wanted.fits(
       found.arrays):
-    yield Weights(found.arrays, found.path, found.others)
+    yield Weights(found.arrays, found.path, found.others, path=found.path)
     return
   arrays = wrappers.unwrapped(found.arrays)
   prefixes = _prefixes(arrays, wanted.marks)
@@ -289,7 +292,7 @@ def _under(found, arrays, prefix, normaliser):
   left = {key: value for key, value in outside.items() if key not in names}
   return Weights(result, _joined(found.path, prefix),
                  dict(found.others) | _groups(left, prefix),
-                 {new: own for own, new in names.items()}), left
+                 {new: own for own, new in names.items()}, found.path), left
 
 
 def _normaliser(inside, outside, prefix, normaliser):
@@ -386,28 +389,31 @@ def _whole(found, normaliser):
                              where=found.path, left_out=found.others)
 
 
-def _selected(dicts, loaded, select):
-  """Returns the one dict, or part of one, that a person selects."""
+def _selected(dicts, loaded, select, normaliser):
+  """Returns the dicts, or the part of one, that a person selects.
+
+  And whether it is a part, to which its normalising layer has been added.
+  """
   name = select.removesuffix('*').strip('.')
   if select == TOP:
     name = ''
   for each in dicts:
     if each.path == name:
-      return [each]
+      return [each], False
   inside = [each for each in dicts if name
             and each.path.startswith(f'{name}.')]
   if inside:
-    return inside
+    return inside, False
   parts = []
   for each in dicts:
     for rest in dict.fromkeys((name.removeprefix(f'{each.path}.'), name)):
       for arrays in (each.arrays, _cut(each.arrays)):
         if rest and any(key.startswith(f'{rest}.') for key in arrays):
-          parts.append(_part(each, arrays, f'{rest}.'))
+          parts.append(_part(each, arrays, f'{rest}.', normaliser))
           break
   parts = _distinct(parts)
   if len(parts) == 1:
-    return parts
+    return parts, True
   if parts:
     raise _several(part.path for part in parts)
   raise pickled.Refusal(
@@ -420,9 +426,9 @@ def _cut(arrays):
   return {wrappers.cut(key): value for key, value in arrays.items()}
 
 
-def _part(each, arrays, prefix):
+def _part(each, arrays, prefix, normaliser):
   """Returns what is under a prefix as a dict, with normalisers beside it."""
-  weights, _ = _under(each, arrays, prefix, None)
+  weights, _ = _under(each, arrays, prefix, normaliser)
   return _Dict(weights.where, weights.arrays, weights.left_out)
 
 
@@ -459,15 +465,15 @@ def _several(paths: Iterable[str]) -> pickled.Refusal:
                          f'{", ".join(names[:10])}{more}.')
 
 
-def _first(found, path):
+def _first(found):
   """Returns those that may be meant: of the usual names, if any has one."""
   first = []
   for versions in _USUAL:
     named = [each for name in versions for each in found
-             if _usual(path(each)) == name]
+             if _usual(each.path) == name]
     first += [each for each in named
-              if _usual(path(each)) == _usual(path(named[0]))]
-  outermost = [each for each in found if path(each) == '' and first
+              if _usual(each.path) == _usual(named[0].path)]
+  outermost = [each for each in found if not each.path and first
                and _looks_like_weights(each.arrays)]
   return outermost + first or found
 
@@ -488,9 +494,8 @@ def _check_versions(chosen, dicts, complete, wanted):
   It may be the one that is meant, and damaged.
   """
   for each in dicts:
-    if (any(found.where == each.path or found.where.startswith(
-        f'{each.path}.' if each.path else '') for found in complete)
-        or _usual(each.path) is None and _usual(chosen.where) is not None):
+    if any(found.path == each.path for found in complete) or (
+        _usual(each.path) is None and _usual(chosen.path) is not None):
       continue
     arrays = _cut(each.arrays)
     for prefix in _prefixes(arrays, wanted.marks):

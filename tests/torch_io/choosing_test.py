@@ -90,6 +90,7 @@ def test_the_complete_network_is_found(content, where, left):
     ({'G': NET, 'S': OTHER}, 'G, S'),
     ([NET, OTHER], '0, 1'),
     (under('student.') | under('teacher.', OTHER), 'student, teacher'),
+    (under('model.') | under('teacher.', OTHER), 'model, teacher'),
     ({'model': {**NET, 'ema': OTHER}}, 'model, model.ema'),
     # One of them is damaged, and the other not what was meant.
     ({'state_dict': {**NET, 'conv1.weight': np.ones(3)}, 'ema': OTHER},
