@@ -60,7 +60,7 @@ ARCHITECTURES = (
 _COMMON = ('width', 'mean', 'std', 'activation', 'padding', 'axis_name')
 _STEM = ('stem', 'pooling')
 # Calls of modules' methods for each of its arrays: more than any network has.
-_CALLS_PER_ARRAY, _MORE_CALLS = 10, 100
+_CALLS_PER_ARRAY, _MORE_CALLS = 4, 500
 # Blocks by depth, of which the deeper ones are bottlenecks.
 _BASIC = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
 _BOTTLENECKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}

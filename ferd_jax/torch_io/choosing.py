@@ -40,7 +40,7 @@ _DEEPEST = 8  # levels of dicts and lists that are looked into
 _LONGEST_LIST = 64  # of state dicts
 _LONGEST_KEY = 200  # of a dict of dicts
 _MOST_NETWORKS = 32  # that are tried
-_MOST_ARRAYS = 10_000  # of a network; ResNet-1202 has 6,000.
+_MOST_ARRAYS = 8_000  # of a network; ResNet-1202 has 6,000.
 _MOST_STORED = 40_000  # of several
 # Of Lightning's and others' own data, whatever its type.
 _NO_WEIGHTS = ('_extra_state',)
@@ -70,11 +70,13 @@ class Weights:
       where the file holds nothing else.
     left_out: what was beside them, by key; for each what it is, or ''.
     names: the file's names of what is called `normalize.*` here.
+    path: the part of `where` that is keys.
   """
   arrays: StateDict
   where: str = ''
   left_out: Mapping[str, str] = dataclasses.field(default_factory=dict)
   names: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  path: str = ''
 
   def in_its_words(self, text: str) -> str:
     """Returns a message with the file's own names in it."""
@@ -127,21 +129,30 @@ def choose(loaded: Any, select: str | None = None,
           f'its tensors repeat or expand what it stores to {size:,} bytes, '
           f'more than the {largest:,.0f} that are read of a file of its size.')
   if select is not None:
-    dicts = _selected(dicts, loaded, select)
+    dicts, named = _selected(dicts, loaded, select, normaliser)
+    normaliser = None if named else normaliser
   complete = _distinct([found for each in dicts
                         for found in _networks(each, wanted, normaliser)])
   if complete:
-    first = _first(complete, lambda found: found.where)
+    first = _first(complete)
     if len(first) > 1:
       raise _several(found.where for found in first)
     _check_versions(first[0], dicts, complete, wanted)
     return first[0]
   # Nothing is complete: the differences of what was meant will be told.
   dicts = [each for each in dicts if _looks_like_weights(each.arrays)] or dicts
-  first = _first(_distinct(dicts), lambda each: each.path)
+  first = _first(_distinct(dicts))
   if len(first) > 1:
     raise _several(each.path for each in first)
-  return _whole(first[0], normaliser)
+  whole = _whole(first[0], normaliser)
+  if wanted is not None and len(_weights_only(whole.arrays)) > _MOST_ARRAYS:
+    raise pickled.Refusal(f'it holds {len(whole.arrays):,} arrays in one dict, '
+                          'and no complete network among them.')
+  return whole
+
+
+def _weights_only(arrays):
+  return [key for key in arrays if not key.endswith('num_batches_tracked')]
 
 
 def _dicts(loaded) -> Iterator[_Dict]:
@@ -217,8 +228,9 @@ def _networks(found, wanted, normaliser) -> Iterator[Weights]:
   if wanted is None:
     return
   # Its own names may be those that wrappers have.
-  if wanted.fits(found.arrays):
-    yield Weights(found.arrays, found.path, found.others)
+  if len(_weights_only(found.arrays)) <= _MOST_ARRAYS and wanted.fits(
+      found.arrays):
+    yield Weights(found.arrays, found.path, found.others, path=found.path)
     return
   arrays = wrappers.unwrapped(found.arrays)
   prefixes = _prefixes(arrays, wanted.marks)
@@ -243,7 +255,7 @@ def _networks(found, wanted, normaliser) -> Iterator[Weights]:
           continue
         kept = {key: value for key, value in kept.items() if key not in extra}
         left |= dict.fromkeys(extra, 'a counter')
-      if len(kept) <= _MOST_ARRAYS and wanted.fits(kept):
+      if len(_weights_only(kept)) <= _MOST_ARRAYS and wanted.fits(kept):
         yield dataclasses.replace(weights, arrays=kept, left_out=left)
         break
 
@@ -280,7 +292,7 @@ def _under(found, arrays, prefix, normaliser):
   left = {key: value for key, value in outside.items() if key not in names}
   return Weights(result, _joined(found.path, prefix),
                  dict(found.others) | _groups(left, prefix),
-                 {new: own for own, new in names.items()}), left
+                 {new: own for own, new in names.items()}, found.path), left
 
 
 def _normaliser(inside, outside, prefix, normaliser):
@@ -377,28 +389,31 @@ def _whole(found, normaliser):
                              where=found.path, left_out=found.others)
 
 
-def _selected(dicts, loaded, select):
-  """Returns the one dict, or part of one, that a person selects."""
+def _selected(dicts, loaded, select, normaliser):
+  """Returns the dicts, or the part of one, that a person selects.
+
+  And whether it is a part, to which its normalising layer has been added.
+  """
   name = select.removesuffix('*').strip('.')
   if select == TOP:
     name = ''
   for each in dicts:
     if each.path == name:
-      return [each]
+      return [each], False
   inside = [each for each in dicts if name
             and each.path.startswith(f'{name}.')]
   if inside:
-    return inside
+    return inside, False
   parts = []
   for each in dicts:
     for rest in dict.fromkeys((name.removeprefix(f'{each.path}.'), name)):
       for arrays in (each.arrays, _cut(each.arrays)):
         if rest and any(key.startswith(f'{rest}.') for key in arrays):
-          parts.append(_part(each, arrays, f'{rest}.'))
+          parts.append(_part(each, arrays, f'{rest}.', normaliser))
           break
   parts = _distinct(parts)
   if len(parts) == 1:
-    return parts
+    return parts, True
   if parts:
     raise _several(part.path for part in parts)
   raise pickled.Refusal(
@@ -411,9 +426,9 @@ def _cut(arrays):
   return {wrappers.cut(key): value for key, value in arrays.items()}
 
 
-def _part(each, arrays, prefix):
+def _part(each, arrays, prefix, normaliser):
   """Returns what is under a prefix as a dict, with normalisers beside it."""
-  weights, _ = _under(each, arrays, prefix, None)
+  weights, _ = _under(each, arrays, prefix, normaliser)
   return _Dict(weights.where, weights.arrays, weights.left_out)
 
 
@@ -450,15 +465,15 @@ def _several(paths: Iterable[str]) -> pickled.Refusal:
                          f'{", ".join(names[:10])}{more}.')
 
 
-def _first(found, path):
+def _first(found):
   """Returns those that may be meant: of the usual names, if any has one."""
   first = []
   for versions in _USUAL:
     named = [each for name in versions for each in found
-             if _usual(path(each)) == name]
+             if _usual(each.path) == name]
     first += [each for each in named
-              if _usual(path(each)) == _usual(path(named[0]))]
-  outermost = [each for each in found if path(each) == '' and first
+              if _usual(each.path) == _usual(named[0].path)]
+  outermost = [each for each in found if not each.path and first
                and _looks_like_weights(each.arrays)]
   return outermost + first or found
 
@@ -479,9 +494,8 @@ def _check_versions(chosen, dicts, complete, wanted):
   It may be the one that is meant, and damaged.
   """
   for each in dicts:
-    if (any(found.where == each.path or found.where.startswith(
-        f'{each.path}.' if each.path else '') for found in complete)
-        or _usual(each.path) is None and _usual(chosen.where) is not None):
+    if any(found.path == each.path for found in complete) or (
+        _usual(each.path) is None and _usual(chosen.path) is not None):
       continue
     arrays = _cut(each.arrays)
     for prefix in _prefixes(arrays, wanted.marks):

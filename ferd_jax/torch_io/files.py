@@ -144,7 +144,10 @@ def _reader(path):
 
 
 def _read_npz(path) -> dict[str, Any]:
-  return npz.read(path, _largest(path))
+  try:
+    return npz.read(path, _largest(path))
+  except ValueError as error:
+    raise pickled.Refusal(str(error)) from error
 
 
 def _read_safetensors(path):

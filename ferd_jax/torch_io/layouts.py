@@ -94,6 +94,11 @@ _CIFAR = {'pad_both': (AKAMASTER, STAGES), 'pad_after': (STAGES, AKAMASTER),
           'conv': (CHENYAOFO, AKAMASTER)}
 
 
+def is_own(model: nn.Module) -> bool:
+  """Returns whether a module is one of this package's."""
+  return type(model).__module__.startswith(f'{models.__name__}.')
+
+
 def _is_small(model):
   return (model.stem, model.pooling) == ('3x3', 'none')
 

@@ -140,7 +140,9 @@ def _wide(state_dict, arch, layout, first_conv, first_block, group, classifier):
     raise ValueError(
         f'Cannot tell the architecture: {first_block} has {inside} channels, '
         f'which is no multiple of the {width} of {first_conv}.')
-  depth = 6 * _count(state_dict, group) + 4
+  count = _count(state_dict, group)
+  _check_blocks(state_dict, 3 * count)
+  depth = 6 * count + 4
   return _found(f'{arch}_{depth}_{inside // width}', layout, state_dict,
                 classifier, channels, _width(width, 16))
 
@@ -158,6 +160,7 @@ def _deepmind_wide(state_dict):
 def _deepmind_preact(state_dict):
   width, channels = _sides(state_dict['conv_2d.weight'])
   blocks = [_count(state_dict, rf'layer_{i}\.') for i in range(4)]
+  _check_blocks(state_dict, sum(blocks))
   # Shortcuts that read the raw input are part of this code.
   return _found(models.resnet_name('dm_preact_resnet', blocks),
                 layouts.DEEPMIND_PREACT, state_dict, 'logits', channels,
@@ -176,6 +179,7 @@ def _mobilenet(state_dict):
 def _resnet(state_dict):
   width, channels = _sides(state_dict['conv1.weight'])
   blocks = [_count(state_dict, rf'layer{i}\.') for i in range(1, 5)]
+  _check_blocks(state_dict, sum(blocks))
   bottleneck = 'layer1.0.conv3.weight' in state_dict
   if 'bn1.weight' not in state_dict:
     if bottleneck:
@@ -240,7 +244,9 @@ def _akamaster_or_chenyaofo(state_dict):
 
 def _cifar(state_dict, layout, first_conv, group, classifier, shortcut):
   width, channels = _sides(state_dict[f'{first_conv}.weight'])
-  depth = 6 * _count(state_dict, rf'{group}\.') + 2
+  count = _count(state_dict, rf'{group}\.')
+  _check_blocks(state_dict, 3 * count)
+  depth = 6 * count + 2
   options = _width(width, 16)
   if shortcut is not None:
     return _found(f'cifar_resnet{depth}', layout, state_dict, classifier,
@@ -304,6 +310,18 @@ def _sides(kernel):
 def _width(width, usual):
   """Returns the option, unless it is the architecture's own."""
   return {} if width == usual else {'width': width}
+
+
+def _check_blocks(state_dict, blocks):
+  """Raises ValueError for more blocks than there are arrays for.
+
+  Each has two convolutions and two BatchNorm layers, at least. The keys of a
+  block cost a file little, and building it takes a while.
+  """
+  if 8 * blocks > len(state_dict) + 100:
+    raise ValueError(
+        f'Cannot use the architecture: its keys name {blocks:,} blocks, and '
+        f'there are only {len(state_dict):,} arrays.')
 
 
 def _count(state_dict, prefix):

@@ -248,7 +248,7 @@ def _load_torch(path, arch, given, channels, num_classes, select, size,
           else f'The keys are not those of {arch!r}.')
     else:
       classes, depth = num_classes, channels
-    if len(given.get('mean', ())) not in (0, 1, depth):
+    if np.size(given.get('mean', 0)) not in (1, depth):
       raise ValueError(f'Expected mean={given["mean"]} to have one value for '
                        f'each of the {depth} channels.')
     network = native.Network(

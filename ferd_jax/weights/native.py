@@ -32,6 +32,7 @@ _VARIABLES = 'variables'
 # What its arrays may take, in bytes: so many times the file, and more. A file
 # of `write` is not compressed, others may be.
 _LARGEST_RATIO, _LARGEST_EXTRA = 16, 64 << 20
+_MOST_ARRAYS = 10_000
 _LONGEST_TEXT = 1 << 20  # bytes of JSON
 _USUAL_SIZE = (32, 32)  # of images, of which files say nothing.
 
@@ -210,14 +211,18 @@ def _read_file(path, network):
   largest = os.path.getsize(path) * _LARGEST_RATIO + _LARGEST_EXTRA
   flat = npz.read(path, largest)
   del flat[_NETWORK]
+  if len(flat) > _MOST_ARRAYS:
+    raise ValueError(f'it holds {len(flat):,} arrays, more than any network.')
   return _checked(flat, abstract(network, len(flat)))
 
 
 def _read_directory(path, network):
   directory = path.absolute() / _VARIABLES
   with ocp.StandardCheckpointer() as checkpointer:
-    metadata = checkpointer.metadata(directory)
-    stored = _flat(getattr(metadata, 'item_metadata', metadata))
+    metadata = checkpointer.metadata(directory).item_metadata
+    # What is empty has no shape.
+    stored = {name: value for name, value in _flat(metadata.tree).items()
+              if hasattr(value, 'shape')}
     expected = abstract(network, len(stored))
     _compare(stored, _flat(expected))
     variables = checkpointer.restore(directory, expected)

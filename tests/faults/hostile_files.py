@@ -576,10 +576,10 @@ def many_dicts(rng, trace):
   count = int(rng.integers(200, 5000))
   form = rng.integers(4)
   if form == 0:
-    value = dict_of([(f'n{i}', dict_of([('conv1.weight', tensor((4, 4)))]))
-                     for i in range(count)])
+    value = dict_of([(f'n{i}', dict_of([('conv1.weight', tensor(
+        (4, 4), size=10 ** 4))])) for i in range(count)])
   elif form == 1:
-    value = dict_of([(f'a{i}.weight', tensor((4, 4)))
+    value = dict_of([(f'a{i}.weight', tensor((4, 4), size=10 ** 4))
                      for i in range(10 * count)])
   elif form == 2:
     value = dict_of([(f'm{i}.{key}', tensor(shape, size=10 ** 4))
@@ -588,7 +588,7 @@ def many_dicts(rng, trace):
   else:
     value = dict_of([('x' * 150, dict_of([('y' * 150, b'h\x00')]))
                      for _ in range(count)]).replace(
-                         b'h\x00', tensor((4, 4)) + b'q\x00', 1)
+                         b'h\x00', tensor((4, 4), size=10 ** 4) + b'q\x00', 1)
   return torch_zip(value, {'0': bytes(40_000)})
 
 
@@ -730,7 +730,8 @@ def main():
   for name, values in rows.items():
     size, seconds, taken, loaded = zip(*values, strict=True)
     print(f'| {name.replace("_", " ")} | {len(values)} | '
-          f'{max(size) / 1e3:,.0f} | {max(seconds):.1f} | {max(taken) >> 20} | {sum(loaded)} |')
+          f'{max(size) / 1e3:,.0f} | {max(seconds):.1f} | '
+          f'{max(taken) >> 20} | {sum(loaded)} |')
   print(f'{args.count} files, {wrong} not read as they should be; Python '
         f'{platform.python_version()}, {platform.machine()}, '
         f'{os.cpu_count()} cores.')

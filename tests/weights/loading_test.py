@@ -303,3 +303,88 @@ def test_widths_that_differ_are_named(tmp_path):
   with pytest.raises(ValueError, match='of cifar_resnet8, width=2, .*misshap'):
     loading.load(tmp_path / 'net.pt', arch='cifar_resnet8',
                  options={'shortcut': 'pad_after', 'width': 4})
+
+
+TORCHVISION = {'7x7/2-max': ('resnet_1_1_1_1', '7x7/2', 'max'),
+               '3x3-max': ('resnet_1_1_1_1', '3x3', 'max'),
+               '3x3/2': ('resnet_1_1_1_1', '3x3/2', 'none'),
+               'bottleneck': ('resnet_bottleneck_1_1_1_1', '7x7/2', 'max')}
+
+
+@pytest.mark.parametrize('case', TORCHVISION)
+def test_torchvisions_names_with_stem_and_pooling(tmp_path, case):
+  arch, stem, pooling = TORCHVISION[case]
+  said = {'stem': stem, 'pooling': pooling}
+  model, state_dict = weights(arch, width=4, **said)
+  state_dict = {key: value for key, value in state_dict.items()}
+  assert 'layer2.0.downsample.1.running_var' in state_dict
+  assert 'fc.weight' in state_dict
+  path = written(tmp_path / 'net.pt', state_dict)
+  assert_same(loading.load(path, options=SAID | said), model, state_dict)
+  named = loading.load(path, arch=arch, options={'width': 4} | said)
+  assert_same(named, model, state_dict)
+  # Nothing of it is guessed, whoever names the architecture.
+  for kwargs in ({'options': SAID | {'stem': stem}},
+                 {'arch': arch, 'options': {'width': 4, 'stem': stem}}):
+    with pytest.raises(ValueError, match="reveal pooling .'none' or 'max'"):
+      loading.load(path, **kwargs)
+  with pytest.raises(ValueError, match="reveal stem .'[37]x"):
+    loading.load(path, options=SAID | {'pooling': pooling})
+  native.write(tmp_path / 'net.npz', named.network, named.variables)
+  assert loading.load(tmp_path / 'net.npz').model == named.model
+
+
+@pytest.mark.parametrize('stem', ['3x3/2', '7x7', '7x7/2'])
+def test_stems_and_pooling_compute_as_in_pytorch(stem):
+  torch = pytest.importorskip('torch')
+  from ferd_jax import torch_twins
+  x = np.random.default_rng(0).uniform(size=(2, 17, 12, 3)).astype(np.float32)
+  for pooling in ('none', 'max'):
+    model = models.build('resnet_1_1_1_1', 5, width=4, stem=stem,
+                         pooling=pooling)
+    net = torch_twins.randomise(torch_twins.twin(model))
+    state_dict = {key: value.numpy() for key, value in net.state_dict().items()}
+    variables = torch_io.variables_from_state_dict(model, state_dict,
+                                                   (17, 12, 3))
+    with torch.no_grad():
+      expected = net(torch.from_numpy(x).permute(0, 3, 1, 2)).numpy()
+    np.testing.assert_allclose(forward.logits(model, variables, x), expected,
+                               rtol=0, atol=1e-5 * np.abs(expected).max())
+    assert ('no max-pooling' in torch_io.definition(model)) == (
+        pooling == 'none')
+
+
+@pytest.mark.parametrize(('change', 'message'), [
+    ({'conv1.0.weight': (4, 3, 3, 3)}, 'deep stem'),
+    ({'conv1.weight': (4, 3, 5, 5)}, 'first convolution of 5x5'),
+    ({'layer2.0.downsample.1.weight': (8, 4, 1, 1)}, 'shortcuts average'),
+    ({'layer1.0.se.fc1.weight': (2, 4)}, 'SE-ResNet'),
+    ({'features.0.weight': (4, 3, 3, 3)}, 'VGG'),
+    ({'cls_token': (1, 1, 4)}, 'Vision Transformer'),
+    ({'layer1.0.conv3.weight': (16, 4, 1, 1),
+      'layer1.0.conv2.weight': (8, 8, 3, 3)}, 'wide_resnet50_2'),
+    ({'layer1.0.conv3.weight': (16, 4, 1, 1),
+      'layer1.0.conv2.weight': (8, 2, 3, 3)}, 'ResNeXt of 4 groups'),
+])
+def test_others_are_refused_as_what_they_are(tmp_path, change, message):
+  _, state_dict = weights('resnet_1_1_1_1', width=4, pooling='max')
+  path = written(tmp_path / 'net.pt', state_dict | {
+      key: np.ones(shape, np.float32) for key, shape in change.items()})
+  with pytest.raises(ValueError, match=message) as error:
+    loading.load(path, options=SAID)
+  assert '\n' not in str(error.value)
+
+
+def test_what_is_left_out_is_said(tmp_path):
+  torch = pytest.importorskip('torch')
+  _, state_dict = weights('cifar_resnet8', width=2, shortcut='pad_after')
+  tensors = {key: torch.from_numpy(value) for key, value in state_dict.items()}
+  options = SAID | {'shortcut': 'pad_after'}
+  path = tmp_path / 'net.pt'
+  torch.save({'state_dict': tensors | {'epoch': 3}}, path)
+  assert str(loading.load(path, options=options)).endswith(
+      '(found at state_dict; left out: epoch (int))')
+  torch.save(tensors | {'conv1.weight': torch.ones(2).to_sparse()}, path)
+  with pytest.raises(ValueError, match='there is layer3.*conv1.weight.*In the '
+                                       'file: .*conv1.weight.*to_dense'):
+    loading.load(path, options=options)

@@ -3,6 +3,7 @@
 import json
 
 from flax import linen as nn
+from flax import traverse_util
 import jax
 import jax.numpy as jnp
 import lenet
@@ -148,3 +149,50 @@ def test_damaged_networks(tmp_path):
   (directory / 'network.json').write_text(text.replace('_10_1', '_16_1'))
   with pytest.raises(ValueError, match='which may be damaged'):
     native.read(directory)
+
+
+@pytest.mark.parametrize('name', ['net.npz', 'net'])
+@pytest.mark.parametrize(('change', 'message'), [
+    ({'params/conv1/kernel': np.nan}, 'not finite: params/conv1/kernel'),
+    ({'params/fc/bias': np.inf}, 'not finite: params/fc/bias'),
+    ({'batch_stats/bn1/var': -1}, r'negative: batch_stats/bn1/var \(-1\)'),
+])
+def test_values_are_checked_as_those_of_others(tmp_path, name, change, message):
+  variables = traverse_util.flatten_dict(drawn(NETWORK), sep='/')
+  for key, value in change.items():
+    variables[key].flat[0] = value
+  native.write(tmp_path / name, NETWORK,
+               traverse_util.unflatten_dict(variables, sep='/'))
+  with pytest.raises(ValueError, match=message) as error:
+    native.read(tmp_path / name)
+  assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize('dtype', [np.complex64, 'U3', 'S3', np.float64])
+def test_types_are_checked_as_those_of_others(tmp_path, dtype):
+  variables = drawn(NETWORK)
+  variables['params']['fc']['bias'] = np.ones(3).astype(dtype)
+  native.write(tmp_path / 'net.npz', NETWORK, variables)
+  if dtype == np.float64:
+    _, again = native.read(tmp_path / 'net.npz')
+    assert again['params']['fc']['bias'].dtype == np.float32
+  else:
+    with pytest.raises(ValueError, match='real numbers; .*params/fc/bias'):
+      native.read(tmp_path / 'net.npz')
+
+
+@pytest.mark.parametrize('change', [
+    {'arch': 'cifar_resnet60002'}, {'arch': 'wrn_60004_1'},
+    {'arch': 'resnet_1_1_1_99999', 'options': {}}, {'arch': 5},
+    {'options': {'axis_name': 'x'}}, {'channels': '3'}, {'more': 1},
+    {'num_classes': 10 ** 12}, {'options': [1]}])
+def test_descriptions_of_what_the_arrays_are_not(tmp_path, change):
+  path = tmp_path / 'net.npz'
+  native.write(path, NETWORK, drawn(NETWORK))
+  with np.load(path) as arrays:
+    flat = dict(arrays)
+  values = NETWORK.json_values() | change
+  np.savez(path, **flat | {'network.json': np.array(json.dumps(values))})
+  with pytest.raises(ValueError, match='Cannot read .*net.npz') as error:
+    native.read(path)
+  assert '\n' not in str(error.value)
