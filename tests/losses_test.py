@@ -501,3 +501,20 @@ def test_moment_gap_of_shards_does_not_cancel_in_float32():
   np.testing.assert_allclose(
       got[0], losses.moment_gap({'bn': moments(exact)}, running_stats()),
       rtol=1e-5)
+
+
+def test_masked_classes():
+  logits = jnp.array([[1., -jnp.inf, 2.], [jnp.nan, 0, 1], [jnp.inf, 0, 1],
+                      [-jnp.inf] * 3, [-2e9, -jnp.inf, 0], [0, 1, 2]])
+  assert losses.predicts(logits).tolist() == [True, False, False, False, True,
+                                              True]
+  found = losses.unmasked(logits)
+  assert found[0].tolist() == [1, -1e9, 2] and found[5].tolist() == [0, 1, 2]
+  assert found[4, 1] < -2e9 and jnp.isfinite(found[4]).all()
+  def total(logits):
+    values = losses.unmasked(logits[:1])
+    labels = jnp.array([0])
+    return jnp.sum(losses.cross_entropy(values, labels)
+                   + losses.margin(values, labels))
+  gradient = jax.grad(total)(logits)
+  assert gradient[0, 1] == 0 and jnp.isfinite(gradient).all()

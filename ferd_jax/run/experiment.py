@@ -564,8 +564,9 @@ def _check_teacher(group, options, config):
   if config.data.noise_examples:
     raise validate.SettingError(
         'data.noise_examples', config.data.noise_examples, 'to be 0 beside a '
-        f'teacher that {group} names: what it does on noise means nothing. '
-        'Leave :smoke out, which also shrinks the networks.')
+        f'named teacher ({group}.path or {group}.robustbench): what it does on '
+        'noise means nothing. Leave :smoke out, which also shrinks the '
+        'networks.')
 
 
 def _teacher(group, options, config, info, parallel):

@@ -518,9 +518,11 @@ def test_teacher_logits_of_another_number_of_classes():
 def test_images_that_are_no_floating_point_batch(attack, y):
   for x in (np.zeros(SHAPE, np.uint8), np.zeros(SHAPE, int),
             np.zeros(SHAPE, bool), np.zeros(len(y)), np.float64(0)):
+    cure = ('; images of 0..255 are divided by 255 before'
+            if x.dtype == np.uint8 else '')
     assert refused(attack, keys(), x, y) == (
         'Expected x to be float32 or float64 images [B, ..., channels], got '
-        f'{x.dtype} {x.shape}.')
+        f'{x.dtype} {x.shape}{cure}.')
 
 
 @every_attack

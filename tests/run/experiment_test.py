@@ -149,6 +149,27 @@ def test_own_data_of_two_classes(odd_data):
   assert (run.method.num_classes, run.method.image_shape) == (2, (16, 16, 3))
 
 
+@pytest.mark.parametrize('changes, words', [
+    ({'data.split': 'test[600:]'}, ['data: digits', 'test[600:]']),
+    ({'data.name': 'first.npz'}, ['first.npz', 'x.transpose(0, 2, 3, 1)']),
+    ({'data.name': 'few.npz', 'teacher.path': _TEACHER},
+     ['few.npz has 3 classes', 'class_names'])])
+def test_data_are_blamed_before_the_weights(changes, words, odd_data):
+  np.savez(odd_data / 'first.npz', x=np.zeros((6, 1, 8, 8), np.uint8),
+           y=np.arange(6) % 3)
+  np.savez(odd_data / 'few.npz', x=np.zeros((6, 8, 8, 1), np.uint8),
+           y=np.arange(6) % 3)
+  config = digits.get_config()
+  config.teacher.path = str(odd_data / 'absent.pt')
+  config.update_from_flattened_dict(changes | {
+      'data.name': str(odd_data / changes['data.name'])
+  } if 'data.name' in changes else changes)
+  with pytest.raises((ValueError, OSError)) as error:
+    experiment.build(config, tuple(jax.devices()[:1]))
+  for word in words:
+    assert word in str(error.value)
+
+
 def test_file_that_is_not_there_says_where_to_put_it(monkeypatch, tmp_path):
   monkeypatch.setenv('FERD_JAX_CACHE', str(tmp_path))
   def refused(*args, **options):
