@@ -19,19 +19,18 @@ from ferd_jax.synthesis import pool as pools
 NAMES = ('dafl', 'zskt', 'dfad', 'dfq', 'deepinversion', 'cmi', 'fast',
          'dfhl_rs', 'nayer')
 # Between them, whatever a shard asks the others for.
-_COLLECTIVE = ('dfq', 'deepinversion', 'cmi', 'nayer')
+_COLLECTIVE = {'dfq': 'pmap', 'deepinversion': 'shard_map', 'cmi': 'pmap',
+               'nayer': 'shard_map'}
 
 
-def build(name, devices=1, **changes):
+def build(name, mode='jit'):
   """Returns a tiny experiment with a synthesis."""
-  mode = 'jit' if devices == 1 else 'pmap'
-  config = tiny.config(warmup_epochs=0, parallel=mode, **{
-      'student.width': None, 'distill.steps': 2, **changes})
+  config = tiny.config(warmup_epochs=0, parallel=mode)
   settings.use(config, 'synthesis', name)
   settings.use(config, 'sampler', 'uniform')
   tiny.shrink(config.synthesis)
   config.inner.steps = 1
-  return tiny.build(config, devices)
+  return tiny.build(config, 1 if mode == 'jit' else 4)
 
 
 def host(experiment, state):
@@ -119,13 +118,13 @@ def _phase(experiment):
       found, method.parallel.gather(images), labels, kept))
 
 
-@pytest.mark.parametrize('name', [
-    name if name in _COLLECTIVE else pytest.param(name, marks=pytest.mark.slow)
-    for name in NAMES])
-def test_numbers_do_not_depend_on_the_devices(name):
+@pytest.mark.parametrize(('name', 'mode'), [
+    *_COLLECTIVE.items(),
+    *(pytest.param(name, 'pmap', marks=pytest.mark.slow)
+      for name in NAMES if name not in _COLLECTIVE)])
+def test_numbers_do_not_depend_on_the_devices(name, mode):
   chex.assert_trees_all_close(
-      _phase(build(name, devices=4)), _phase(build(name)), rtol=1e-4,
-      atol=2e-5)
+      _phase(build(name, mode)), _phase(build(name)), rtol=1e-4, atol=2e-5)
 
 
 @pytest.mark.parametrize('name', NAMES)
