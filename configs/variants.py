@@ -80,7 +80,7 @@ def pgd_at(config: config_dict.ConfigDict) -> None:
   for this teacher goes by its BatchNorm statistics, which else are those of
   attacked images alone.
   """
-  settings.use(config, 'inner', 'ce')
+  settings.use(config, 'inner', 'ce', start='uniform')
   settings.use(config, 'outer', 'cross_entropy', w_clean=0.5, w_adv=0.5)
 
 
