@@ -1,5 +1,7 @@
 """Every mistake in a config is one line with its name and value."""
 
+import importlib
+
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
@@ -128,6 +130,25 @@ def test_paper_configs_divide_over_hosts(get_config, num_devices):
   config = get_config()
   for group in ('synthesis', 'distill', 'eval'):
     assert config[group].batch_size % num_devices == 0
+
+
+@pytest.mark.parametrize('name, variant', [
+    ('digits', 'trades,smoke'), ('fashion_mnist', 'smoke'),
+    ('cifar10', 'smoke'), ('cifar100', 'pgd_at,smoke'),
+    ('tiny_imagenet', 'smoke')])
+def test_teachers_are_trained_on_what_a_data_set_has(name, variant):
+  module = importlib.import_module(f'configs.teachers.{name}')
+  run = experiment.build(module.get_config(variant),
+                         tuple(jax.devices()[:1]))
+  assert run.teacher is None and not run.method.distillation.reads_clean
+  assert len(run.method.training_data.labels) == 24
+  assert run.identity['training_data']['num_examples'] == 24
+
+
+def test_a_data_set_without_a_public_teacher_says_how_to_train_one():
+  with pytest.raises(ValueError, match='no network for tiny_imagenet: python '
+                     'main.py --config=teachers/tiny_imagenet'):
+    experiment.build(tiny_imagenet.get_config())
 
 
 def test_empty_text_unsets_an_option_of_a_network():
