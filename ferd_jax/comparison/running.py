@@ -140,7 +140,6 @@ class _Job:
   before: int  # epochs then
 
 
-
 def execute(runs: Sequence[plans.Run], places: Slots, estimate: Estimate, *,
             max_minutes: float = 0.,
             reporter: reporting.Reporter = reporting.SILENT
