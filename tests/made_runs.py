@@ -7,6 +7,7 @@ import numpy as np
 from ferd_jax.evaluation import metrics
 from ferd_jax.evaluation import per_image
 from ferd_jax.run import settings
+from ferd_jax.run import work_directory
 
 LABELS = np.repeat(np.arange(4), 10)
 
@@ -53,7 +54,8 @@ def write(workdir, student, seed=0, teacher=None, *, name='made', flags=True,
   config.update_from_flattened_dict(
       {key.replace('__', '.'): value for key, value in changes.items()})
   workdir.mkdir(parents=True)
-  (workdir / 'config.json').write_text(json.dumps(config.to_dict()))
+  (workdir / 'config.json').write_text(json.dumps(
+      config.to_dict() | {'format': work_directory.FORMAT}))
   lines = [{'epoch': epoch, 'seconds': 30., 'devices': '1 x abacus',
             'synthesis/ms_per_step': 7., 'distill/ms_per_step': 9.,
             'test_pgd20': float(np.mean(classes)),

@@ -131,7 +131,7 @@ sys.exit(3)''')
 def test_side_by_side_on_devices_and_cores(main):
   main('time.sleep(0.5); epoch(1); finish()')
   _execute(main, running.slots(['3', '5']))
-  assert sorted(start[3] for start in _starts(main)) == ['3', '3', '5', '5']
+  assert {start[3] for start in _starts(main)} == {'3', '5'}
   assert all(start[4] == sorted(os.sched_getaffinity(0))
              for start in _starts(main))
   assert running.slots(jobs=3).environments == [{}] * 3
@@ -242,4 +242,4 @@ def test_killed_comparison_goes_on(tmp_path):
   assert results['budget']['student_steps'] == 5 * 2
   text = (tmp_path / 'table.md').read_text()
   assert '| digits_smoke |     2 |' in text and 'Not finished' not in text
-  assert 'At equal average' not in text  # PGD-20 is in the curve alone.
+  assert '## At equal average' in text  # of clean images, which both have
