@@ -139,8 +139,11 @@ def test_side_by_side_on_devices_and_cores(main):
   if len(os.sched_getaffinity(0)) > 1:
     assert not two[0] & two[1]
     assert two[0] | two[1] == os.sched_getaffinity(0)
-  assert [each['CUDA_VISIBLE_DEVICES'] for each in running.slots(
-      ['0', '1'], 4).environments] == ['0', '1', '0', '1']
+  shared = running.slots(['0', '1'], 4).environments
+  assert [each['CUDA_VISIBLE_DEVICES'] for each in shared] == list('0101')
+  assert {each['XLA_PYTHON_CLIENT_MEM_FRACTION'] for each in shared} == {'0.450'}
+  with pytest.raises(ValueError, match="device='gpu:0'"):
+    running.slots(['gpu:0'])
 
 
 def test_time_that_is_over(main):
