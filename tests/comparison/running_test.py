@@ -141,7 +141,8 @@ def test_side_by_side_on_devices_and_cores(main):
     assert two[0] | two[1] == os.sched_getaffinity(0)
   shared = running.slots(['0', '1'], 4).environments
   assert [each['CUDA_VISIBLE_DEVICES'] for each in shared] == list('0101')
-  assert {each['XLA_PYTHON_CLIENT_MEM_FRACTION'] for each in shared} == {'0.450'}
+  assert {each['XLA_PYTHON_CLIENT_MEM_FRACTION'] for each in shared} == {
+      '0.450'}
   with pytest.raises(ValueError, match="device='gpu:0'"):
     running.slots(['gpu:0'])
 
