@@ -18,9 +18,11 @@ extras.need_training(__name__)
 
 import argparse
 from collections.abc import Sequence
+import contextlib
 import json
 import pathlib
 import re
+import signal
 import sys
 
 from etils import epath
@@ -159,6 +161,9 @@ def _of_directories(directories, args):
 
 def _of_plan(plan, args):
   """Runs what is not finished and writes the table; returns the exit status."""
+  if not (plans.ROOT / 'main.py').exists():
+    raise ValueError(f'Expected main.py in {plans.ROOT}: methods are run from '
+                     'a checkout of the repository.')
   workdir = args.workdir or pathlib.Path('runs') / 'compare' / plan.name
   runs = plans.runs(plan, workdir, args.settings)
   if args.reference and args.reference not in {row.name for row in plan.rows}:
@@ -171,12 +176,15 @@ def _of_plan(plan, args):
   atomic.write_text(epath.Path(workdir) / overview.ROWS, json.dumps(
       {row.directory: row.name for row in plan.rows}, indent=2) + '\n')
   reasons = {}
-  for run, reason in running.execute(
+  # As Ctrl-C does, it stops the runs, too.
+  signal.signal(signal.SIGTERM, signal.default_int_handler)
+  with contextlib.closing(running.execute(
       runs, places, estimate, max_minutes=args.max_minutes,
-      reporter=reporting.TERMINAL):
-    if reason:
-      reasons[run.row, run.seed] = reason
-    _table(runs, workdir, reasons, args.reference)
+      reporter=reporting.TERMINAL)) as ended:
+    for run, reason in ended:
+      if reason:
+        reasons[run.row, run.seed] = reason
+      _table(runs, workdir, reasons, args.reference)
   table, notes = _table(runs, workdir, reasons, args.reference)
   if table is None:
     print('\n'.join(notes))

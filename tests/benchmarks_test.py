@@ -8,8 +8,6 @@ import sys
 
 import pytest
 
-from configs import default
-
 _SCRIPTS = pathlib.Path(__file__).parents[1] / 'benchmarks'
 
 
@@ -46,94 +44,6 @@ def test_hoisting(tmp_path):
 def test_train_teacher_starts(tmp_path):
   pytest.importorskip('torch')
   assert 'fashion_mnist' in _run('train_teacher.py', '--help', cwd=tmp_path)
-
-
-@pytest.mark.slow
-def test_paper_length_stops_in_time_and_goes_on(tmp_path):
-  flags = ['--teacher=random', '--variants=paper_length,smoke',
-           f'--workdir={tmp_path}']
-  first = _run('paper_length.py', *flags, '--minutes=0.05',
-               '--config.seed=1', cwd=tmp_path)
-  assert 'Stopped after epoch 1' in first and '1 epochs' in first
-  second = _run('paper_length.py', *flags, '--minutes=20', '--config.seed=1',
-                cwd=tmp_path)
-  assert 'student nsd' in second and 'ms per student step' in second
-  assert first.splitlines()[0] in (tmp_path / 'log.txt').read_text()
-
-
-def test_paper_length_tells_of_a_failure(tmp_path, monkeypatch, capsys):
-  monkeypatch.syspath_prepend(_SCRIPTS)
-  paper_length = importlib.import_module('paper_length')
-
-  def run(flags, workdir):
-    # Every attempt adds an epoch; the time is over after the first.
-    del flags
-    clock[0] += 90
-    line = json.dumps({'epoch': 1, 'seconds': 60., 'devices': '1 x abacus'})
-    (workdir / 'metrics.jsonl').write_text(f'{line}\n')
-    return 3
-  clock = [0.]
-  monkeypatch.setattr(paper_length.time, 'monotonic', lambda: clock[0])
-  monkeypatch.setattr(paper_length.main_runs, 'run', run)
-  monkeypatch.setattr(sys, 'argv', [
-      'paper_length.py', '--teacher=a.pth', '--minutes=1',
-      f'--workdir={tmp_path}'])
-  with pytest.raises(SystemExit) as stopped:
-    paper_length.main()
-  assert stopped.value.code == 3
-  assert '1 epochs, 0.02 hours; 1 x abacus' in capsys.readouterr().out
-
-
-@pytest.fixture
-def ablation(monkeypatch):
-  monkeypatch.syspath_prepend(_SCRIPTS)
-  return importlib.import_module('ablation')
-
-
-def test_ablation(ablation, tmp_path, monkeypatch, capsys):
-  """On runs that only leave results: the seed is their accuracy."""
-  started = []
-
-  def run(flags, workdir):
-    started.append((workdir.relative_to(tmp_path), flags))
-    accuracy = int(flags[-1].removeprefix('--config.seed=')) / 10
-    summary = {'average': accuracy, 'worst': accuracy / 2, 'nsd': accuracy}
-    workdir.mkdir(parents=True)
-    (workdir / 'results.json').write_text(json.dumps(
-        {'models': {'student': {'clean': summary}}}))
-    return 0
-  monkeypatch.setattr(ablation.main_runs, 'run', run)
-  monkeypatch.setattr(sys, 'argv', [
-      'ablation.py', '--config=a.py', f'--workdir={tmp_path}', '--seeds', '1',
-      '3', '--only', 'full', 'no UTAE', '--config.eps=0.1'])
-  ablation.main()
-  assert [str(workdir) for workdir, _ in started] == [
-      'full/seed_1', 'no_UTAE/seed_1', 'full/seed_3', 'no_UTAE/seed_3']
-  assert started[1][1] == ['--config=a.py', '--config.eps=0.1',
-                           '--config.inner.gamma=0', '--config.seed=1']
-  header, _, full, no_utae = capsys.readouterr().out.splitlines()
-  assert header == ('| variant | seeds | clean average | clean worst | '
-                    'clean nsd |')
-  assert full == '| full | 2 | 20.0% ± 14.1% | 10.0% ± 7.1% | 0.200 ± 0.141 |'
-  assert no_utae == full.replace('full', 'no UTAE')
-
-
-def test_ablation_stops_at_a_failure(ablation, tmp_path, monkeypatch):
-  monkeypatch.setattr(ablation.main_runs, 'run', lambda flags, workdir: 3)
-  monkeypatch.setattr(sys, 'argv', ['ablation.py', '--config=a.py',
-                                    f'--workdir={tmp_path}'])
-  with pytest.raises(SystemExit) as stopped:
-    ablation.main()
-  assert stopped.value.code == 3
-
-
-def test_variants_of_the_ablation_name_settings(ablation):
-  config = default.get_config()
-  for flags in ablation.VARIANTS.values():
-    for flag in flags:
-      name, _, value = flag.removeprefix('--config.').partition('=')
-      group, option = name.split('.')
-      assert str(config[group][option]) != value
 
 
 @pytest.fixture

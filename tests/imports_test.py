@@ -13,7 +13,8 @@ _PACKAGE = pathlib.Path(__file__).parents[1] / 'ferd_jax'
 # its own, and from its own as long as nothing goes in circles.
 _ROOMS = ('assets', 'core', 'losses', 'data', 'attacks', 'models', 'torch_io',
           'torch_twins', 'weights', 'synthesis', 'distillation', 'evaluation',
-          'run', 'train', 'evaluate', 'convert', 'teachers')
+          'run', 'train', 'comparison', 'evaluate', 'convert', 'teachers',
+          'compare')
 _FILES = sorted(path for path in _PACKAGE.rglob('*.py')
                 if path != _PACKAGE / '__init__.py')
 _NAMES = [str(path.relative_to(_PACKAGE)) for path in _FILES]

@@ -10,6 +10,7 @@ import shlex
 from absl import flags
 import pytest
 
+from ferd_jax import compare
 from ferd_jax import convert
 from ferd_jax import evaluate
 from ferd_jax import teachers
@@ -20,8 +21,8 @@ from ferd_jax.run import settings
 _ROOT = pathlib.Path(__file__).parents[1]
 _PAGES = [_ROOT / 'README.md', *sorted((_ROOT / 'docs').glob('*.md'))]
 _EXAMPLES = [page for page in _PAGES if '>>> ' in page.read_text()]
-_PARSERS = {'convert': convert._parser, 'evaluate': evaluate._parser,
-            'teachers': teachers._parser}
+_PARSERS = {'compare': compare._parser, 'convert': convert._parser,
+            'evaluate': evaluate._parser, 'teachers': teachers._parser}
 _COMMAND = re.compile(
     r'python (?P<what>main\.py|benchmarks/\w+\.py|-m ferd_jax\.\w+)'
     r'(?P<rest>(?: [^`\n]*)?)')

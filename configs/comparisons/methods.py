@@ -19,8 +19,8 @@ _CONSTANTS = {
     'tau x 1/4': {'sampler.tau': 1.}, 'tau x 4': {'sampler.tau': 16.},
     'lambda 1/2': {'outer.w_clean': 0.5, 'outer.w_adv': 0.5},
     'lambda 5/6': {'outer.w_clean': 5 / 6, 'outer.w_adv': 1 / 6},
-    'tap layer1': {'synthesis.tap': 'layer1_0'},
-    'tap layer2': {'synthesis.tap': 'layer2_0'},
+    'tap layer1': {'synthesis.tap': 'layer1'},
+    'tap layer2': {'synthesis.tap': 'layer2'},
 }
 # Other syntheses, each with RSLAD's attack and loss: `configs/baselines/`.
 _BASELINES = {

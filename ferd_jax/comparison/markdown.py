@@ -121,6 +121,8 @@ def _main(table):
 
 def _between(measure, interval, signed=False):
   ends = [number(measure, end, signed) for end in (interval.low, interval.high)]
+  if '-' in ends:
+    return '-'
   return f'[{ends[0]}, {ends[1]}]'
 
 

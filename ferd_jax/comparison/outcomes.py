@@ -80,9 +80,11 @@ def load(workdir: pathlib.Path, options: Any = None) -> Outcome | None:
   Raises:
     ValueError: if a file cannot be read.
   """
-  file = (covering(workdir, options) if options is not None
-          else workdir / work_directory.RESULTS)
-  if file is None or not file.exists():
+  if not is_finished(workdir):
+    return None
+  file = (workdir / work_directory.RESULTS if options is None
+          else covering(workdir, options))
+  if file is None:
     return None
   results = _read(file)
   return Outcome(workdir, results['seed'], results,

@@ -7,6 +7,7 @@ A plan is a Python file with a function `get_plan() -> Plan`, such as those of
 from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
+import contextlib
 import dataclasses
 import pathlib
 import re
@@ -210,7 +211,7 @@ def _of_seed(plan, workdir, more, seed) -> Iterator[Run]:
     # Two flags for one setting: the last one counts.
     last = {flag.partition('=')[0]: flag for flag in flags}
     flags = [*last.values(), f'--config.seed={seed}']
-    with validate.named(f'row {row.name!r}'):
+    with _of_row(row.name):
       yield Run(row.name, seed, workdir / row.directory / f'seed_{seed}',
                 [f'--config={row.config}', *flags],
                 _config(row.config, flags))
@@ -225,15 +226,23 @@ def _config(config, flags):
   return parsed.config
 
 
+@contextlib.contextmanager
+def _of_row(name):
+  """Puts the name of a row before what is wrong with it."""
+  try:
+    yield
+  except (OSError, ValueError) as error:
+    raise ValueError(f'row {name!r}: {error}') from error
+
+
 def check(run: Run) -> experiments.Experiment:
   """Returns the experiment of a run, before anything is started.
 
   Raises:
     ValueError: for what is wrong with it, or if its work directory holds
-      another run; the message has the row's name.
-    OSError: if a file cannot be read.
+      another run, or a file cannot be read; the message has the row's name.
   """
-  with validate.named(f'row {run.row!r}'):
+  with _of_row(run.row):
     experiment = experiments.build(run.config)
     if (run.workdir / 'config.json').exists():
       work_directory.claim(run.workdir, experiment.identity)

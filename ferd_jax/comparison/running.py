@@ -13,8 +13,10 @@ import dataclasses
 import enum
 import fcntl
 import json
+import math
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -71,12 +73,21 @@ def slots(devices: Sequence[str] = (), jobs: int | None = None) -> Slots:
       turn; () if every run sees all devices.
     jobs: runs at a time; default: one, or one for each device. Without
       devices each gets an equal share of the processor's cores.
+
+  Raises:
+    ValueError: for what is no GPU.
   """
+  for device in devices:
+    if not re.fullmatch(r'\d+|(GPU|MIG)-[\w-]+', device):
+      raise ValueError(f'Expected device={device!r} to be the number of a GPU.')
   jobs = jobs or len(devices) or 1
-  environments = [
-      {name: devices[i % len(devices)] for name in (
-          'CUDA_VISIBLE_DEVICES', 'HIP_VISIBLE_DEVICES')} if devices else {}
-      for i in range(jobs)]
+  environments = []
+  for i in range(jobs):
+    environments.append({name: devices[i % len(devices)] for name in (
+        'CUDA_VISIBLE_DEVICES', 'HIP_VISIBLE_DEVICES')} if devices else {})
+    if devices and jobs > len(devices):  # JAX takes most of the memory at once.
+      share = math.ceil(jobs / len(devices))
+      environments[-1]['XLA_PYTHON_CLIENT_MEM_FRACTION'] = f'{0.9 / share:.3f}'
   cores = [None] * jobs
   if not devices and jobs > 1 and hasattr(os, 'sched_getaffinity'):
     mine = sorted(os.sched_getaffinity(0))
@@ -138,7 +149,6 @@ class _Job:
   kind: Status  # of the run when it started
   started: float
   before: int  # epochs then
-
 
 
 def execute(runs: Sequence[plans.Run], places: Slots, estimate: Estimate, *,

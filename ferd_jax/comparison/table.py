@@ -18,6 +18,9 @@ TEACHER, STUDENT = 'teacher', 'student'
 MAIN = ('average', 'worst', 'nsd')  # the paper's columns
 MEASURES = (*MAIN, 'gap', 'gini')
 _LESS_IS_BETTER = ('nsd', 'gini')
+# Beyond which no interval goes.
+_BOUNDS = {'average': (0, 1), 'worst': (0, 1), 'nsd': (0, math.inf),
+           'gap': (-1, 0), 'gini': (0, 1)}
 BUDGET = ('images', 'generator_steps', 'teacher_forward', 'teacher_backward',
           'student_steps', 'seconds')
 
@@ -265,9 +268,12 @@ class _Column:
     return self._values[row, measure].tolist()
 
   def interval(self, row, measure):
-    if self._estimates is None:
-      return statistics.of_seeds(self._values[row, measure])
-    return self._estimates.interval(row, measure)
+    found = (statistics.of_seeds(self._values[row, measure])
+             if self._estimates is None
+             else self._estimates.interval(row, measure))
+    low, high = (float(np.clip(end, *_BOUNDS[measure]))
+                 for end in (found.low, found.high))
+    return dataclasses.replace(found, low=low, high=high)
 
   def difference(self, row, other, measure):
     if self._estimates is None:

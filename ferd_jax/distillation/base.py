@@ -140,7 +140,7 @@ class Inner(Protocol):
     needs: names of the teachers whose logits on the clean images it reads.
     notices: names of what it notices.
     passes: through teachers that it takes for each image itself, for the run's
-      budget, which does without those of an attack that has no such attribute.
+      budget, which says nothing of passes if a part has no such attribute.
   """
   needs: tuple[str, ...]
   notices: tuple[str, ...]

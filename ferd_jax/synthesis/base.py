@@ -78,8 +78,8 @@ class Synthesis(Protocol):
       `images` returns are not looked at, and the labels are what the `ROBUST`
       teacher predicts.
     passes: through teachers that a `step` takes for each image of its batch,
-      for the run's budget, which does without those of a synthesis that has no
-      such attribute.
+      for the run's budget, which says nothing of passes if a part has no such
+      attribute.
   """
   rounds: Rounds
   batch_size: int

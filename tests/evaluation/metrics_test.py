@@ -80,3 +80,39 @@ def test_deviation_of_one_class():
   assert summarise([4], [5])['nsd'] == 0
   assert np.isnan(metrics.summarise(np.array([4]), np.array([5]),
                                     ddof=1)['nsd'])
+
+
+def test_gini_is_half_the_mean_difference_of_two_over_their_mean():
+  accuracy = np.random.default_rng(0).random((3, 7))
+  differences = np.abs(accuracy[:, :, None] - accuracy[:, None])
+  np.testing.assert_allclose(
+      metrics.gini(accuracy),
+      differences.mean(axis=(1, 2)) / (2 * accuracy.mean(axis=1)))
+  np.testing.assert_allclose(metrics.gini(np.full(4, 0.3)), 0, atol=1e-12)
+  np.testing.assert_allclose(metrics.gini(np.array([0, 0, 0, 1])), 3 / 4)
+  assert np.isnan(metrics.gini(np.zeros(4)))
+
+
+def test_worst_k():
+  np.testing.assert_allclose(
+      metrics.worst_k(np.array([[0.9, 0.1, 0.5], [1, 1, 0]])),
+      [[0.1, 0.3, 0.5], [0, 0.5, 2 / 3]])
+
+
+@pytest.mark.parametrize('ddof', [0, 1])
+def test_named_measures_are_those_of_the_summary(ddof):
+  correct, counts = np.array([5, 9, 2, 8]), np.array([10, 12, 10, 20])
+  expected = metrics.summarise(correct, counts, ddof=ddof)
+  named = metrics.named(ddof)
+  found = {name: float(measure(correct / counts, counts))
+           for name, measure in named.items()}
+  for name in ('average', 'worst', 'nsd'):
+    np.testing.assert_allclose(found[name], expected[name])
+  np.testing.assert_allclose(found['gap'],
+                             expected['worst'] - expected['average'])
+  # Of many at once.
+  many = np.random.default_rng(0).random((2, 3, 4))
+  for measure in named.values():
+    assert measure(many, counts).shape == (2, 3)
+    np.testing.assert_allclose(measure(many, counts)[1, 2],
+                               measure(many[1, 2], counts))

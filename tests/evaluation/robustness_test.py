@@ -19,6 +19,7 @@ from ferd_jax.core import collectives
 from ferd_jax.core import loops
 from ferd_jax.core import parallel
 from ferd_jax.core import reporting
+from ferd_jax.evaluation import per_image
 from ferd_jax.evaluation import robustness
 from ferd_jax.models import forward
 
@@ -80,6 +81,11 @@ def test_accuracy_does_not_depend_on_batches_or_devices(
     counts = np.bincount(examples[1], minlength=3)
     np.testing.assert_allclose(report[name]['average'],
                                np.average(per_class, weights=counts))
+    # Image by image, in the order of the data.
+    correct = per_image.flags(report[name]['correct'])
+    assert correct.shape == examples[1].shape
+    np.testing.assert_allclose(
+        [correct[examples[1] == c].mean() for c in range(3)], per_class)
 
 
 def test_float_images_and_a_subset_of_attacks(net, examples, expected):
@@ -137,6 +143,8 @@ def test_autoattack_gets_the_first_images(net, examples, expected):
   first = report(images[:3], labels[:3])
   found = some['autoattack_fast']
   assert found['num_examples'] == 3
+  assert found['correct'] == first['autoattack_fast']['correct']
+  assert len(found['correct']) == 3
   assert found['average'] == first['autoattack_fast']['average']
   np.testing.assert_array_equal(found['per_class'],
                                 first['autoattack_fast']['per_class'])
