@@ -75,7 +75,7 @@ class Checkpoints:
     """
     self.select, self._method, self._identity = select, method, identity
     self._workdir = epath.Path(workdir).absolute()
-    self._directory = self._workdir / _CHECKPOINTS
+    self._directory = directory(self._workdir)
     self._pool_digests: list[str] = []
     self._ranks: dict[int, float] = {}
     self._unsynced: int | None = None
@@ -314,6 +314,19 @@ class Checkpoints:
     if epochs:
       self._method.parallel.all_agree(True)  # Nobody looks before it is done.
       self._manager.reload()
+
+
+def directory(workdir: epath.PathLike) -> epath.Path:
+  """Returns where the checkpoints of a work directory are, or will be.
+
+  Raises:
+    OSError: if something else is there.
+  """
+  path = epath.Path(workdir) / _CHECKPOINTS
+  if path.exists() and not path.is_dir():
+    raise OSError(f'Expected {path} to be a directory: put it back, or remove '
+                  'it to start anew.')
+  return path
 
 
 def put_aside(path: epath.Path, aside: epath.Path) -> None:

@@ -63,6 +63,7 @@ def claim(workdir: epath.PathLike, config: Mapping[str, Any], *,
     reporter: told if config.json was damaged.
 
   Raises:
+    OSError: if what should be a directory in it is none.
     ValueError: if the directory belongs to another config. The message lists
       every key that differs, with both values. Also if somebody works in it,
       there must be a checkpoint and is none, or the config cannot be read or
@@ -161,9 +162,13 @@ def _identity(workdir):
 
 
 def saved_epochs(workdir: epath.PathLike) -> list[int]:
-  """Returns the epochs of which there is a checkpoint, damaged or not."""
+  """Returns the epochs of which there is a checkpoint, damaged or not.
+
+  Raises:
+    OSError: if what should be their directory is none.
+  """
   return sorted(int(path.name)
-                for path in (epath.Path(workdir) / 'checkpoints').glob('[0-9]*')
+                for path in checkpoints.directory(workdir).glob('[0-9]*')
                 if path.name.isdigit())  # Unfinished ones have a suffix.
 
 

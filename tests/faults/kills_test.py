@@ -11,6 +11,7 @@ import collections
 import json
 import pathlib
 import random
+import shutil
 import signal
 import sys
 import tempfile
@@ -61,8 +62,10 @@ def chains(run, folder, number, size, seed):
   reference = running.left_by(whole)
   counts = collections.Counter()
   for i in range(size):
-    counts += chain(run, folder / f'{number.name}_{seed}_{i}', number,
-                    random.Random(f'{number}/{seed}/{i}'), reference)
+    workdir = folder / f'{number.name}_{seed}_{i}'
+    counts += chain(run, workdir, number,
+                    random.Random(f'{int(number)}/{seed}/{i}'), reference)
+    shutil.rmtree(workdir)
   return counts
 
 

@@ -65,10 +65,11 @@ def left_by(workdir):
              for line in lines]
   results = json.loads((workdir / 'results.json').read_text())
   results.pop('train_seconds')
-  states = {}
-  for path in workdir.glob('checkpoints/*/_CHECKPOINT_METADATA'):
-    record = json.loads(path.read_text())['custom_metadata']['record']
-    states[path.parent.name] = record['state'], record['pool']
+  last = max(int(path.name) for path in (workdir / 'checkpoints').iterdir()
+             if path.name.isdigit())
+  record = json.loads(
+      (workdir / 'checkpoints' / str(last) / '_CHECKPOINT_METADATA'
+       ).read_text())['custom_metadata']['record']
   arrays = {}
   for path in [*workdir.glob('pool/*.npz'), *workdir.glob('export/*.npz')]:
     with np.load(path) as file:
@@ -79,7 +80,8 @@ def left_by(workdir):
   unfinished = [path.name for path in (workdir / 'checkpoints').iterdir()
                 if not path.name.isdigit()]
   return {'unfinished': unfinished, 'metrics': metrics, 'results': results,
-          'states': states, 'arrays': arrays, 'names': names,
+          'state': [record[name] for name in ('epoch', 'state', 'pool')],
+          'arrays': arrays, 'names': names,
           'config': json.loads((workdir / 'config.json').read_text())}
 
 

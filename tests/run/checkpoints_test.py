@@ -138,6 +138,15 @@ def test_nothing_is_put_aside_if_nothing_can_be_read(copy):
   assert not (copy / 'damaged').exists()
 
 
+def test_something_else_in_place_of_the_directory(tmp_path):
+  (tmp_path / 'checkpoints').touch()
+  with pytest.raises(OSError, match=f'Expected {tmp_path}/checkpoints to be a'):
+    _resume(tmp_path)
+  with pytest.raises(OSError, match=f'Expected {tmp_path}/checkpoints to be a'):
+    tiny.claim(tiny.config(), tmp_path)
+  assert not (tmp_path / 'config.json').exists()
+
+
 def test_checkpoints_that_were_exchanged(copy):
   directory = copy / 'checkpoints'
   (directory / '3').rename(directory / 'x')
