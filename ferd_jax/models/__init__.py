@@ -59,8 +59,9 @@ ARCHITECTURES = (
 
 _COMMON = ('width', 'mean', 'std', 'activation', 'padding', 'axis_name')
 _STEM = ('stem', 'pooling')
-# Calls of modules' methods for each of its arrays: more than any network has.
-_CALLS_PER_ARRAY, _MORE_CALLS = 4, 500
+# Calls of modules' methods for each array, more than networks have: those of
+# stages have half a call, others may have modules without arrays.
+_STAGED_CALLS, _OTHER_CALLS, _MORE_CALLS = 1, 4, 500
 # Blocks by depth, of which the deeper ones are bottlenecks.
 _BASIC = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
 _BOTTLENECKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
@@ -276,7 +277,8 @@ def abstract_variables(model: nn.Module, image_shape: Sequence[int],
   if limit is None:
     most = float('inf')
   else:
-    most = _CALLS_PER_ARRAY * limit + _MORE_CALLS
+    each = _STAGED_CALLS if isinstance(model, StagedModel) else _OTHER_CALLS
+    most = each * limit + _MORE_CALLS
   calls = itertools.count(1)
 
   def counted(method, args, kwargs, context):

@@ -32,7 +32,7 @@ _VARIABLES = 'variables'
 # What its arrays may take, in bytes: so many times the file, and more. A file
 # of `write` is not compressed, others may be.
 _LARGEST_RATIO, _LARGEST_EXTRA = 16, 64 << 20
-_MOST_ARRAYS = 10_000
+_MOST_ARRAYS = 8_000
 _LONGEST_TEXT = 1 << 20  # bytes of JSON
 _USUAL_SIZE = (32, 32)  # of images, of which files say nothing.
 

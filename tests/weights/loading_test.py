@@ -377,9 +377,9 @@ def test_others_are_refused_as_what_they_are(tmp_path, change, message):
 
 def test_what_is_left_out_is_said(tmp_path):
   torch = pytest.importorskip('torch')
-  _, state_dict = weights('cifar_resnet8', width=2, shortcut='pad_after')
+  _, state_dict = weights('cifar_resnet8', width=2)
   tensors = {key: torch.from_numpy(value) for key, value in state_dict.items()}
-  options = SAID | {'shortcut': 'pad_after'}
+  options = SAID | {'shortcut': 'pad_both'}
   path = tmp_path / 'net.pt'
   torch.save({'state_dict': tensors | {'epoch': 3}}, path)
   assert str(loading.load(path, options=options)).endswith(
