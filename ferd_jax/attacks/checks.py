@@ -101,8 +101,8 @@ def outputs(logits: np.ndarray) -> list[str]:
   if not fine.all():
     raise ValueError(
         'Expected finite logits (or -inf for a class that is never predicted), '
-        f'got others for {int((~fine).sum())} of {len(fine)} images: '
-        f'{_some(np.flatnonzero(~fine))}.')
+        f'got others for images {_some(np.flatnonzero(~fine))} '
+        f'({int((~fine).sum())} of {len(fine)}).')
   return [attacks.NO_LOGITS] if attacks.seem_probabilities(logits) else []
 
 
