@@ -100,9 +100,9 @@ def outputs(logits: np.ndarray) -> list[str]:
   fine = (logits < np.inf).all(-1) & (logits > -np.inf).any(-1)
   if not fine.all():
     raise ValueError(
-        'Expected finite logits (or -inf for a class that is never predicted), '
-        f'got others for {int((~fine).sum())} of {len(fine)} images: '
-        f'{_some(np.flatnonzero(~fine))}.')
+        'Expected finite logits, or -inf for a class that is never predicted, '
+        f'got others for images {_some(np.flatnonzero(~fine))} '
+        f'({int((~fine).sum())} of {len(fine)}).')
   return [attacks.NO_LOGITS] if attacks.seem_probabilities(logits) else []
 
 
