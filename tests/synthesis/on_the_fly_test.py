@@ -78,7 +78,7 @@ def test_a_step_takes_new_latents_and_adam_s_first_is_the_rate(run):
           jax.tree.leaves(phases[1].generator.params),
           jax.tree.leaves(kept.params), strict=True)])
   # In the sixth epoch it is a sixth of 1e-3.
-  assert moved.max() <= 1e-3 / 6 * (1 + 1e-6)
+  assert moved.max() <= 1e-3 / 6 * (1 + 1e-3)  # rounded in float32
   np.testing.assert_allclose(np.median(moved[moved > 0]), 1e-3 / 6, rtol=1e-3)
   images = generate(kept, phases[1].latents)
   np.testing.assert_allclose(found[0]['dark'], -np.mean(images))
