@@ -250,9 +250,9 @@ def test_released_changes_the_public_codes_rules_only(name):
   check(config, RELEASED)
   same = {name for name, value in flat(get(name)).items()
           if name in RELEASED and value == RELEASED[name]}
-  # Temperatures are the other rule's.
+  # Temperature and memory are the other rule's.
   assert difference(config, get(name)) == set(RELEASED) - same | {
-      'name', 'sampler.tau'}
+      'name', 'sampler.tau', 'sampler.memory'}
 
 
 def test_paper_length_restores_the_papers_schedule():

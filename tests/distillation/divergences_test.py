@@ -66,6 +66,9 @@ def _cases():
       'adaiad': (d.AdaIAD(**EPOCHS), 80,
                  900 * g.kl(ta, sa, 30.) + (1 - a) * own),
       'trades': (d.Trades(), 20, g.cross_entropy(s) + 6 * own),
+      'pgd_at': (d.CrossEntropy(), 20, g.cross_entropy(sa)),
+      'cross_entropy': (d.CrossEntropy(w_clean=0.3, w_adv=0.7), 20,
+                        0.3 * g.cross_entropy(s) + 0.7 * g.cross_entropy(sa)),
       'saad': (d.SAAD(), 20, w * g.kl(ta, sa)),
       'saad_beta': (d.SAAD(beta=0.7, mean_one=True), 20,
                     w / w.mean() * g.kl(ta, sa)
