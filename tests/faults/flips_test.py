@@ -147,7 +147,9 @@ def run(tmp_path_factory):
 def test_a_flipped_bit_is_seen_or_harmless(run, tmp_path, capfd):
   counts = flips(run, 10, 0, tmp_path)
   assert not capfd.readouterr().err
-  assert counts['checkpoint: went back'] >= 2, counts
+  # Which files there are to choose from is Orbax' own chance.
+  assert sum(count for outcome, count in counts.items()
+             if 'harmless' not in outcome) >= 2, counts
 
 
 @pytest.mark.slow
