@@ -131,7 +131,9 @@ class FAB(attack.Attack):
     difference, gradient, logits = self._linearise(logits_fn, problem, state.x,
                                                    key)
     finite = (state.finite & losses.predicts(logits)
-              & attack.all_finite(gradient) & jnp.isfinite(difference))
+              & attack.all_finite(gradient)
+              # The largest number stands for no boundary at all.
+              & (jnp.abs(difference) < jnp.finfo(difference.dtype).max))
     # Clean images that are wrong already: nothing is closer.
     stays = (attack.is_fooled(logits, labels)
              & (geometry.size(state.x - problem.x, self.norm) == 0))
