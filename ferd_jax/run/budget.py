@@ -15,7 +15,7 @@ class Budget:
   """What some epochs of a run spend, evaluations apart.
 
   Attributes:
-    images: that were made for the student.
+    images: that were made for the student, real ones not among them.
     generator_steps: of the synthesis.
     student_steps: of the student.
     teacher_forward, teacher_backward: passes of images through teachers, those
@@ -41,9 +41,10 @@ def of(method: methods.Method, epochs: int) -> Budget:
   made = epochs * rounds.per_epoch
   student_steps = trained * rounds.student_steps
   found = _passes(method, epochs, made, student_steps)
+  images = (made * method.synthesis.batch_size if rounds.pooled
+            else student_steps * method.distillation.batch_size)
   return Budget(
-      images=(made * method.synthesis.batch_size if rounds.pooled
-              else student_steps * method.distillation.batch_size),
+      images=0 if rounds.reads_data else images,
       generator_steps=made * rounds.generator_steps,
       student_steps=student_steps,
       teacher_forward=None if found is None else found.forward,
