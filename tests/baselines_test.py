@@ -18,13 +18,6 @@ OWN = {
     'nayer': ('gaussian', 'one_hot')}
 
 
-@pytest.fixture(autouse=True)
-def _losses(monkeypatch):
-  # The syntheses are what is looked at.
-  monkeypatch.setattr(common, 'LOSSES',
-                      {'inner': 'utae', 'outer': 'decoupled_kl'})
-
-
 def get(name, variant=''):
   return importlib.import_module(f'configs.baselines.{name}').get_config(
       variant)
@@ -37,9 +30,14 @@ def test_every_baseline_is_listed():
       command_line._names(_ROOT))
 
 
-def test_student_s_attack_and_loss_are_rslad_s(monkeypatch):
-  monkeypatch.undo()
-  assert common.LOSSES == {'inner': 'rslad', 'outer': 'rslad'}
+@pytest.mark.parametrize(('variant', 'inner', 'outer'), [
+    ('digits', 'rslad', 'rslad'), ('digits,absld', 'rslad', 'absld'),
+    ('digits,ard', 'ce', 'ard')])
+def test_student_s_attack_and_loss_are_rslad_s_or_a_variant_s(
+    variant, inner, outer):
+  config = get('cmi', variant)
+  assert (config.inner.name, config.outer.name) == (inner, outer)
+  assert config.synthesis.name == 'cmi'
 
 
 @pytest.mark.parametrize('name', OWN)

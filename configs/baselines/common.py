@@ -17,14 +17,15 @@ from typing import Any
 
 from ml_collections import config_dict
 
+from configs import variants
 from ferd_jax.run import settings
 
 DATA_SETS = ('cifar10', 'cifar100', 'tiny_imagenet', 'cifar10_resnet20',
              'digits', 'fashion_mnist')
 # Whose teachers are ResNets of 8 to 20 layers, and whose runs fit a CPU.
 _SMALL = ('cifar10_resnet20', 'digits', 'fashion_mnist')
-# The student's attack and loss: RSLAD's, for every synthesis.
-LOSSES = {'inner': 'rslad', 'outer': 'rslad'}
+# The student's attack and loss, for every synthesis, unless a variant has them.
+_LOSS = 'rslad'
 # No sampler steers a baseline.
 _SAMPLER = 'uniform'
 
@@ -61,8 +62,8 @@ def get_config(synthesis: str, variant: str, *, original: dict[str, Any],
   small = data_set in _SMALL or 'smoke' in others
   settings.use(config, 'synthesis', synthesis)
   settings.use(config, 'sampler', _SAMPLER)
-  for group, part in LOSSES.items():
-    settings.use(config, group, part)
+  if not any(name in variants.LOSSES for name in others):
+    variants.use_loss(config, _LOSS)
   if not small:
     config.synthesis.update(original)
   if data is not None:

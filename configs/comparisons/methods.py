@@ -4,6 +4,8 @@ Each function takes the config's name, `fashion_mnist` or
 `cifar10_resnet20:paper_length`, and returns rows.
 """
 
+import dataclasses
+
 from ferd_jax.comparison import plan as plans
 
 # FERD without one of its parts. Without UTAEs the attack is RSLAD's.
@@ -28,17 +30,11 @@ _BASELINES = {
     'DeepInversion': 'deepinversion', 'CMI': 'cmi', 'Fast': 'fast',
     'DFHL-RS': 'dfhl_rs', 'NAYER (noisy layer)': 'nayer',
 }
-# Other attacks and losses of the student.
-_RSLAD = {'inner.name': 'rslad', 'outer.name': 'rslad'}
+# Other losses of the student, each with its attack: variants of all configs.
 _LOSSES = {
-    'ARD': {'inner.name': 'ce', 'outer.name': 'ard'},
-    'IAD': {'inner.name': 'ce', 'outer.name': 'iad'},
-    'RSLAD': _RSLAD,
-    'AdaAD': {'inner.name': 'adaad', 'outer.name': 'adaad'},
-    'ABSLD': {'inner.name': 'rslad', 'outer.name': 'absld'},
-    'Fair-RSLAD': {'inner.name': 'rslad', 'outer.name': 'fair_rslad'},
-    'SAAD': {'inner.name': 'rslad', 'outer.name': 'saad'},
-    'TRADES': {'inner.name': 'trades', 'outer.name': 'trades'},
+    'ARD': 'ard', 'IAD': 'iad', 'RSLAD': 'rslad', 'AdaAD': 'adaad',
+    'ABSLD': 'absld', 'Fair-RSLAD': 'fair_rslad', 'SAAD': 'saad',
+    'TRADES': 'trades',
 }
 
 
@@ -78,18 +74,22 @@ def baselines(config: str, *names: str, **settings: float
 def mixture(config: str, synthesis: str, loss: str,
             **settings: float) -> plans.Row:
   """Returns a synthesis with one of the losses."""
-  row, = baselines(config, synthesis, **settings)
-  return plans.Row(f'{synthesis} + {loss}', row.config,
-                   row.settings | _LOSSES[loss])
+  row, = baselines(_with(config, _LOSSES[loss]), synthesis, **settings)
+  return dataclasses.replace(row, name=f'{synthesis} + {loss}')
 
 
 def losses(config: str) -> list[plans.Row]:
   """Returns FERD's images with the attacks and losses of others."""
-  return [plans.Row(f'FERD\'s images + {name}', config, settings)
-          for name, settings in _LOSSES.items()]
+  return [plans.Row(f'FERD\'s images + {name}', _with(config, variant))
+          for name, variant in _LOSSES.items()]
 
 
 def with_data(config: str) -> list[plans.Row]:
   """Returns RSLAD on real images, the ceiling."""
-  return [plans.Row('real images + RSLAD', config, {
-      'synthesis.name': 'real', 'sampler.name': 'uniform', **_RSLAD})]
+  return [plans.Row('real images + RSLAD', _with(config, 'rslad'), {
+      'synthesis.name': 'real', 'sampler.name': 'uniform'})]
+
+
+def _with(config, variant):
+  """Returns a config's name with one variant more."""
+  return f'{config},{variant}' if ':' in config else f'{config}:{variant}'

@@ -6,7 +6,6 @@ import made_runs
 import pytest
 
 from ferd_jax.comparison import plan as plans
-from ferd_jax.run import settings
 
 _SHIPPED = sorted(path.stem for path in pathlib.Path(
     plans.ROOT, 'configs', 'comparisons').glob('*.py')
@@ -107,31 +106,11 @@ def test_plan_from_a_file(tmp_path):
     plans.load('digit')
 
 
-# Parts and configs that are still to come, each to be struck off as it does.
-_TO_COME = {
-    'synthesis': {'real'},
-    'inner': {'ce', 'rslad', 'adaad', 'trades'},
-    'outer': {'ard', 'iad', 'rslad', 'adaad', 'absld', 'fair_rslad', 'saad',
-              'trades'}}
-
-
 @pytest.mark.parametrize('name', _SHIPPED)
 def test_shipped_plans_are_sound(name, tmp_path):
   plan = plans.load(name)
   assert plan.name == name and len(plan.seeds) >= 3
   assert plan.rows[0].name == 'FERD'
   for row in plan.rows:
-    config = row.config.partition(':')[0]
-    parts = [(group, value) for group, value in (
-        (key.removesuffix('.name'), value)
-        for key, value in dict(row.settings).items() if key.endswith('.name'))]
-    if any(part in _TO_COME.get(group, ()) for group, part in parts) or (
-        not (plans.ROOT / 'configs' / f'{config}.py').exists()
-        and config.startswith('baselines/')):
-      continue
     assert plans.runs(plan.only([row.name]), tmp_path)
 
-
-def test_nothing_is_said_to_come_that_is_there():
-  for group, names in _TO_COME.items():
-    assert not names & set(settings.REGISTRIES[group])
