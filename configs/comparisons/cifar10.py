@@ -4,7 +4,8 @@
     --config.teacher.path=CIFAR10-resnet20-adv.pth
 
 It needs a GPU. Unattended: what fails does not stop the rest, no epoch starts
-that would end after the time, and the same command goes on.
+that would end after the time, and the same command goes on. Steps and rates are
+those of the plan `fashion_mnist`.
 """
 
 from configs.comparisons import methods
@@ -14,13 +15,15 @@ from ferd_jax.comparison import plan as plans
 def get_plan() -> plans.Plan:
   """Returns the plan."""
   config, steps = 'cifar10_resnet20:paper_length', 200
+  fast = {'generator_steps': steps, 'generator_lr': 0.02 / steps}
   return plans.Plan(
       name='cifar10',
       rows=[*methods.ferd(config), *methods.ablations(config),
             *methods.baselines(config, 'CMI', steps=steps // 2),
-            *methods.baselines(config, 'Fast', 'DFHL-RS', 'DeepInversion',
-                               steps=steps),
-            methods.mixture(config, 'Fast', 'ABSLD', steps=steps),
-            methods.mixture(config, 'Fast', 'Fair-RSLAD', steps=steps),
+            *methods.baselines(config, 'DeepInversion', steps=steps),
+            *methods.baselines(config, 'DFHL-RS', generator_steps=steps),
+            *methods.baselines(config, 'Fast', **fast),
+            methods.mixture(config, 'Fast', 'ABSLD', **fast),
+            methods.mixture(config, 'Fast', 'Fair-RSLAD', **fast),
             *methods.with_data(config)],
       settings={'eval.target_examples': 0})
