@@ -16,6 +16,7 @@ import traceback
 import types
 from typing import Any
 from typing import NamedTuple
+import warnings
 
 from etils import epath
 import jax
@@ -386,17 +387,20 @@ def _quiet() -> Iterator[None]:
   logging.disable(logging.CRITICAL)
   sys.unraisablehook = _Hook(hook)
   try:
-    yield
-  except Exception as error:
-    # Reads that are still under way say so when they, or their loop, go: now
-    # where that can be had, as tracebacks keep them, and later.
-    failed = error
-    while failed is not None:
-      traceback.clear_frames(failed.__traceback__)
-      failed = failed.__cause__ or failed.__context__
-    gc.collect()
-    hook = _Hook(hook)
-    raise
+    with warnings.catch_warnings():
+      warnings.simplefilter('ignore')
+      try:
+        yield
+      except Exception as error:
+        # Reads that are still under way say so when they, or their loop, go:
+        # now where that can be had, as tracebacks keep them, and later.
+        hook = _Hook(hook)
+        failed = error
+        while failed is not None:
+          traceback.clear_frames(failed.__traceback__)
+          failed = failed.__cause__ or failed.__context__
+        gc.collect()
+        raise
   finally:
     logging.disable(disabled)
     sys.unraisablehook = hook
