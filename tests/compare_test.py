@@ -82,7 +82,7 @@ def test_plan_is_shown_first(tmp_path, capsys):
                    f'--workdir={tmp_path}', '--config.distill.steps=5')
   shown = capsys.readouterr().out
   assert '6 to start' in shown and 'Time: unknown' in shown
-  row = next(line for line in shown.splitlines() if '| uniform |' in line)
+  row = next(line for line in shown.splitlines() if ' uniform |' in line)
   cells = [cell.strip() for cell in row.strip('| ').split('|')]
   assert cells[:3] == ['uniform', 'digits:smoke', '0 1 2']
   assert cells[4:6] == ['24', '6'] and cells[-1] == '10'

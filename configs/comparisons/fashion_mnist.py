@@ -5,8 +5,9 @@
 All get as many student steps and synthetic images, and as many passes through
 the teacher within a tenth, FERD's sampler's among them: 200 steps an epoch with
 one view of each image, 100 with CMI's two. DFHL-RS asks the student in place of
-the teacher. Fast's originals take 2 to 10 steps at rates of which steps times
-rate is 0.01 to 0.02; so it is here. AutoAttack 'fast' is on the first 1,000 test images.
+the teacher. Fast's originals take 2 to 10 steps, at rates of which steps times
+rate is 0.01 to 0.02; so it is here. AutoAttack 'fast' is on the first 1,000
+test images.
 """
 
 from configs.comparisons import methods

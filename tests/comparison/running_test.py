@@ -245,5 +245,5 @@ def test_killed_comparison_goes_on(tmp_path):
   results = json.loads((second / 'results.json').read_text())
   assert results['budget']['student_steps'] == 5 * 2
   text = (tmp_path / 'table.md').read_text()
-  assert '| digits_smoke |     2 |' in text and 'Not finished' not in text
+  assert ' digits_smoke |     2 |' in text and 'Not finished' not in text
   assert '## At equal average' in text  # of clean images, which both have
