@@ -21,16 +21,18 @@ extras.need_training(__name__)
 
 import argparse
 from collections.abc import Sequence
+import contextlib
 import os
-import pathlib
 import sys
 from typing import Any
 
+from etils import epath
 import jax
 import numpy as np
 
 from ferd_jax import models
 from ferd_jax import torch_io
+from ferd_jax.core import buckets
 from ferd_jax.models import forward
 from ferd_jax.weights import loading
 from ferd_jax.weights import native
@@ -42,7 +44,7 @@ _TOLERANCE = 1e-4  # of logits, relative to the largest where that is above 1
 _CHECKED = 16  # inputs
 
 
-def read(path: pathlib.Path, args: argparse.Namespace
+def read(path: epath.Path, args: argparse.Namespace
          ) -> tuple[native.Network, dict[str, Any]]:
   """Returns the network in a file or directory, and its variables.
 
@@ -61,10 +63,13 @@ def read(path: pathlib.Path, args: argparse.Namespace
     entry = robustbench.find(*_dataset_and_id(args.robustbench))
     arch, options = entry.arch, entry.options_with(options)
     select = select or entry.select
-  loaded = loading.load_any(
-      path, arch=arch, options=options, select=select, channels=args.channels,
-      num_classes=args.num_classes, image_shape=args.image_size,
-      normaliser=args.normaliser)
+  buckets.check(path)
+  with (contextlib.nullcontext(path) if native.is_native(path)
+        else buckets.local(path)) as file:
+    loaded = loading.load_any(
+        file, arch=arch, options=options, select=select,
+        channels=args.channels, num_classes=args.num_classes,
+        image_shape=args.image_size, normaliser=args.normaliser)
   return loaded.network, loaded.variables
 
 
@@ -76,7 +81,7 @@ def _dataset_and_id(text):
   return dataset, name
 
 
-def write(path: pathlib.Path, network: native.Network,
+def write(path: epath.Path, network: native.Network,
           variables: Any) -> None:
   """Writes a network in the format that the name of the path ends with.
 
@@ -84,6 +89,7 @@ def write(path: pathlib.Path, network: native.Network,
     OSError: if it cannot be written.
     ValueError: if the name ends in no format, or something else is there.
   """
+  buckets.check(path)
   if path.suffix in _TORCH:
     torch_io.write_state_dict(path, torch_io.state_dict_from_variables(
         network.build(), jax.tree.map(np.asarray, variables)))
@@ -144,9 +150,9 @@ def _parser() -> argparse.ArgumentParser:
       description='Converts networks between PyTorch\'s files and this '
       'package\'s.')
   add = parser.add_argument
-  add('source', type=pathlib.Path, help='a PyTorch file, or a network as .npz '
+  add('source', type=epath.Path, help='a PyTorch file, or a network as .npz '
       'or Orbax directory')
-  add('target', type=pathlib.Path, help=f'{", ".join(_TORCH)}, .npz, or a '
+  add('target', type=epath.Path, help=f'{", ".join(_TORCH)}, .npz, or a '
       'directory for Orbax')
   add('--check', action='store_true',
       help='compare the outputs with PyTorch\'s, which has to be installed')

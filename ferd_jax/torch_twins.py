@@ -19,6 +19,7 @@ from ferd_jax.models import cifar_resnet
 from ferd_jax.models import mobilenet_v2
 from ferd_jax.models import preact_resnet
 from ferd_jax.models import resnet
+from ferd_jax.models import staged
 from ferd_jax.models import wide_resnet
 
 _NAMINGS = {'pad_both': 'akamaster', 'pad_after': 'stage', 'conv': 'chenyaofo'}
@@ -38,7 +39,7 @@ def twin(model, channels: int = 3, nz: int | None = None) -> nn.Module:
   if isinstance(model, models.Generator):
     return Generator(nz, model.side, model.channels, model.width,
                      model.wide_start)
-  if not isinstance(model, models.StagedModel):
+  if not isinstance(model, staged.StyledModel):
     raise _no_twin(model)
   classes = model.num_classes
   options = dict(channels=channels, style=Style(model.activation,

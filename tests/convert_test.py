@@ -1,5 +1,6 @@
 """Tests of `python -m ferd_jax.convert`."""
 
+from bucket import bucket  # noqa: F401
 from flax import linen as nn
 import jax
 import lenet
@@ -54,6 +55,25 @@ def test_there_and_back(tmp_path, weights, capsys, between, last):
   out = capsys.readouterr().out
   assert f'{weights}: wrn_10_1, width 4' in out and '5 classes' in out
   assert 'wide_resnet.py, with silu in place of relu' in out
+
+
+def test_from_and_to_a_bucket(bucket, weights, tmp_path):  # noqa: F811
+  (bucket / 'net.pth').write_bytes(weights.read_bytes())
+  run('gs://bucket//folder/net.pth', f'{bucket}/again.pt', *SAID)
+  (tmp_path / 'again.pt').write_bytes((bucket / 'again.pt').read_bytes())
+  before, after = (torch_io.read_state_dict(path)
+                   for path in (weights, tmp_path / 'again.pt'))
+  for key, value in before.items():
+    np.testing.assert_array_equal(after[key], value, err_msg=key)
+
+
+@pytest.mark.parametrize('argv', [
+    ['gs://bucket/net.pth', 'net.npz'], ['{}', 'gs://bucket/net.npz']])
+def test_a_bucket_without_its_package(argv, weights):
+  with pytest.raises(SystemExit) as stop:
+    run(*(each.format(weights) for each in argv), *SAID)
+  assert str(stop.value).startswith('error: Cannot read gs://bucket/net.')
+  assert '\n' not in str(stop.value)
 
 
 def test_check_compares_with_pytorch(tmp_path, weights, capsys, monkeypatch):

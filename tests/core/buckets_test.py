@@ -2,20 +2,10 @@
 
 import pathlib
 
-from etils import epath
-import fsspec
+from bucket import bucket  # noqa: F401
 import pytest
 
 from ferd_jax.core import buckets
-
-
-@pytest.fixture
-def bucket(monkeypatch):
-  """A bucket of this process, in place of Google's."""
-  memory = fsspec.filesystem('memory')
-  monkeypatch.setattr(epath.backend.fsspec_backend, 'fs', lambda path: memory)
-  yield epath.Path('gs://bucket/folder')
-  memory.store.clear()
 
 
 def test_without_its_package():
@@ -36,7 +26,7 @@ def test_places_of_this_machine(tmp_path, monkeypatch):
       assert found == tmp_path / 'a' and isinstance(found, pathlib.Path)
 
 
-def test_local_copy(bucket):
+def test_local_copy(bucket):  # noqa: F811
   (bucket / 'a.bin').write_bytes(b'content')
   place = 'gs://bucket//folder/a.bin'
   with buckets.local(place) as found:
