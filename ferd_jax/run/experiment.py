@@ -548,7 +548,7 @@ def _teachers(config, info, parallel, own):
 
 def _check_teacher(group, options, config):
   """Raises ValueError for what is wrong before a file is looked at."""
-  if options.path == RANDOM:
+  if options.path == RANDOM or options.arch == NO_TEACHER:
     return
   with validate.named(group):
     arch, given = options.arch, _options(options)

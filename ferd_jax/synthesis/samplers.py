@@ -24,6 +24,8 @@ from ferd_jax.models import frozen as frozens
 from ferd_jax.synthesis import base
 
 ABSENT = ('carry', 'mean', 'zero')
+# Beyond, one class has all probability, or all have the same.
+_TAU = 0.01, 1000
 
 
 class ClassWeights(flax.struct.PyTreeNode):
@@ -152,6 +154,7 @@ class MarginSoftmax(_ByMargins):
   def __post_init__(self):
     super().__post_init__()
     validate.positive(tau=self.tau)
+    validate.in_range(*_TAU, tau=self.tau)
     validate.in_range(0, 1, memory=self.memory)
     if self.memory == 1:
       raise validate.SettingError(
@@ -192,6 +195,7 @@ class TeacherCrossEntropy(_ByFragility):
   def __post_init__(self):
     super().__post_init__()
     validate.positive(tau=self.tau)
+    validate.in_range(*_TAU, tau=self.tau)
     # Beyond, one class has all probability, or all have the same.
     validate.in_range(0.01, 1000, tau=self.tau)
 

@@ -182,7 +182,8 @@ def test_every_setting_of_a_registered_part_has_a_meaning(known, name):
       set(meanings))
   assert all(meanings.values()), meanings
   # And so has what the run gives.
-  document = inspect.cleandoc(part.__doc__)
+  document = '\n'.join(inspect.cleandoc(vars(base).get('__doc__') or '')
+                       for base in part.__mro__)
   for field in dataclasses.fields(part):
     assert field.name in typing.get_type_hints(part)
     assert re.search(rf'^  (\w+, )*{field.name}(, \w+)*: ', document,

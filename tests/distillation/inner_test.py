@@ -255,6 +255,8 @@ def test_high_entropy_leaves_the_ball_but_not_the_range():
 def test_run_gives_radius_and_step_but_not_to_high_entropy():
   given = {'eps': 0.3, 'step_size': 0.1}
   for name in distillation.INNERS:
+    if not distillation.INNERS.find(name).__module__.startswith('ferd_jax.'):
+      continue  # A toy that another test has registered.
     attack = distillation.INNERS.build({'name': name}, given)
     expected = (1., 0.03) if name == 'hee' else (0.3, 0.1)
     assert (attack.eps, attack.step_size, attack.steps) == (*expected, 10)

@@ -65,6 +65,7 @@ def left_by(workdir):
              for line in lines]
   results = json.loads((workdir / 'results.json').read_text())
   results.pop('train_seconds')
+  results['budget'].pop('seconds')
   last = max(int(path.name) for path in (workdir / 'checkpoints').iterdir()
              if path.name.isdigit())
   record = json.loads(

@@ -1,6 +1,7 @@
 """The counted budget is what a teacher that counts sees of an epoch."""
 
 import functools
+import threading
 
 from flax import linen as nn
 import jax
@@ -22,9 +23,13 @@ _SHAPE = (8, 8, 1)
 _SEEN = {'forward': 0., 'backward': 0.}
 
 
+_ONE_AT_A_TIME = threading.Lock()
+
+
 def _see(direction, share, x):
   def count(size):
-    _SEEN[direction] += share * int(size)
+    with _ONE_AT_A_TIME:  # Callbacks come from several threads.
+      _SEEN[direction] += share * int(size)
   jax.debug.callback(count, x.shape[0])
 
 

@@ -91,7 +91,7 @@ def test_config_is_locked():
     (['--config=digits', '--config.eps=1/0'], ['eps=1/0', '8/255']),
     (['--config=digits', '--config.eps=x'], ['config.eps=x']),
     (['--config=digits', '--config.seed=1.5'], ['config.seed=1.5']),
-    (['--config=digits', '--config.outer.name=ikl'], ["outer.name='ikl'"]),
+    (['--config=digits', '--config.outer.name=ikll'], ["outer.name='ikll'"]),
     (['--config=digits', '--workdirr=x'], ['workdirr', 'workdir']),
 ])
 def test_mistake_is_one_line(arguments, words):

@@ -196,7 +196,7 @@ def test_file_that_is_not_there_says_where_to_put_it(monkeypatch, tmp_path):
   def refused(*args, **options):
     raise OSError('no network')
   monkeypatch.setattr(downloads, 'get', refused)
-  monkeypatch.setattr(experiment, '_examples', lambda *args: None)
+  monkeypatch.setattr(experiment, '_judging', lambda *args: (None, None))
   with pytest.raises(OSError) as error:
     experiment.build(cifar10.get_config())
   message = str(error.value)

@@ -39,7 +39,7 @@ def test_every_network_has_a_definition(arch, options, expected):
 
 def test_registered_networks_have_that_of_their_layout(monkeypatch):
   lenet.register(monkeypatch)
-  model = models.build('lenet5', 10).clone(axis_name='data', activation='silu')
+  model = models.build('lenet5', 10).clone(axis_name='data')
   assert layouts.of_model(model) == (lenet.LAYOUT,)
   assert layouts.definition(model) == 'tests/lenet.py, torch_lenet5'
   lenet.forget(monkeypatch)
