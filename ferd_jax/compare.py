@@ -176,7 +176,7 @@ def _of_plan(plan, args):
   atomic.write_text(epath.Path(workdir) / overview.ROWS, json.dumps(
       {row.directory: row.name for row in plan.rows}, indent=2) + '\n')
   reasons = {}
-  # As Ctrl-C does, it stops the runs, too.
+  # It ends the runs, too, as Ctrl-C does.
   signal.signal(signal.SIGTERM, signal.default_int_handler)
   with contextlib.closing(running.execute(
       runs, places, estimate, max_minutes=args.max_minutes,

@@ -17,7 +17,6 @@ import math
 import os
 import pathlib
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -293,10 +292,10 @@ def _start(run, places, place, deadline):
 
 
 def _stop(jobs):
-  """Stops processes as Ctrl-C would, and waits for them."""
+  """Stops processes, which save what is complete, and waits for them."""
   for job in jobs:
     with contextlib.suppress(ProcessLookupError):
-      job.process.send_signal(signal.SIGINT)
+      job.process.terminate()
   for job in jobs:
     try:
       job.process.wait(_PATIENCE)

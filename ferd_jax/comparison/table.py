@@ -213,25 +213,24 @@ class Table:
     return None if any(each is None for _, each in pairs) else pairs
 
   def _accuracies(self, row, attack):
-    """Returns accuracies `[S, C]` of the classes with images, and numbers."""
+    """Returns accuracies `[S, C]` of the classes with images, and numbers.
+
+    A class has some with every seed: noise in their place differs by the seed.
+    """
     pairs = self._results(row, attack)
     if pairs is None:
       return None
-    accuracies, counts = [], None
-    for results, found in pairs:
-      values = np.array([math.nan if value is None else value
-                         for value in found['per_class']], float)
-      present = np.isfinite(values)
-      accuracies.append(values[present])
-      if counts is None:
-        counts = np.array(results['class_counts'], float)
-        if 'labels' in results:  # Those that the attack got.
-          counts = np.bincount(
-              per_image.labels(results['labels'])[
-                  :found.get('num_examples')],
-              minlength=len(values)).astype(float)
-        counts = counts[present]
-    return np.stack(accuracies), counts
+    accuracies = np.array([
+        [math.nan if value is None else value for value in found['per_class']]
+        for _, found in pairs], float)
+    results, found = pairs[0]
+    counts = np.array(results['class_counts'], float)
+    if 'labels' in results:  # Those that the attack got.
+      counts = np.bincount(
+          per_image.labels(results['labels'])[:found.get('num_examples')],
+          minlength=len(counts)).astype(float)
+    present = np.isfinite(accuracies).all(axis=0)
+    return accuracies[:, present], counts[present]
 
   def _flags(self, row, attack):
     """Returns what is known of single images, None if it is not."""

@@ -526,6 +526,7 @@ def test_against_official_one_by_one(official):
       assert abs(result.accuracy_after[name] - expected.mean()) <= 0.1, name
 
 
+@pytest.mark.slow
 def test_rand_is_as_strong_as_the_official_one():
   torch = pytest.importorskip('torch')
   pyautoattack = pytest.importorskip('pyautoattack')

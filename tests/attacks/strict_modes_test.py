@@ -92,7 +92,9 @@ def test_every_attack(mode, name, arrays, expected):
 
 
 @pytest.mark.parametrize('mode', _MODES)
-@pytest.mark.parametrize('name', ['apgd-t', 'eot', 'fab', 'square'])
+@pytest.mark.parametrize('name', ['fab', *(
+    pytest.param(name, marks=pytest.mark.slow)
+    for name in ('apgd-t', 'eot', 'square'))])
 def test_without_jit(mode, name, arrays, expected):
   w, key, _, _ = arrays
   called, _ = _calls(name)

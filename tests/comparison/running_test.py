@@ -229,7 +229,7 @@ def test_killed_comparison_goes_on(tmp_path):
   """Two rows, two seeds, killed with all its processes in the second run."""
   second = tmp_path / 'uniform' / 'seed_0'
   process = _compare(tmp_path)
-  while not (second / 'metrics.jsonl').exists():
+  while not (second / 'checkpoints' / '1').exists():
     assert process.poll() is None, process.stdout.read()
     time.sleep(0.1)
   os.killpg(process.pid, signal.SIGKILL)

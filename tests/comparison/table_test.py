@@ -133,6 +133,16 @@ def test_runs_that_kept_no_images(tmp_path):
   assert '**73.8 ± 1.8**' in markdown.text(table)
 
 
+def test_seeds_whose_images_have_other_classes(tmp_path):
+  # As noise in place of images, of which each seed has its own.
+  found = _outcomes(tmp_path, 'a', _RIGHT(9, 8, 7, 1), _RIGHT(9, 8, 7, 6))
+  student = found[1].results['models']['student']
+  student['clean']['per_class'][3] = None
+  found[1].results['labels'] = found[1].results['labels'][::-1]
+  worst = tables.Table({'a': found}).cells['a', 'clean', 'worst']
+  assert worst.values == [0.7, 0.7]
+
+
 def test_budget_and_speed(methods):
   _, rows = _lines(markdown.text(tables.Table(methods)), 'Budget')
   assert rows['FERD'][1:7] == ['1,000', '20', '4,000', '4,000', '300', '01:30']

@@ -69,9 +69,10 @@ def _epoch(mode, num_devices, dtype, num_steps):
           key=jax.random.key_data(done.state.key))})
 
 
-_MAPPINGS = [('pmap', 4), ('shard_map', 2), *(
+_MAPPINGS = [('pmap', 4), *(
     pytest.param(*mapping, marks=pytest.mark.slow) for mapping in (
-        ('pmap', 1), ('pmap', 2), ('shard_map', 1), ('shard_map', 4)))]
+        ('pmap', 1), ('pmap', 2), ('shard_map', 1), ('shard_map', 2),
+        ('shard_map', 4)))]
 
 
 @pytest.fixture(scope='module')

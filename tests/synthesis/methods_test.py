@@ -18,9 +18,8 @@ from ferd_jax.synthesis import pool as pools
 
 NAMES = ('dafl', 'zskt', 'dfad', 'dfq', 'deepinversion', 'cmi', 'fast',
          'dfhl_rs', 'nayer')
-# Between them, whatever a shard asks the others for.
-_COLLECTIVE = {'dfq': 'pmap', 'deepinversion': 'shard_map', 'cmi': 'pmap',
-               'nayer': 'shard_map'}
+# What a shard asks the others for: moments, their bank, statistics.
+_COLLECTIVE = {'deepinversion': 'shard_map', 'cmi': 'pmap'}
 
 
 def build(name, mode='jit'):
