@@ -5,7 +5,8 @@ import signal
 import threading
 import time
 
-# Of a run: a function of a module, and for how long from its first call.
+# Of a run: a function of a module, and for how long from its first call, or
+# until it is done.
 _PARTS = {
     'train': ('ferd_jax.train', 'epoch', 2.5),
     'save': ('ferd_jax.run.checkpoints', 'Checkpoints.save', 0.15),
@@ -28,10 +29,10 @@ def before(part: str, moment: float, number: int, times: int) -> None:
   *groups, name = path.split('.')
   for group in groups:
     holder = getattr(holder, group)
-  function, armed = getattr(holder, name), []
+  function, armed, done = getattr(holder, name), [], threading.Event()
 
   def send():
-    time.sleep(moment * seconds)
+    done.wait(moment * seconds)
     for _ in range(times):
       os.kill(os.getpid(), number)
       time.sleep(0.01)
@@ -40,6 +41,10 @@ def before(part: str, moment: float, number: int, times: int) -> None:
     if not armed:
       armed.append(threading.Thread(target=send, daemon=True))
       armed[0].start()
-    return function(*args, **kwargs)
+    try:
+      return function(*args, **kwargs)
+    finally:
+      done.set()
+      armed[0].join()
   signal.Signals(number)  # There is such a one.
   setattr(holder, name, with_signals)

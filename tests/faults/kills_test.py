@@ -1,6 +1,6 @@
 """A run that was killed, at any moment, ends like the undisturbed one.
 
-  python tests/faults/kills_test.py 15 0    so many chains of each signal
+  python tests/faults/kills_test.py 22 1    so many chains of each signal
 
 A chain kills one run in its training, in a save, in its evaluation and in its
 export, each time at a random moment, starts it again each time, and compares
@@ -90,7 +90,9 @@ def test_a_killed_run_ends_like_the_undisturbed_one(run, folder):
 @pytest.mark.slow
 @pytest.mark.parametrize('number', _SIGNALS)
 def test_60_kills_of_each_signal(run, folder, number):
-  assert sum(chains(run, folder, number, 15, 1).values()) >= 60
+  counts = chains(run, folder, number, 22, 1)
+  assert sum(count for part, count in counts.items()
+             if not part.endswith('too late')) >= 60
 
 
 if __name__ == '__main__':
