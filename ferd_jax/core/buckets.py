@@ -30,8 +30,10 @@ def check(place: str | os.PathLike) -> None:
   try:
     epath.Path(place).exists()
   except Exception as error:  # Each kind of bucket has its own.
-    raise ValueError(f'Cannot read {os.fspath(place)}: '
-                     f'{errors.reason(error)}.') from error
+    reason = errors.reason(error)
+    if isinstance(error, KeyError):  # All that epath says of another kind.
+      reason = 'expected a place that begins with gs:// or s3://'
+    raise ValueError(f'Cannot read {os.fspath(place)}: {reason}.') from error
 
 
 @contextlib.contextmanager
