@@ -80,6 +80,10 @@ _TEACHER = assets.path('digits_resnet8_adv.safetensors')
     ({'teacher.path': ''}, ['teacher.path=FILE', 'no network for digits',
                             '--config=teachers/digits']),
     ({'teacher.arch': 'none'}, ["teacher.path='random' to be unset"]),
+    *(({'teacher.arch': 'none', 'teacher.path': '', f'teacher.{name}': 'x'},
+       [f"teacher.{name}='x' to be unset"])
+      for name in ('robustbench', 'select', 'normaliser')),
+    ({'eps': 2e-6}, ['step_size=5e-07', 'unset: eps / 4', '>= 1e-06']),
     ({'teacher.arch': 'none', 'teacher.path': ''},
      ["synthesis.name='ferd' to need no teacher"]),
     ({'distill.schedule': 'linear'}, ["distill.schedule='linear'"]),
@@ -110,6 +114,30 @@ def test_mistake_is_one_line(changes, words, odd_data):
   assert '\n' not in message
   for word in words:
     assert word in message
+
+
+def test_further_teacher_is_one():
+  config = digits.get_config('smoke')
+  config.teachers.clean = settings.network()
+  config.teachers.clean.arch = 'none'
+  with pytest.raises(ValueError, match="^Expected teachers.clean.arch='none'"):
+    experiment.build(config)
+
+
+@pytest.mark.parametrize('synthesis, changes, words', [
+    ('real', {'distill.steps': 2 ** 31 - 1, 'num_epochs': 2},
+     ['order of 2,147,483,648 batches', 'fewer distill.steps']),
+    ('cmi', {'synthesis.bank_size': 2 ** 31 - 1},
+     ['student and synthesis', 'synthesis.bank_size'])])
+def test_what_does_not_fit_the_memory(synthesis, changes, words):
+  config = digits.get_config('smoke')
+  settings.use(config, 'sampler', 'uniform')
+  settings.use(config, 'synthesis', synthesis)
+  config.update_from_flattened_dict(changes)
+  with pytest.raises(ValueError) as error:
+    experiment.build(config)
+  for word in words:
+    assert word in str(error.value)
 
 
 @pytest.mark.parametrize('step_size, expected', [
