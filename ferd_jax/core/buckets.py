@@ -19,6 +19,15 @@ def is_one(place: str | os.PathLike) -> bool:
   return '://' in os.fspath(place)
 
 
+def absolute(place: str | os.PathLike) -> epath.Path:
+  """Returns a place from its root, as Orbax wants it.
+
+  epath's own `absolute` puts a bucket into the current directory.
+  """
+  path = epath.Path(place)
+  return path if is_one(place) else path.absolute()
+
+
 def check(place: str | os.PathLike) -> None:
   """Raises ValueError for a bucket that nothing here can read, in one line.
 

@@ -41,7 +41,8 @@ def once(directory: epath.PathLike | None, name: str, run: str,
   found = None
   try:
     found = json.loads(path.read_text())
-    if found['run'] != run or found['digest'] != digests.of_json(found['values']):
+    if found['run'] != run or found['digest'] != digests.of_json(
+        found['values']):
       raise ValueError('it is not what was written')
   except FileNotFoundError:
     pass
@@ -53,8 +54,9 @@ def once(directory: epath.PathLike | None, name: str, run: str,
     return found['values']
   values = _read_back(compute())
   if parallel.is_first:
-    atomic.write_text(path, json.dumps(
-        {'run': run, 'digest': digests.of_json(values), 'values': values}) + '\n')
+    atomic.write_text(path, json.dumps({
+        'run': run, 'digest': digests.of_json(values), 'values': values})
+        + '\n')
   return values
 
 

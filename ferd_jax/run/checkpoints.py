@@ -26,6 +26,7 @@ from orbax.checkpoint import checkpoint_managers
 
 from ferd_jax.attacks import saved
 from ferd_jax.core import atomic
+from ferd_jax.core import buckets
 from ferd_jax.core import errors
 from ferd_jax.core import reporting
 from ferd_jax.run import method as methods
@@ -75,7 +76,7 @@ class Checkpoints:
       OSError: if the directory cannot be read.
     """
     self.select, self._method, self._identity = select, method, identity
-    self._workdir = epath.Path(workdir).absolute()
+    self._workdir = buckets.absolute(workdir)
     self._directory = directory(self._workdir)
     self._pool_digests: list[str] = []
     self._ranks: dict[int, float] = {}

@@ -32,6 +32,12 @@ def test_places_of_this_machine(tmp_path, monkeypatch):
       assert found == tmp_path / 'a' and isinstance(found, pathlib.Path)
 
 
+def test_absolute(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  assert str(buckets.absolute('a/b')) == str(tmp_path / 'a' / 'b')
+  assert str(buckets.absolute('gs://bucket/a')) == 'gs://bucket/a'
+
+
 def test_local_copy(bucket):  # noqa: F811
   (bucket / 'a.bin').write_bytes(b'content')
   place = 'gs://bucket//folder/a.bin'

@@ -1,7 +1,9 @@
 """Every mistake in a config is one line with its name and value."""
 
 import importlib
+import pathlib
 
+from bucket import bucket  # noqa: F401
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
@@ -114,6 +116,22 @@ def test_mistake_is_one_line(changes, words, odd_data):
   assert '\n' not in message
   for word in words:
     assert word in message
+
+
+def test_teacher_and_images_of_a_bucket(bucket, tmp_path):  # noqa: F811
+  plain = digits.get_config()
+  (bucket / 'teacher.safetensors').write_bytes(
+      pathlib.Path(plain.teacher.path).read_bytes())
+  np.savez(tmp_path / 'own.npz', x=np.zeros((20, 8, 8, 1), np.uint8),
+           y=np.arange(20) % 10)
+  (bucket / 'own.npz').write_bytes((tmp_path / 'own.npz').read_bytes())
+  config = digits.get_config()
+  config.teacher.path = 'gs://bucket//folder/teacher.safetensors'
+  config.data.name = 'gs://bucket//folder/own.npz'
+  run = experiment.build(config, tuple(jax.devices()[:1]))
+  assert (run.identity['teacher_digests'] == experiment.build(
+      plain, tuple(jax.devices()[:1])).identity['teacher_digests'])
+  assert len(run.examples.labels) == 20
 
 
 def test_further_teacher_is_one():
