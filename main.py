@@ -37,9 +37,14 @@ _DISTRIBUTED = flags.DEFINE_bool(
 def _parse(argv: list[str]) -> command_line.Parsed:
   """Parses the command line; a mistake in it ends in one line."""
   try:
-    parsed = command_line.parse(argv, pathlib.Path(__file__).parent)
+    with stopping.signals():
+      parsed = command_line.parse(argv, pathlib.Path(__file__).parent)
   except ValueError as error:
     sys.exit(f'error: {error}')
+  except stopping.Stopped as stopped:
+    reporting.TERMINAL.line(
+        f'stopped: {stopped.signal.name}; nothing was begun.')
+    sys.exit(stopped.status)
   if parsed.wants_help:
     reporting.show(f'{__doc__}{flags.FLAGS.main_module_help()}\n\nSettings:'
                    f'{command_line.help_text(parsed.config)}')

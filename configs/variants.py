@@ -12,6 +12,7 @@ Every config has these variants:
 
 from collections.abc import Callable
 from collections.abc import Mapping
+from collections.abc import Sequence
 import functools
 from typing import Any
 from typing import NamedTuple
@@ -107,6 +108,8 @@ def train_long(config: config_dict.ConfigDict) -> None:
   config.distill.milestones = (75, 90)
   config.eval.every = 1  # robustness is best soon after a milestone
   config.eval.target_examples = 0
+
+
 class Loss(NamedTuple):
   """An outer loss and the inner attack that it was published with.
 
@@ -261,6 +264,28 @@ _VARIANTS = {
     'no_fae': _no_fae, 'no_utae': _no_utae, 'similar_target': _similar_target,
     **{name: functools.partial(use_loss, name=name) for name in LOSSES}}
 _WITHOUT_TEACHER = ('trades',)
+# Of these a config takes one: each brings an inner attack, most a loss, too.
+_ONE_OF = (*LOSSES, 'pgd_at', 'no_utae', 'similar_target')
+# Change parts of FERD, which a loss or a baseline replaces.
+_OF_FERD = ('released', 'no_reweighting', 'no_fae', 'no_utae', 'similar_target')
+
+
+def changes_ferd(name: str) -> bool:
+  """Returns whether a variant changes a part of FERD."""
+  setting, equals, _ = name.partition('=')
+  return name in _OF_FERD or bool(equals) and setting in _SWEPT
+
+
+def _check_together(names: Sequence[str]) -> None:
+  """Raises ValueError for variants of which one would undo the other."""
+  parts = [name for name in dict.fromkeys(names) if name in _ONE_OF]
+  losses = [name for name in parts if name not in _OF_FERD]
+  together = parts if len(parts) > 1 else (
+      ['released', *losses] if 'released' in names and losses else [])
+  if together:
+    raise ValueError(
+        f'Expected one of the variants {" and ".join(map(repr, together))}: '
+        'each has an inner attack or loss of its own.')
 
 
 def apply(config: config_dict.ConfigDict, names: str,
@@ -278,8 +303,8 @@ def apply(config: config_dict.ConfigDict, names: str,
     **own: further variants of this config, by name.
 
   Raises:
-    ValueError: for an unknown variant, or one that the config has no setting
-      for.
+    ValueError: for an unknown variant, one that the config has no setting for,
+      or two of which one would undo the other.
   """
   shared = _VARIANTS if config.teacher.arch != 'none' else {
       name: _VARIANTS[name] for name in _WITHOUT_TEACHER}
@@ -295,6 +320,7 @@ def apply(config: config_dict.ConfigDict, names: str,
       known = [*variants, 'smoke', *(f'{each}=...' for each in _SWEPT)]
       raise ValueError(f'Expected variant={name!r} of config {config.name!r} '
                        f'to be one of {", ".join(map(repr, known))}.')
+  _check_together(wanted)
   for name, change in variants.items():
     if name in wanted:
       change(config)

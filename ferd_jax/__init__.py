@@ -9,8 +9,8 @@ import importlib
 __version__ = '0.2.0'
 
 # What other code imports; everything else is the run's own.
-_PUBLIC = ('attacks', 'convert', 'data', 'evaluate', 'losses', 'models',
-           'teachers', 'torch_io', 'torch_twins', 'train')
+_PUBLIC = ('attacks', 'compare', 'convert', 'data', 'evaluate', 'losses',
+           'models', 'teachers', 'torch_io', 'torch_twins', 'train')
 
 
 def __getattr__(name: str):

@@ -22,7 +22,6 @@ import contextlib
 import json
 import pathlib
 import re
-import signal
 import sys
 
 from etils import epath
@@ -37,7 +36,9 @@ from ferd_jax.comparison import plan as plans
 from ferd_jax.comparison import running
 from ferd_jax.comparison import table as tables
 from ferd_jax.core import atomic
+from ferd_jax.core import buckets
 from ferd_jax.core import reporting
+from ferd_jax.core import stopping
 from ferd_jax.core import validate
 
 _SETTING = re.compile(r'--?(?:no)?config\.')
@@ -86,7 +87,7 @@ def _parser() -> argparse.ArgumentParser:
       help='this row only; may be given several times')
   add('--reference', metavar='ROW',
       help='that the others are compared with; default: the first')
-  add('--workdir', type=pathlib.Path, help='of the runs and tables; default: '
+  add('--workdir', help='of the runs and tables; default: '
       'runs/compare/<plan>; for a table of runs: nothing is written')
   add('--devices', type=_names, default=[], metavar='0,1',
       help='GPUs, a run on each at a time; default: a run has all devices')
@@ -102,22 +103,36 @@ def main(argv: Sequence[str] | None = None) -> None:
   args = _parser().parse_args(argv)
   # This process only checks; devices are for the runs.
   jax.config.update('jax_platforms', 'cpu')
-  status = 0
   try:
-    validate.non_negative(max_minutes=args.max_minutes)
-    if args.jobs is not None:
-      validate.count(jobs=args.jobs)
-    directories = [pathlib.Path(each) for each in args.what
-                   if pathlib.Path(each).is_dir()]
-    if args.what and len(directories) == len(args.what):
-      _of_directories(directories, args)
-    else:
-      status = _of_plan(_plan(args), args)
+    with stopping.signals():
+      status = _compare(args)
   except (OSError, ValueError) as error:
     sys.exit(f'error: {" ".join(str(error).split())}')
-  except KeyboardInterrupt:
-    sys.exit('stopped: interrupted; the same command goes on.')
+  except stopping.Stopped as stopped:
+    reporting.TERMINAL.line(f'stopped: {stopped.signal.name}; the same command '
+                            'goes on.')
+    status = stopped.status
   sys.exit(status)
+
+
+def _compare(args):
+  """Does what the command line says; returns the exit status."""
+  for option, place in (*(('', place) for place in args.what),
+                        ('--workdir=', args.workdir)):
+    if place and buckets.is_one(place):
+      raise ValueError(f'Expected {option}{place} to be on this machine; a '
+                       'comparison reads and writes no buckets.')
+  if args.workdir is not None:
+    args.workdir = pathlib.Path(args.workdir)
+  validate.non_negative(max_minutes=args.max_minutes)
+  if args.jobs is not None:
+    validate.count(jobs=args.jobs)
+  directories = [pathlib.Path(each) for each in args.what
+                 if pathlib.Path(each).is_dir()]
+  if args.what and len(directories) == len(args.what):
+    _of_directories(directories, args)
+    return 0
+  return _of_plan(_plan(args), args)
 
 
 def _plan(args):
@@ -176,8 +191,7 @@ def _of_plan(plan, args):
   atomic.write_text(epath.Path(workdir) / overview.ROWS, json.dumps(
       {row.directory: row.name for row in plan.rows}, indent=2) + '\n')
   reasons = {}
-  # It ends the runs, too, as Ctrl-C does.
-  signal.signal(signal.SIGTERM, signal.default_int_handler)
+  # A signal ends the runs, too: leaving the iteration stops them.
   with contextlib.closing(running.execute(
       runs, places, estimate, max_minutes=args.max_minutes,
       reporter=reporting.TERMINAL)) as ended:

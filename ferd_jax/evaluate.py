@@ -162,14 +162,14 @@ def from_file(path: epath.Path | None,
                           normaliser=args.normaliser)
   print(f'{path}: {loaded}', file=sys.stderr)
   network = loaded.network.json_values()
-  return results.Subject(name=path.name,
-                 models={'model': (loaded.model, loaded.variables)},
-                 examples=examples, dataset=args.data,
-                 split=args.split if own else split, eps=None, epoch=None,
-                 published=published,
-                 about={'arch': network['arch'], 'select': select,
-                          'robustbench': args.robustbench,
-                          'network_options': network['options']})
+  return results.Subject(
+      name=path.name, models={'model': (loaded.model, loaded.variables)},
+      examples=examples, dataset=args.data,
+      split=args.split if own else split, eps=None, epoch=None,
+      published=published, about={
+          'arch': network['arch'], 'select': select,
+          'robustbench': args.robustbench,
+          'network_options': network['options']})
 
 
 _FILE_OPTIONS = ('arch', 'select', 'normaliser', 'robustbench',

@@ -356,10 +356,13 @@ def evaluate_run(experiment: experiments.Experiment, workdir: epath.PathLike,
     reporter: shows how far it is.
 
   Raises:
-    ValueError: if there is no checkpoint, or somebody works in the directory.
+    ValueError: if there is no checkpoint, the directory is another run's, or
+      somebody works in it.
   """
   workdir = epath.Path(workdir)
   with lock.held(workdir, reporter):
+    work_directory.check(workdir, experiment.identity, start=False,
+                         reporter=reporter)
     return _evaluate(experiment, workdir, False, reporter)
 
 

@@ -26,8 +26,10 @@ def get(name, variant=''):
 def test_every_baseline_is_listed():
   found = {path.stem for path in (_ROOT / 'configs/baselines').glob('*.py')}
   assert found - {'common'} == set(OWN)
-  assert {f'baselines/{name}' for name in OWN} < set(
-      command_line._names(_ROOT))
+  offered = set(command_line._names(_ROOT))
+  assert {f'baselines/{name}' for name in OWN} == {
+      name for name in offered if name.startswith('baselines/')}
+  assert not [name for name in offered if name.startswith('comparisons/')]
 
 
 @pytest.mark.parametrize(('variant', 'inner', 'outer'), [
@@ -68,6 +70,15 @@ def test_smoke_of_each_is_built(name):
   assert config.synthesis.batch_size == 8
 
 
+@pytest.mark.parametrize('variant', [
+    'mobilenet_v2', 'cifar100,batch512', 'cifar10_resnet20,paper_length',
+    'absld,smoke'])
+def test_variants_of_the_data_set_remain(variant):
+  config = get('cmi', variant)
+  last = variant.rpartition(',')[2]
+  assert config.synthesis.name == 'cmi' and config.name.endswith(last)
+
+
 def test_short_names():
   config = command_line.load('baselines/cmi:digits,scratch', _ROOT)
   assert config.name == 'digits_cmi_scratch'
@@ -76,7 +87,11 @@ def test_short_names():
 
 
 @pytest.mark.parametrize(('variant', 'message'), [
-    ('digits,cifar10', 'one data set'), ('fast', "variant='fast'")])
+    ('digits,cifar10', 'one data set'), ('fast', "variant='fast'"),
+    *((name, f"variant='{name}' to be of 'cmi'") for name in (
+        'released', 'no_reweighting', 'no_fae', 'no_utae', 'similar_target',
+        'gamma=0.5', 'tau=2', 'lambda=1', 'tap=block3')),
+    ('digits,absld,tau=2', "variant='tau=2'"), ('ard,iad', "'ard' and 'iad'")])
 def test_invalid_variants(variant, message):
   with pytest.raises(ValueError, match=message):
     get('cmi', variant)

@@ -1,9 +1,13 @@
 """The command line of comparisons."""
 
+import os
+import signal
+
 import made_runs
 import pytest
 
 from ferd_jax import compare
+from ferd_jax.comparison import running
 
 _GOOD, _BAD = made_runs.right(9, 8, 7, 6), made_runs.right(8, 4, 4, 0)
 
@@ -66,6 +70,41 @@ def test_mistakes_are_one_line(argv, words, capsys, tmp_path):
   status = _main(*argv, f'--workdir={tmp_path}')
   assert status.startswith('error: ') and words in status
   assert '\n' not in status and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('argv', [
+    ['--config=digits', '--workdir=gs://bucket/x'], ['gs://bucket/run']])
+def test_buckets_are_refused(argv, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  status = _main(*argv)
+  assert 'gs://bucket/' in status and 'on this machine' in status
+  assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('number, status', [
+    (signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_signal_stops_the_runs(number, status, tmp_path, monkeypatch, capfd):
+  """While they are executed, whose end is awaited."""
+  ended = []
+  def execute(*_, **__):
+    try:
+      os.kill(os.getpid(), number)
+      yield
+    finally:
+      os.kill(os.getpid(), number)  # One more disturbs nothing.
+      ended.append(True)
+  monkeypatch.setattr(running, 'execute', execute)
+  handlers = {each: signal.getsignal(each)
+              for each in (signal.SIGTERM, signal.SIGINT)}
+  try:
+    found = _main('--config=digits:smoke', '--seeds=0',
+                  f'--workdir={tmp_path}')
+  finally:
+    for each, handler in handlers.items():
+      signal.signal(each, handler)
+  assert found == status and ended
+  assert (f'stopped: {number.name}; the same command goes on.'
+          in capfd.readouterr().err)
 
 
 def test_two_runs_of_one_seed(tmp_path):

@@ -116,6 +116,11 @@ def test_variants_with_a_value():
 
 
 @pytest.mark.parametrize(('variant', 'message'), [
+    ('absld,ard', "one of the variants 'absld' and 'ard'"),
+    ('no_utae,absld', "'no_utae' and 'absld'"),
+    ('absld,similar_target', "'absld' and 'similar_target'"),
+    ('no_utae,similar_target', "'no_utae' and 'similar_target'"),
+    ('smoke,released,rslad', "'released' and 'rslad'"),
     ('gamma=0.5,no_utae', "where inner has 'gamma'; inner.name is 'rslad'"),
     ('tau=2,no_reweighting', "where sampler has 'tau'.*is 'uniform'"),
     ('tau=warm', 'tau=warm to have a number')])

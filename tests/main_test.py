@@ -163,6 +163,17 @@ def test_bad_config_is_one_clear_line(main, flags, word, tmp_path):
   assert word in done.stderr
 
 
+@pytest.mark.parametrize('name, status', [('SIGINT', 130), ('SIGTERM', 143)])
+def test_signal_while_the_config_is_read(main, name, status, tmp_path):
+  config = tmp_path / 'slow.py'
+  config.write_text('import os, signal\ndef get_config():\n'
+                    f'  os.kill(os.getpid(), signal.{name})\n')
+  done = main(f'--config={config}', f'--workdir={tmp_path / "run"}')
+  assert done.returncode == status
+  assert done.stderr == f'stopped: {name}; nothing was begun.\n'
+  assert not (tmp_path / 'run').exists()
+
+
 def test_batch_not_divisible_by_devices(main, tmp_path):
   done = main(_config('digits.py'), f'--workdir={tmp_path}',
               XLA_FLAGS='--xla_force_host_platform_device_count=3')

@@ -144,6 +144,13 @@ def test_commands_are_found():
   assert {'main.py', *(f'-m ferd_jax.{name}' for name in _PARSERS)} <= programs
 
 
+def test_scripts_of_faults_exist():
+  named = {(page.name, script) for page in _PAGES for script in re.findall(
+      r'\b(?:python )?(tests/faults/\S+?\.py)', page.read_text())}
+  assert named
+  assert not [each for each in named if not (_ROOT / each[1]).exists()]
+
+
 @pytest.mark.parametrize('page', _PAGES, ids=_name)
 def test_named_settings_exist(page):
   groups = '|'.join(settings.defaults().keys())

@@ -260,6 +260,10 @@ def test_evaluation_alone_gives_the_same_numbers(whole):
   _assert_same(again, results)
 
 
+def _files(workdir):
+  return sorted(path.relative_to(workdir) for path in workdir.rglob('*'))
+
+
 def _truncate(workdir, epoch):
   for path in (workdir / 'checkpoints' / str(epoch)).rglob('*'):
     if path.is_file() and path.stat().st_size > 1000:
@@ -316,6 +320,15 @@ def test_evaluation_without_a_checkpoint(tmp_path):
   with pytest.raises(ValueError, match='train first'):
     work_directory.claim(tmp_path, run.identity, start=False)
   assert not list(tmp_path.iterdir())
+
+
+def test_evaluation_of_another_run(whole):
+  _, workdir, _ = whole
+  other = tiny.build(_config(seed=7))
+  before = _files(workdir)
+  with pytest.raises(ValueError, match='seed is 7, was'):
+    train.evaluate_run(other, workdir)
+  assert _files(workdir) == before
 
 
 def test_evaluation_of_an_unfinished_run_does_not_finish_it(whole, tmp_path):

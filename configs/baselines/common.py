@@ -48,7 +48,8 @@ def get_config(synthesis: str, variant: str, *, original: dict[str, Any],
       there are as many fewer epochs: the student has its steps all the same.
 
   Raises:
-    ValueError: for an unknown variant.
+    ValueError: for an unknown variant, or one of FERD's parts, which a
+      baseline does not have.
   """
   own = own or {}
   names = [name for name in variant.split(',') if name]
@@ -57,6 +58,11 @@ def get_config(synthesis: str, variant: str, *, original: dict[str, Any],
     raise ValueError(f'Expected one data set, got {", ".join(chosen)}.')
   data_set = chosen[0] if chosen else DATA_SETS[0]
   others = [name for name in names if name not in (*DATA_SETS, *own)]
+  for name in others:
+    if variants.changes_ferd(name):
+      raise ValueError(
+          f'Expected variant={name!r} to be of {synthesis!r}, a data set or a '
+          'loss: it changes a part of FERD, which this method does not have.')
   config = importlib.import_module(f'configs.{data_set}').get_config(
       ','.join(others))
   small = data_set in _SMALL or 'smoke' in others

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 import contextlib
 import dataclasses
 import enum
-import fcntl
 import json
 import math
 import os
@@ -20,6 +19,11 @@ import re
 import subprocess
 import sys
 import time
+
+try:
+  import fcntl
+except ImportError:  # Windows
+  fcntl = None
 
 from ferd_jax.comparison import outcomes
 from ferd_jax.comparison import plan as plans
@@ -272,11 +276,7 @@ def _start(run, places, place, deadline):
     left = max((deadline - time.monotonic()) / 60, 1e-3)
     command.append(f'--config.max_minutes={left:.3f}')
   with (run.workdir / LOG).open('a') as log:
-    try:
-      # The process inherits the lock with the file, and gives it back as it
-      # ends, in whatever way: also if this one was killed before.
-      fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    if not _locked(log):
       return None
     log.write(f'$ {" ".join(command)}\n')
     log.flush()
@@ -289,6 +289,24 @@ def _start(run, places, place, deadline):
       os.sched_setaffinity(process.pid, places.cores[place])
   return _Job(run, place, process, kind, time.monotonic(),
               len(_epochs(run.workdir)))
+
+
+def _locked(log):
+  """Returns whether a run is this process's: False if another one is at it.
+
+  The process of the run inherits the lock with the file, and gives it back as
+  it ends, in whatever way: also if this one was killed before. Where there are
+  no such locks the work directory's own decides, once the run starts.
+  """
+  if fcntl is None:
+    return True
+  try:
+    fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except BlockingIOError:
+    return False
+  except OSError:  # A disk without locks.
+    pass
+  return True
 
 
 def _stop(jobs):

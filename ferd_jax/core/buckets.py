@@ -19,6 +19,15 @@ def is_one(place: str | os.PathLike) -> bool:
   return '://' in os.fspath(place)
 
 
+def absolute(place: str | os.PathLike) -> epath.Path:
+  """Returns a place from its root, as Orbax wants it.
+
+  epath's own `absolute` puts a bucket into the current directory.
+  """
+  path = epath.Path(place)
+  return path if is_one(place) else path.absolute()
+
+
 def check(place: str | os.PathLike) -> None:
   """Raises ValueError for a bucket that nothing here can read, in one line.
 
@@ -30,8 +39,10 @@ def check(place: str | os.PathLike) -> None:
   try:
     epath.Path(place).exists()
   except Exception as error:  # Each kind of bucket has its own.
-    raise ValueError(f'Cannot read {os.fspath(place)}: '
-                     f'{errors.reason(error)}.') from error
+    reason = errors.reason(error)
+    if isinstance(error, KeyError):  # All that epath says of another kind.
+      reason = 'expected a place that begins with gs:// or s3://'
+    raise ValueError(f'Cannot read {os.fspath(place)}: {reason}.') from error
 
 
 @contextlib.contextmanager

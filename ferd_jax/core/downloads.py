@@ -27,11 +27,14 @@ from urllib import parse
 from urllib import request
 import urllib.error
 
+from etils import epath
+
 try:
   import fcntl
 except ImportError:  # Not on Windows, where nobody is waited for.
   fcntl = None
 
+from ferd_jax.core import atomic
 from ferd_jax.core import errors
 from ferd_jax.core import reporting
 
@@ -192,7 +195,8 @@ def _check(file, path, digest, accept):
   if accept is not None:
     accept(file)
   with contextlib.suppress(OSError):  # Of a read-only directory.
-    record.write_text(f'{Digest.of(file).checksum}  {path.name}\n')
+    atomic.write_text(epath.Path(record),
+                      f'{Digest.of(file).checksum}  {path.name}\n')
 
 
 @contextlib.contextmanager

@@ -7,13 +7,13 @@ found otherwise has another name, and is not taken for it.
 """
 
 from collections.abc import Callable
-import hashlib
 import json
 from typing import Any
 
 from etils import epath
 
 from ferd_jax.core import atomic
+from ferd_jax.core import digests
 from ferd_jax.core import errors
 from ferd_jax.core import parallel as parallels
 from ferd_jax.core import reporting
@@ -41,7 +41,8 @@ def once(directory: epath.PathLike | None, name: str, run: str,
   found = None
   try:
     found = json.loads(path.read_text())
-    if found['run'] != run or found['digest'] != _digest(found['values']):
+    if found['run'] != run or found['digest'] != digests.of_json(
+        found['values']):
       raise ValueError('it is not what was written')
   except FileNotFoundError:
     pass
@@ -53,15 +54,11 @@ def once(directory: epath.PathLike | None, name: str, run: str,
     return found['values']
   values = _read_back(compute())
   if parallel.is_first:
-    atomic.write_text(path, json.dumps(
-        {'run': run, 'digest': _digest(values), 'values': values}) + '\n')
+    atomic.write_text(path, json.dumps({
+        'run': run, 'digest': digests.of_json(values), 'values': values})
+        + '\n')
   return values
 
 
 def _read_back(values):
   return json.loads(json.dumps(values))
-
-
-def _digest(values):
-  return hashlib.sha256(
-      json.dumps(values, sort_keys=True).encode()).hexdigest()

@@ -26,6 +26,7 @@ from orbax.checkpoint import checkpoint_managers
 
 from ferd_jax.attacks import saved
 from ferd_jax.core import atomic
+from ferd_jax.core import buckets
 from ferd_jax.core import errors
 from ferd_jax.core import reporting
 from ferd_jax.run import method as methods
@@ -75,7 +76,7 @@ class Checkpoints:
       OSError: if the directory cannot be read.
     """
     self.select, self._method, self._identity = select, method, identity
-    self._workdir = epath.Path(workdir).absolute()
+    self._workdir = buckets.absolute(workdir)
     self._directory = directory(self._workdir)
     self._pool_digests: list[str] = []
     self._ranks: dict[int, float] = {}
@@ -288,9 +289,7 @@ class Checkpoints:
 
   def _epochs(self):
     """Returns the epochs that are saved, whole or damaged."""
-    found = {int(path.name) for path in self._directory.glob('[0-9]*')
-             if path.name.isdigit()}  # Unfinished ones have a suffix.
-    return sorted(found | set(self._manager.all_steps()))
+    return sorted({*saved_epochs(self._workdir), *self._manager.all_steps()})
 
   def _found(self, epoch, expected):
     """Returns a structure from what Orbax notes of a state; None for damage."""
@@ -315,6 +314,16 @@ class Checkpoints:
     if epochs:
       self._method.parallel.all_agree(True)  # Nobody looks before it is done.
       self._manager.reload()
+
+
+def saved_epochs(workdir: epath.PathLike) -> list[int]:
+  """Returns the epochs of which there is a checkpoint, damaged or not.
+
+  Raises:
+    OSError: if what should be their directory is none.
+  """
+  return sorted(int(path.name) for path in directory(workdir).glob('[0-9]*')
+                if path.name.isdigit())  # Unfinished ones have a suffix.
 
 
 def directory(workdir: epath.PathLike) -> epath.Path:

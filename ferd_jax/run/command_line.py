@@ -159,7 +159,8 @@ def _names(root):
   return sorted(
       path.relative_to(configs).with_suffix('').as_posix()
       for path in configs.rglob('*.py')
-      if path.stem not in ('__init__', 'common', 'default', 'variants'))
+      if path.stem not in ('__init__', 'common', 'default', 'variants')
+      and path.parent.name != 'comparisons')  # Plans of ferd_jax.compare.
 
 
 def _where(error, file):

@@ -1,4 +1,4 @@
-"""From a config to what a run needs, with every check before any compile."""
+"""From a config to what a run needs, checked before training compiles."""
 
 from collections.abc import Mapping
 import dataclasses
@@ -321,10 +321,11 @@ def _check(config):
   if config.step_size is not None:
     validate.positive(step_size=config.step_size)
     validate.in_range(0, 1, step_size=config.step_size)
-    if config.step_size < _LEAST_STEP:
-      raise validate.SettingError(
-          'step_size', config.step_size, f'>= {_LEAST_STEP:g}: less is lost in '
-          'the rounding of pixels.')
+  if _step_size(config) < _LEAST_STEP:
+    by_default = ' (unset: eps / 4)' if config.step_size is None else ''
+    raise validate.SettingError(
+        'step_size', _step_size(config), f'>= {_LEAST_STEP:g}{by_default}: '
+        'less is lost in the rounding of pixels.')
   validate.count(num_epochs=config.num_epochs)
   validate.count(0, warmup_epochs=config.warmup_epochs)
   validate.non_negative(max_minutes=config.max_minutes)
@@ -382,11 +383,13 @@ def _check_memory(config, method):
             image * np.dtype(config.pool.dtype).itemsize + 4),
         'fewer num_epochs, a smaller synthesis.batch_size' + (
             ', or pool.dtype=uint8' if config.pool.dtype != 'uint8' else ''))
-    steps = rounds.student_steps
     # Twice: permutations, and their sum cut into batches.
-    memory.check(f'the order of {steps:,} batches',
-                 16 * steps * config.distill.batch_size,
-                 'fewer distill.steps')
+    _check_order(rounds.student_steps, 16 * config.distill.batch_size)
+  if rounds.reads_data:
+    # As above, with how often each image comes and has come.
+    _check_order(rounds.per_epoch * (
+        1 if rounds.pooled else rounds.student_steps) + 1,
+                 32 * synthesis.batch_size)
   for group, size in (('synthesis', synthesis.batch_size),
                       ('distill', config.distill.batch_size),
                       ('eval', config.eval.batch_size)):
@@ -399,8 +402,20 @@ def _check_memory(config, method):
   except Exception as error:  # A part is anybody's code.
     raise ValueError('Expected a state of the run that can be made: '
                      f'{errors.reason(error)}.') from error
-  memory.check('student and generator', memory.size(shapes),
-               'smaller student.width, synthesis.width or synthesis.nz')
+  sizes = [name for name in _SIZES if name in dict(settings.flat(config))]
+  memory.check('student and synthesis', memory.size(shapes),
+               f'smaller {", ".join(sizes[:-1])} or {sizes[-1]}')
+
+
+# Settings that the state of a run grows with, of those that a method has.
+_SIZES = ('synthesis.bank_size', 'student.width', 'synthesis.width',
+          'synthesis.nz')
+
+
+def _check_order(steps, bytes_of_batch):
+  """Raises ValueError for more batches than can be put in an order."""
+  memory.check(f'the order of {steps:,} batches', steps * bytes_of_batch,
+               'fewer distill.steps')
 
 
 def _check_batches(config, method):
@@ -525,11 +540,6 @@ def _teachers(config, info, parallel, own):
     found[frozens.ROBUST] = loading.Loaded(
         network, module, {'batch_stats': {}, **variables})
   elif config.teacher.arch == NO_TEACHER:
-    for name in ('path', 'robustbench'):
-      if config.teacher[name]:
-        raise validate.SettingError(
-            f'teacher.{name}', config.teacher[name], 'to be unset: '
-            f'teacher.arch={NO_TEACHER!r} says that there is no teacher.')
     if config.teachers:
       raise validate.SettingError(
           'teacher.arch', NO_TEACHER, 'to be another: there are teachers '
@@ -548,7 +558,18 @@ def _teachers(config, info, parallel, own):
 
 def _check_teacher(group, options, config):
   """Raises ValueError for what is wrong before a file is looked at."""
-  if options.path == RANDOM or options.arch == NO_TEACHER:
+  if options.arch == NO_TEACHER:
+    if group != 'teacher':
+      raise validate.SettingError(
+          f'{group}.arch', options.arch, 'to be a network; without the group '
+          f'{group} there is none.')
+    for name in settings.FILE:
+      if options[name]:
+        raise validate.SettingError(
+            f'{group}.{name}', options[name], 'to be unset: '
+            f'{group}.arch={NO_TEACHER!r} says that there is no teacher.')
+    return
+  if options.path == RANDOM:
     return
   with validate.named(group):
     arch, given = options.arch, _options(options)

@@ -10,9 +10,9 @@ measured so far, from which the files beside it are made again.
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
-import hashlib
-import json
 from typing import Any
+
+from ferd_jax.core import digests
 
 _RECORD, _DIGEST = 'record', 'digest'
 
@@ -43,7 +43,7 @@ class Record:
   def json_values(self) -> dict[str, Any]:
     """Returns it with a digest of its own, for `read`."""
     values = dataclasses.asdict(self)
-    return {_RECORD: values, _DIGEST: _digest(values)}
+    return {_RECORD: values, _DIGEST: digests.of_json(values)}
 
 
 def read(values: Mapping[str, Any] | None) -> Record | None:
@@ -59,14 +59,9 @@ def read(values: Mapping[str, Any] | None) -> Record | None:
     return None
   try:
     found = Record(**values[_RECORD])
-    intact = values[_DIGEST] == _digest(dict(values[_RECORD]))
+    intact = values[_DIGEST] == digests.of_json(dict(values[_RECORD]))
   except (KeyError, TypeError, ValueError):
     intact = False
   if not intact:
     raise Damaged('its metadata are not what was written')
   return found
-
-
-def _digest(values):
-  return hashlib.sha256(
-      json.dumps(values, sort_keys=True).encode()).hexdigest()

@@ -59,7 +59,7 @@ NETWORK = {  # what networks of a group have besides their architecture
              '3x3/2, 7x7 or 7x7/2'),
     'pooling': (_Unset(str), 'of resnet, after it: none or max'),
 }
-_FILE = {
+FILE = {  # what those that are read from one have besides
     'robustbench': (_Unset(str), 'a RobustBench id (python -m '
                     'ferd_jax.teachers list), which sets arch and all that '
                     'belongs to it; its file is fetched if no path is given'),
@@ -73,7 +73,7 @@ _TEACHER = {
     'arch': ('wrn_34_10', "architecture; 'auto': recognised from the file, "
              "what that does not say is asked; 'none': no teacher, for methods "
              'that need none'),
-    **NETWORK, **_FILE,
+    **NETWORK, **FILE,
 }
 _STUDENT = {'arch': ('resnet18', 'architecture'), **NETWORK}
 _AUGMENT = {  # of views and batches

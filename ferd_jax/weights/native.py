@@ -24,6 +24,7 @@ from orbax import checkpoint as ocp
 from ferd_jax import models
 from ferd_jax import torch_io
 from ferd_jax.core import atomic
+from ferd_jax.core import buckets
 from ferd_jax.core import errors
 from ferd_jax.core import npz
 
@@ -153,7 +154,8 @@ def write(path: os.PathLike[str] | str, network: Network,
                      f'to write to; {path} is none.')
   path.mkdir(parents=True, exist_ok=True)
   with ocp.StandardCheckpointer() as checkpointer:
-    checkpointer.save(path.absolute() / _VARIABLES, variables, force=True)
+    checkpointer.save(buckets.absolute(path) / _VARIABLES, variables,
+                      force=True)
   atomic.write_text(path / _NETWORK, text + '\n')
 
 
@@ -217,7 +219,7 @@ def _read_file(path, network):
 
 
 def _read_directory(path, network):
-  directory = path.absolute() / _VARIABLES
+  directory = buckets.absolute(path) / _VARIABLES
   with ocp.StandardCheckpointer() as checkpointer:
     metadata = checkpointer.metadata(directory).item_metadata
     # What is empty has no shape.

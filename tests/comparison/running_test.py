@@ -180,6 +180,17 @@ def test_run_that_another_process_is_at(main):
   assert _execute(main, runs=[run])[0] == {('a', 0): ''}  # It is free again.
 
 
+@pytest.mark.parametrize('kind', ['no module', 'no locks'])
+def test_without_locks_runs_are_started(main, monkeypatch, kind):
+  def refuse(*_):
+    raise OSError('no locks available')
+  if kind == 'no module':
+    monkeypatch.setattr(running, 'fcntl', None)
+  else:
+    monkeypatch.setattr(running.fcntl, 'flock', refuse)
+  assert _execute(main, runs=main.runs[:1])[0] == {('a', 0): ''}
+
+
 def test_leaving_stops_the_processes(main):
   main('epoch(1); time.sleep(60)')
   steps = running.execute(main.runs, running.slots(jobs=2),

@@ -10,6 +10,7 @@ import https
 import noting
 import pytest
 
+from ferd_jax.core import atomic
 from ferd_jax.core import downloads
 
 _CONTENT = bytes(range(256)) * 10_000  # more than a chunk
@@ -184,6 +185,18 @@ def test_another_file_than_the_first_is_refused(server, tmp_path):
   (tmp_path / 'a.bin.sha256').unlink()
   _get(server, wanted)
   assert wanted.read_bytes() == _CONTENT[::-1]
+
+
+def test_half_a_digest_is_never_there(server, tmp_path, monkeypatch):
+  """What ends in the middle of writing leaves the file as it was."""
+  wanted = tmp_path / 'a.bin'
+  wanted.write_bytes(_CONTENT)
+  def broken(file):
+    raise KeyboardInterrupt
+  monkeypatch.setattr(atomic, '_sync_file', broken)
+  with pytest.raises(KeyboardInterrupt):
+    _get(server, wanted)
+  assert _names(tmp_path) == ['a.bin']
 
 
 def test_what_was_put_there_by_hand_is_looked_at(server, tmp_path):

@@ -7,6 +7,9 @@ something else or exchanged for its neighbour, once or twice, and the run is
 started again.
 """
 
+# ruff: noqa: E402
+# As a script it has to find the package first.
+
 import collections
 import contextlib
 import io
@@ -19,9 +22,11 @@ import tempfile
 
 import pytest
 
-sys.path.extend(map(str, pathlib.Path(__file__).parents[:3]))
+_ROOT = pathlib.Path(__file__).parents[2]
+if __name__ == '__main__':
+  sys.path[:0] = [str(_ROOT), str(_ROOT / 'tests')]
 
-import running
+from faults import running
 
 _EPOCHS = 3
 

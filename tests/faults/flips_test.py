@@ -3,9 +3,12 @@
   python tests/faults/flips_test.py 200 0    so many flips from a seed
 
 Each flip is in a file that a run goes on from: Orbax' of the last checkpoint,
-the pool's, metrics.jsonl, or the kept attacks of an evaluation. What is
-resumed must be, to the last bit, what was saved of the epoch that it is of.
+the pool's, or metrics.jsonl. What is resumed must be, to the last bit, what was
+saved of the epoch that it is of.
 """
+
+# ruff: noqa: E402
+# As a script it has to find the package first.
 
 import collections
 import contextlib
@@ -21,7 +24,9 @@ import jax
 import numpy as np
 import pytest
 
-sys.path.extend(map(str, pathlib.Path(__file__).parents[1:3]))
+_ROOT = pathlib.Path(__file__).parents[2]
+if __name__ == '__main__':
+  sys.path[:0] = [str(_ROOT), str(_ROOT / 'tests')]
 
 from ferd_jax.core import reporting
 

@@ -7,6 +7,9 @@ export, each time at a random moment, starts it again each time, and compares
 what it has left at the end with what the undisturbed run left, bit for bit.
 """
 
+# ruff: noqa: E402
+# As a script it has to find the package first.
+
 import collections
 import json
 import pathlib
@@ -19,10 +22,12 @@ import time
 
 import pytest
 
-sys.path.append(str(pathlib.Path(__file__).parent))
+_ROOT = pathlib.Path(__file__).parents[2]
+if __name__ == '__main__':
+  sys.path[:0] = [str(_ROOT), str(_ROOT / 'tests')]
 
-import killing
-import running
+from faults import killing
+from faults import running
 
 _SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 _STATUS = {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}
@@ -33,7 +38,7 @@ def chain(run, workdir, number, rng, reference, parts=killing.PARTS):
   counts = collections.Counter()
   for part in parts:
     times = rng.choice((1, 1, 2, 5))
-    done = run(workdir, before=['killing', {
+    done = run(workdir, before=['faults.killing', {
         'part': part, 'moment': rng.random(), 'number': int(number),
         'times': times}])
     if done.returncode == 0:  # It was done before the signal came.

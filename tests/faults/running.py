@@ -23,7 +23,7 @@ def runner(folder):
   """
   env = os.environ | {
       'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': os.pathsep.join(
-          map(str, (_TESTS, _TESTS / 'faults', _ROOT))),
+          map(str, (_TESTS, _ROOT))),
       'XLA_FLAGS': '--xla_backend_optimization_level=0',
       'JAX_DISABLE_MOST_OPTIMIZATIONS': '1',
       # They all compile the same.

@@ -1,7 +1,9 @@
 """Every mistake in a config is one line with its name and value."""
 
 import importlib
+import pathlib
 
+from bucket import bucket  # noqa: F401
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
@@ -80,6 +82,10 @@ _TEACHER = assets.path('digits_resnet8_adv.safetensors')
     ({'teacher.path': ''}, ['teacher.path=FILE', 'no network for digits',
                             '--config=teachers/digits']),
     ({'teacher.arch': 'none'}, ["teacher.path='random' to be unset"]),
+    *(({'teacher.arch': 'none', 'teacher.path': '', f'teacher.{name}': 'x'},
+       [f"teacher.{name}='x' to be unset"])
+      for name in ('robustbench', 'select', 'normaliser')),
+    ({'eps': 2e-6}, ['step_size=5e-07', 'unset: eps / 4', '>= 1e-06']),
     ({'teacher.arch': 'none', 'teacher.path': ''},
      ["synthesis.name='ferd' to need no teacher"]),
     ({'distill.schedule': 'linear'}, ["distill.schedule='linear'"]),
@@ -110,6 +116,46 @@ def test_mistake_is_one_line(changes, words, odd_data):
   assert '\n' not in message
   for word in words:
     assert word in message
+
+
+def test_teacher_and_images_of_a_bucket(bucket, tmp_path):  # noqa: F811
+  plain = digits.get_config()
+  (bucket / 'teacher.safetensors').write_bytes(
+      pathlib.Path(plain.teacher.path).read_bytes())
+  np.savez(tmp_path / 'own.npz', x=np.zeros((20, 8, 8, 1), np.uint8),
+           y=np.arange(20) % 10)
+  (bucket / 'own.npz').write_bytes((tmp_path / 'own.npz').read_bytes())
+  config = digits.get_config()
+  config.teacher.path = 'gs://bucket//folder/teacher.safetensors'
+  config.data.name = 'gs://bucket//folder/own.npz'
+  run = experiment.build(config, tuple(jax.devices()[:1]))
+  assert (run.identity['teacher_digests'] == experiment.build(
+      plain, tuple(jax.devices()[:1])).identity['teacher_digests'])
+  assert len(run.examples.labels) == 20
+
+
+def test_further_teacher_is_one():
+  config = digits.get_config('smoke')
+  config.teachers.clean = settings.network()
+  config.teachers.clean.arch = 'none'
+  with pytest.raises(ValueError, match="^Expected teachers.clean.arch='none'"):
+    experiment.build(config)
+
+
+@pytest.mark.parametrize('synthesis, changes, words', [
+    ('real', {'distill.steps': 2 ** 31 - 1, 'num_epochs': 2},
+     ['order of 2,147,483,648 batches', 'fewer distill.steps']),
+    ('cmi', {'synthesis.bank_size': 2 ** 31 - 1},
+     ['student and synthesis', 'synthesis.bank_size'])])
+def test_what_does_not_fit_the_memory(synthesis, changes, words):
+  config = digits.get_config('smoke')
+  settings.use(config, 'sampler', 'uniform')
+  settings.use(config, 'synthesis', synthesis)
+  config.update_from_flattened_dict(changes)
+  with pytest.raises(ValueError) as error:
+    experiment.build(config)
+  for word in words:
+    assert word in str(error.value)
 
 
 @pytest.mark.parametrize('step_size, expected', [

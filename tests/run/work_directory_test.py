@@ -4,6 +4,7 @@ import functools
 import json
 import shutil
 
+from bucket import bucket  # noqa: F401
 import jax
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from ferd_jax import models
 from ferd_jax import train
 from ferd_jax.run import checkpoints as checkpointing
 from ferd_jax.run import experiment as experiments
+from ferd_jax.run import lock
 from ferd_jax.run import state as states
 from ferd_jax.run import work_directory
 from ferd_jax.weights import native
@@ -47,6 +49,36 @@ def _change(workdir, **changes):
     else:
       group[leaf] = value
   path.write_text(json.dumps(identity))
+
+
+def test_in_a_bucket(bucket, monkeypatch):  # noqa: F811
+  """Claimed, compared and locked; its checkpoints are Orbax' own matter."""
+  monkeypatch.setattr(lock, '_SETTLED', 0.)
+  place = 'gs://bucket//folder/run'
+  experiment = tiny.build(tiny.config())
+  work_directory.claim(place, experiment.identity)
+  saved = work_directory.saved_identity(place)
+  assert saved == json.loads(json.dumps(dict(experiment.identity)))
+  assert sorted(path.name for path in (bucket / 'run').iterdir()) == [
+      'config.json']  # The lock is given back.
+  assert not work_directory.saved_epochs(place)
+  (bucket / 'run' / 'checkpoints' / '3').mkdir(parents=True)
+  (bucket / 'run' / 'checkpoints' / '3' / 'file').write_text('')
+  assert work_directory.saved_epochs(place) == [3]
+  (bucket / 'run' / 'checkpoints').rmtree()
+  (bucket / 'run' / 'results.json').write_text('{}')
+  other = tiny.build(tiny.config(seed=9))
+  with pytest.raises(ValueError, match='seed is 9, was'):
+    work_directory.claim(place, other.identity)
+  with lock.held(place), pytest.raises(ValueError, match='to be free'):
+    monkeypatch.setattr(lock, '_wait_for_a_sign', _sign_of_life)
+    with lock.held(place):
+      pass
+
+
+def _sign_of_life(path, descriptor, reporter):
+  del descriptor, reporter
+  raise lock._refusal(path, lock._read(path))
 
 
 def test_setting_that_an_older_run_did_not_have_had_its_default(whole, copy):
