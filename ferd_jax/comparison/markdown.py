@@ -199,7 +199,9 @@ def _equal_average(table):
   return '\n'.join([
       '## At equal average', '',
       f'Each method / {table.reference}, at the epoch of the learning curve '
-      'whose average is nearest to the lower one of both at the end.', '',
+      'whose average is nearest to the lower one of both at the end; left out '
+      'if they are more than a point apart. The epoch is chosen on the images '
+      'that the numbers are of.', '',
       *evaluation_tables.markdown(header, parts)])
 
 

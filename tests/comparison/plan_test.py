@@ -135,14 +135,16 @@ def test_rates_go_by_the_steps():
 def test_one_budget_on_fashion_mnist(tmp_path):
   """As many passes through the teacher within a tenth, but as it is stated."""
   plan = plans.load('fashion_mnist').with_seeds([0])
+  # DFHL-RS asks the student, and real images are made by nobody.
+  plan = plan.only([row.name for row in plan.rows
+                    if row.name not in ('DFHL-RS', 'real images + RSLAD')])
   passes = {}
-  for run in plans.runs(plan, tmp_path):
+  # No images of the data set are needed to count.
+  more = ['--config.data.noise_examples=24', '--config.teacher.path=random']
+  for run in plans.runs(plan, tmp_path, more):
     experiment = plans.check(run)
     spent = budget.of(experiment.method, run.config.num_epochs)
     passes[run.row] = spent.teacher_forward + spent.teacher_backward
-  excepted = 'DFHL-RS', 'real images + RSLAD'
-  for name in excepted:
-    passes.pop(name)
   assert max(passes.values()) < 1.1 * passes['FERD']
   assert min(passes.values()) > passes['FERD'] / 1.1
 
