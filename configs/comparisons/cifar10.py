@@ -17,7 +17,7 @@ def get_plan() -> plans.Plan:
   config, steps = 'cifar10_resnet20:paper_length', 200
   fast = methods.with_steps('Fast', steps)
   return plans.Plan(
-      name='cifar10',
+      name='cifar10', footnotes=methods.FOOTNOTES,
       rows=[*methods.ferd(config), *methods.ablations(config),
             *methods.losses(config, 'RSLAD'),
             *methods.baselines(

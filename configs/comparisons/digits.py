@@ -19,7 +19,7 @@ def get_plan() -> plans.Plan:
   """Returns the plan."""
   config = 'digits'
   return plans.Plan(
-      name='digits', minutes=2.,
+      name='digits', minutes=2., footnotes=methods.FOOTNOTES,
       rows=[*methods.ferd(config), *methods.ablations(config),
             *methods.baselines(config), *methods.losses(config),
             *methods.with_data(config)],

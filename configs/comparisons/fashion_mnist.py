@@ -18,7 +18,7 @@ def get_plan() -> plans.Plan:
   config, steps = 'fashion_mnist', 200
   fast = methods.with_steps('Fast', steps)
   return plans.Plan(
-      name='fashion_mnist', minutes=25.,
+      name='fashion_mnist', minutes=25., footnotes=methods.FOOTNOTES,
       rows=[*methods.ferd(config), *methods.ablations(config),
             *methods.losses(config, 'RSLAD'),
             *methods.baselines(

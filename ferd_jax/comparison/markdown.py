@@ -41,14 +41,16 @@ def spread(measure: str, interval: statistics.Interval) -> str:
   return f'{mean} ± {number(measure, interval.std)}'
 
 
-def text(table: tables.Table, notes: Sequence[str] = ()) -> str:
+def text(table: tables.Table, notes: Sequence[str] = (),
+         footnotes: Sequence[str] = ()) -> str:
   """Returns all tables of a comparison.
 
   Args:
     table: of it.
     notes: lines at the end, on what is not finished for instance.
+    footnotes: below the first table.
   """
-  parts = [_heading(table), _main(table), _intervals(table),
+  parts = [_heading(table), _main(table), *footnotes, _intervals(table),
            _differences(table), _fairness(table), _equal_average(table),
            _budget(table)]
   if notes:

@@ -162,6 +162,15 @@ def test_seeds_whose_images_have_other_classes(tmp_path):
   assert worst.values == [0.7, 0.7]
 
 
+def test_footnotes_are_below_the_table(methods):
+  table, note = tables.Table(methods), 'A & B have no code.'
+  text = markdown.text(table, footnotes=[note])
+  assert text.index(' bad ') < text.index(note) < text.index('% intervals')
+  text = latex.text(table, [note])
+  assert text.index(r'\end{tabular}') < text.index(
+      r'A \& B have no code.') < text.index(r'\end{table}')
+
+
 def test_budget_and_speed(methods):
   _, rows = _lines(markdown.text(tables.Table(methods)), 'Budget')
   assert rows['FERD'][1:7] == ['1,000', '20', '4,000', '4,000', '300', '01:30']

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ferd_jax.core import class_sums
 from ferd_jax import distillation
 from ferd_jax import losses
+from ferd_jax.core import class_sums
 from ferd_jax.distillation import absld
 from ferd_jax.distillation import base
 from ferd_jax.distillation import divergences
