@@ -46,8 +46,8 @@ _LOSSES = {
 # Those with a factor in front of the whole loss.
 _SCALED = ('RSLAD', 'ABSLD', 'Fair-RSLAD', 'AdaAD')
 # What tables of methods say below them.
-FOOTNOTES = ('DFARD (arXiv:2303.11611) and DERD (OpenReview CJKVSlCoRA) have no '
-             'public code and are not compared.',)
+FOOTNOTES = ('DFARD (arXiv:2303.11611) and DERD (OpenReview CJKVSlCoRA) have '
+             'no public code and are not compared.',)
 _SCALE = {'outer.scale': 1.}
 # By method: the setting of its steps, the original's number, and its rates.
 _STEPS = {

@@ -19,7 +19,8 @@ def _spent(images=100, forward=500., backward=500., steps=10):
 def test_what_rows_spend_beside_the_first():
   names = ['FERD', 'alike', 'more', 'less', 'real', 'unknown']
   lines = list(overview.unequal(names, [
-      _spent(), _spent(forward=590.), _spent(forward=700.), _spent(forward=100.),
+      _spent(), _spent(forward=590.), _spent(forward=700.),
+      _spent(forward=100.),
       _spent(images=0, forward=50., backward=0.),
       _spent(images=None, forward=None)]))
   assert lines == [
