@@ -102,7 +102,8 @@ _DISTILL = {
     'mix_share': (0.5, 'of a batch that is mixed'),
     'average': (0., 'decay of the running average of the student, which is '
                 'then evaluated, exported and what L_adv, generators and '
-                'student margins see; the attack sees the student itself; 0: none'),
+                'student margins see; the attack sees the student itself; '
+                '0: none'),
 }
 _EVAL = {
     'attacks': (('clean', 'fgsm', 'pgd20', 'cw20', 'autoattack'),
