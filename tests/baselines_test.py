@@ -120,7 +120,10 @@ def test_invalid_variants(variant, message):
     ('cmi', 'fashion_mnist', {'steps': 200, 'width': 32, 'batch_size': 128,
                               'w_oh': 10, 'features': 'norm_inputs'}),
     ('fast', 'digits', {'generator_steps': 5, 'w_oh': 5}),
-    ('dafl', 'digits', {'batch_size': 32})])
+    ('fast', 'digits,wrn', {'w_oh': 4.}),
+    # Without L_bn nothing outweighs them.
+    ('dafl', 'digits', {'batch_size': 32, 'w_oh': 0.05}),
+    ('dfhl_rs', 'digits', {'w_oh': 1})])
 def test_constants(name, variant, values):
   config = get(name, variant)
   assert {key: config.synthesis[key] for key in values} == values

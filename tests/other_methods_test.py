@@ -13,6 +13,7 @@ import toys
 
 from ferd_jax import distillation
 from ferd_jax import synthesis
+from ferd_jax import torch_io
 from ferd_jax import train
 from ferd_jax.core import collectives
 from ferd_jax.run import checkpoints as checkpointing
@@ -125,6 +126,54 @@ def test_report_of_the_attack_is_logged(whole):
   assert all('distill/noticed_kappa' in line for line in lines[1:])
 
 
+@pytest.fixture(scope='module')
+def averaged(tmp_path_factory):
+  """Returns a whole run with everything that FERD's paper has not."""
+  workdir = tmp_path_factory.mktemp('averaged')
+  experiment = tiny.claim(_all_further(), workdir)
+  train.train(experiment, workdir)
+  return experiment, workdir
+
+
+def _all_further(**changes):
+  config = tiny.config(num_epochs=3, **changes)
+  config.distill.average, config.distill.mix = 0.9, 'cutmix'
+  config.synthesis.attacked_steps, config.synthesis.adv_agreed = 1, True
+  config.sampler.memory = 0.5
+  return config
+
+
+def test_further_settings_together_are_gone_on_with(averaged, tmp_path,
+                                                    monkeypatch):
+  experiment = tiny.claim(_all_further(), tmp_path)
+  with monkeypatch.context() as patch:
+    patch.setattr(train, 'epoch', _interrupted_at('distill', 3))
+    with pytest.raises(KeyboardInterrupt):
+      train.train(experiment, tmp_path)
+  train.train(experiment, tmp_path)
+  chex.assert_trees_all_equal(_saved(experiment, tmp_path, 3),
+                              _saved(*averaged, 3))
+
+
+def test_further_settings_together_on_four_devices(averaged, tmp_path):
+  experiment = tiny.claim(_all_further(parallel='pmap'), tmp_path, 4)
+  train.train(experiment, tmp_path)
+  chex.assert_trees_all_close(_saved(experiment, tmp_path, 3),
+                              _saved(*averaged, 3), rtol=1e-3, atol=1e-3)
+
+
+def test_exported_student_is_the_average(averaged):
+  experiment, workdir = averaged
+  student = _saved(*averaged, 3).student
+  exported = torch_io.load_variables(
+      workdir / 'export' / 'student.safetensors', experiment.student,
+      experiment.method.image_shape)
+  chex.assert_trees_all_equal(jax.tree.map(np.asarray, dict(exported)),
+                              dict(student.average.variables))
+  assert not np.array_equal(exported['params']['head']['kernel'],
+                            student.variables['params']['head']['kernel'])
+
+
 # The attack that a loss was published with; else any.
 _FITTING = {'absld': 'rslad', 'adaad': 'adaad', 'trades': 'trades',
             'ard': 'ce', 'mtard': 'ce', 'saad': 'saad',
@@ -148,6 +197,10 @@ def _combinations():
       if group == 'outer':
         parts['inner'] = _FITTING.get(part, 'rslad')
       found['-'.join(parts.values())] = parts
+  # States of classes by the teacher's labels, of images that no pool keeps.
+  for outer in ('fair_rslad', 'absld', 'decoupled_kl'):
+    parts = _USUAL | {'synthesis': 'dfad', 'outer': outer}
+    found['-'.join(parts.values())] = parts
   return found
 
 

@@ -77,8 +77,10 @@ def get_config(synthesis: str, variant: str, *, original: dict[str, Any],
   for name, change in own.items():
     if name in names:
       change(config)
-  if data_set in _SMALL and 'w_oh' in config.synthesis:
-    # As FERD's: L_bn of a small teacher outweighs the label's loss.
+  if data_set in _SMALL and config.synthesis.get('w_bn', 0) and (
+      'w_oh' in config.synthesis):
+    # As FERD's: L_bn of a small teacher outweighs the label's loss. Variants
+    # of the method, which have the original's weights, are scaled alike.
     config.synthesis.w_oh *= 10
   if 'student_steps_per_round' in config.synthesis:
     # The student is trained on the very batches that are made.

@@ -1,4 +1,4 @@
-"""FERD on digits with other gamma, tau, lambda and tap.
+"""FERD on digits with other gamma, tau, clean weight and tap.
 
   python -m ferd_jax.compare digits_constants --jobs=2
 """

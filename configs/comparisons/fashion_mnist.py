@@ -5,9 +5,8 @@
 All get as many student steps and synthetic images, and as many passes through
 the teacher within a tenth, FERD's sampler's among them: 200 steps an epoch with
 one view of each image, 100 with CMI's two. DFHL-RS asks the student in place of
-the teacher. Fast's originals take 2 to 10 steps, at rates of which steps times
-rate is 0.01 to 0.02; so it is here. AutoAttack 'fast' is on the first 1,000
-test images.
+the teacher; real images are made by nobody. Rates go by the steps, see
+`methods`. AutoAttack 'fast' is on the first 1,000 test images.
 """
 
 from configs.comparisons import methods
@@ -17,13 +16,18 @@ from ferd_jax.comparison import plan as plans
 def get_plan() -> plans.Plan:
   """Returns the plan."""
   config, steps = 'fashion_mnist', 200
-  fast = {'generator_steps': steps, 'generator_lr': 0.02 / steps}
+  fast = methods.with_steps('Fast', steps)
   return plans.Plan(
-      name='fashion_mnist', minutes=25.,
+      name='fashion_mnist', minutes=25., footnotes=methods.FOOTNOTES,
       rows=[*methods.ferd(config), *methods.ablations(config),
-            *methods.baselines(config, 'CMI', steps=steps // 2),
-            *methods.baselines(config, 'DeepInversion', steps=steps),
-            *methods.baselines(config, 'DFHL-RS', generator_steps=steps),
+            *methods.losses(config, 'RSLAD'),
+            *methods.baselines(
+                config, 'CMI', **methods.with_steps('CMI', steps // 2)),
+            *methods.baselines(
+                config, 'DeepInversion',
+                **methods.with_steps('DeepInversion', steps)),
+            *methods.baselines(
+                config, 'DFHL-RS', **methods.with_steps('DFHL-RS', steps)),
             *methods.baselines(config, 'Fast', **fast),
             methods.mixture(config, 'Fast', 'ABSLD', **fast),
             methods.mixture(config, 'Fast', 'Fair-RSLAD', **fast),

@@ -2,25 +2,32 @@
 
 Each function takes the config's name, `fashion_mnist` or
 `cifar10_resnet20:paper_length`, and returns rows.
+
+Two rules hold in all plans:
+
+- A method that takes another number of generator steps than its original has
+  all of its synthesis' learning rates times the original's steps over those
+  that it takes, so that it goes as far: `with_steps`.
+- RSLAD, ABSLD, Fair-RSLAD and AdaAD have `outer.scale` 1. The originals' 0.1,
+  made for 200 to 300 epochs on data, would be a tenth of the learning rate that
+  FERD's loss has.
 """
 
 import dataclasses
 
 from ferd_jax.comparison import plan as plans
 
-# FERD without one of its parts. Without UTAEs the attack is RSLAD's.
+# FERD without one of its parts: variants of all configs.
 _ABLATIONS = {
-    'no reweighting': {'sampler.name': 'uniform'},
-    'no FAE': {'synthesis.w_uni': 0},
-    'no UTAE': {'inner.gamma': 0},
-    'neither FAE nor UTAE': {'synthesis.w_uni': 0, 'inner.gamma': 0},
+    'no reweighting': 'no_reweighting', 'no FAE': 'no_fae',
+    'no UTAE': 'no_utae', 'neither FAE nor UTAE': 'no_fae,no_utae',
 }
 # FERD with other values of the paper's constants.
 _CONSTANTS = {
     'gamma 0.1': {'inner.gamma': 0.1}, 'gamma 0.5': {'inner.gamma': 0.5},
-    'tau x 1/4': {'sampler.tau': 1.}, 'tau x 4': {'sampler.tau': 16.},
-    'lambda 1/2': {'outer.w_clean': 0.5, 'outer.w_adv': 0.5},
-    'lambda 5/6': {'outer.w_clean': 5 / 6, 'outer.w_adv': 1 / 6},
+    'tau 1': {'sampler.tau': 1.}, 'tau 16': {'sampler.tau': 16.},
+    'w_clean 1/2': {'outer.w_clean': 0.5, 'outer.w_adv': 0.5},
+    'w_clean 5/6': {'outer.w_clean': 5 / 6, 'outer.w_adv': 1 / 6},
     'tap layer1': {'synthesis.tap': 'layer1'},
     'tap layer2': {'synthesis.tap': 'layer2'},
 }
@@ -36,6 +43,21 @@ _LOSSES = {
     'ABSLD': 'absld', 'Fair-RSLAD': 'fair_rslad', 'SAAD': 'saad',
     'TRADES': 'trades',
 }
+# Those with a factor in front of the whole loss.
+_SCALED = ('RSLAD', 'ABSLD', 'Fair-RSLAD', 'AdaAD')
+# What tables of methods say below them.
+FOOTNOTES = ('DFARD (arXiv:2303.11611) and DERD (OpenReview CJKVSlCoRA) have '
+             'no public code and are not compared.',)
+_SCALE = {'outer.scale': 1.}
+# By method: the setting of its steps, the original's number, and its rates.
+_STEPS = {
+    'Fast': ('generator_steps', 10, {'generator_lr': 2e-3, 'latent_lr': 0.01}),
+    'DFHL-RS': ('generator_steps', 10,
+                {'generator_lr': 2e-3, 'latent_lr': 0.01}),
+    'CMI': ('steps', 200,
+            {'generator_lr': 1e-3, 'latent_lr': 1e-3, 'head_lr': 1e-3}),
+    'DeepInversion': ('steps', 2000, {'learning_rate': 0.1}),
+}
 
 
 def ferd(config: str) -> list[plans.Row]:
@@ -45,12 +67,12 @@ def ferd(config: str) -> list[plans.Row]:
 
 def ablations(config: str) -> list[plans.Row]:
   """Returns FERD without reweighting, FAE, UTAE, and both of these."""
-  return [plans.Row(name, config, settings)
-          for name, settings in _ABLATIONS.items()]
+  return [plans.Row(name, _with(config, variant))
+          for name, variant in _ABLATIONS.items()]
 
 
 def constants(config: str) -> list[plans.Row]:
-  """Returns FERD with other gamma, tau, lambda and tap."""
+  """Returns FERD with other gamma, tau, clean weight and tap."""
   return [plans.Row(name, config, settings)
           for name, settings in _CONSTANTS.items()]
 
@@ -66,27 +88,48 @@ def baselines(config: str, *names: str, **settings: float
   """
   variants = config.replace(':', ',')
   return [plans.Row(name, f'baselines/{_BASELINES[name]}:{variants}',
-                    {f'synthesis.{key}': value
-                     for key, value in settings.items()})
+                    _SCALE | {f'synthesis.{key}': value
+                              for key, value in settings.items()})
           for name in names or _BASELINES]
+
+
+def with_steps(name: str, steps: int) -> dict[str, float]:
+  """Returns settings of a synthesis for another number of generator steps.
+
+  Args:
+    name: of a method with such a number.
+    steps: of the generator, an epoch.
+
+  Returns:
+    The steps, and each of the original's rates times its steps over these.
+  """
+  setting, original, rates = _STEPS[name]
+  return {setting: steps} | {
+      rate: value * original / steps for rate, value in rates.items()}
 
 
 def mixture(config: str, synthesis: str, loss: str,
             **settings: float) -> plans.Row:
-  """Returns a synthesis with one of the losses."""
+  """Returns a synthesis with one of the losses that have a scale."""
   row, = baselines(_with(config, _LOSSES[loss]), synthesis, **settings)
   return dataclasses.replace(row, name=f'{synthesis} + {loss}')
 
 
-def losses(config: str) -> list[plans.Row]:
-  """Returns FERD's images with the attacks and losses of others."""
-  return [plans.Row(f'FERD\'s images + {name}', _with(config, variant))
-          for name, variant in _LOSSES.items()]
+def losses(config: str, *names: str) -> list[plans.Row]:
+  """Returns FERD's images with the attacks and losses of others.
+
+  Args:
+    config: of the data set.
+    *names: of losses; default: all.
+  """
+  return [plans.Row(f'FERD\'s images + {name}', _with(config, _LOSSES[name]),
+                    _SCALE if name in _SCALED else {})
+          for name in names or _LOSSES]
 
 
 def with_data(config: str) -> list[plans.Row]:
   """Returns RSLAD on real images, the ceiling."""
-  return [plans.Row('real images + RSLAD', _with(config, 'rslad'), {
+  return [plans.Row('real images + RSLAD', _with(config, 'rslad'), _SCALE | {
       'synthesis.name': 'real', 'sampler.name': 'uniform'})]
 
 

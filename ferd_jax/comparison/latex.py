@@ -1,5 +1,6 @@
 """A comparison as a LaTeX table, to go into a paper with booktabs."""
 
+from collections.abc import Sequence
 import math
 
 from ferd_jax.comparison import markdown
@@ -17,11 +18,12 @@ def escaped(text: str) -> str:
   return ''.join(_ESCAPES.get(character, character) for character in text)
 
 
-def text(table: tables.Table) -> str:
+def text(table: tables.Table, footnotes: Sequence[str] = ()) -> str:
   """Returns the paper's table: method x attack x measure.
 
   Args:
     table: of the comparison.
+    footnotes: below the table, plain text.
   """
   width = len(tables.MAIN)
   attacks = [escaped(markdown.attack_title(attack)) for attack in table.attacks]
@@ -41,8 +43,9 @@ def text(table: tables.Table) -> str:
   if table.teachers:
     lines.append(r'\midrule')
   lines += [_row(table, row) for row in table.methods]
-  return '\n'.join([*lines, r'\bottomrule', r'\end{tabular}', r'\end{table}',
-                    ''])
+  below = [rf'\par\footnotesize {escaped(note)}' for note in footnotes]
+  return '\n'.join([*lines, r'\bottomrule', r'\end{tabular}', *below,
+                    r'\end{table}', ''])
 
 
 def _caption(table):

@@ -41,14 +41,16 @@ def spread(measure: str, interval: statistics.Interval) -> str:
   return f'{mean} ± {number(measure, interval.std)}'
 
 
-def text(table: tables.Table, notes: Sequence[str] = ()) -> str:
+def text(table: tables.Table, notes: Sequence[str] = (),
+         footnotes: Sequence[str] = ()) -> str:
   """Returns all tables of a comparison.
 
   Args:
     table: of it.
     notes: lines at the end, on what is not finished for instance.
+    footnotes: below the first table.
   """
-  parts = [_heading(table), _main(table), _intervals(table),
+  parts = [_heading(table), _main(table), *footnotes, _intervals(table),
            _differences(table), _fairness(table), _equal_average(table),
            _budget(table)]
   if notes:
@@ -199,7 +201,9 @@ def _equal_average(table):
   return '\n'.join([
       '## At equal average', '',
       f'Each method / {table.reference}, at the epoch of the learning curve '
-      'whose average is nearest to the lower one of both at the end.', '',
+      'whose average is nearest to the lower one of both at the end; left out '
+      'if they are more than a point apart. The epoch is chosen on the images '
+      'that the numbers are of.', '',
       *evaluation_tables.markdown(header, parts)])
 
 

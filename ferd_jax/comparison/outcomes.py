@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
+import fnmatch
 import json
 import pathlib
 import statistics
@@ -18,7 +19,7 @@ from ferd_jax.run import work_directory
 
 # Settings in which runs of one method may differ: not only the seed.
 _FREE = ('seed', 'data.dir', 'log', 'max_minutes', 'parallel', 'teacher.path',
-         'format', 'ferd_jax')
+         'teachers.*.path', 'format', 'ferd_jax')
 _IMAGES = ('dataset', 'split', 'num_examples', 'norm', 'eps')
 
 
@@ -221,8 +222,15 @@ def _title(key, named):
   return f'{name} ({shown})' if shown else name
 
 
+def kind(outcome: Outcome) -> tuple:
+  """Returns what is alike in runs of one method on the same images."""
+  return (tuple(sorted(_comparable(outcome.identity))),
+          *(outcome.results.get(name) for name in _IMAGES))
+
+
 def _comparable(identity) -> Iterator[tuple[str, str]]:
   """Yields the settings that make a method, values as text."""
   for name, value in settings.flat(identity):
-    if not any(name == free or name.startswith(f'{free}.') for free in _FREE):
+    if not any(fnmatch.fnmatchcase(name, free) or name.startswith(f'{free}.')
+               for free in _FREE):
       yield name, value if isinstance(value, str) else json.dumps(value)

@@ -1,5 +1,6 @@
 """What a comparison is going to do, and how runs that are there are called."""
 
+from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
 import json
@@ -58,7 +59,8 @@ def show(plan: plans.Plan, runs: Sequence[plans.Run], workdir: pathlib.Path,
         'Time: unknown until the first run is done.' if left is None else
         f'Time: about {reporting.interval(left)}, until '
         f'{time.strftime("%a %H:%M", time.localtime(time.time() + left))}.')
-  reporting.show('\n'.join([*lines, *_unequal(plan, spent), '']))
+  reporting.show('\n'.join([*lines, *unequal(
+      [row.name for row in plan.rows], spent), '']))
 
 
 def _budget(runs, states) -> dict[str, float | None]:
@@ -79,17 +81,40 @@ def _budget(runs, states) -> dict[str, float | None]:
   return {name: found[name] for name in names}
 
 
-def _unequal(plan, spent):
-  """Yields a line for what rows spend that differs by more than a tenth."""
-  for name in ('student_steps', 'images', 'teacher passes'):
-    values = [_passes(each) if name == 'teacher passes' else each[name]
-              for each in spent]
-    known = [value for value in values if value is not None]
-    if known and max(known) > 1.1 * min(known):
-      least, most = (plan.rows[values.index(pick(known))].name
-                     for pick in (min, max))
-      yield (f'Not equal: {name.replace("_", " ")} are {min(known):,.0f} for '
-             f'{least!r} and {max(known):,.0f} for {most!r}.')
+def unequal(names: Sequence[str],
+            spent: Sequence[Mapping[str, float | None]]) -> Iterator[str]:
+  """Yields a line for each quantity of which rows spend unlike the first.
+
+  More than a tenth is unlike. Rows that make no images or do not ask a teacher
+  to make them are named as such.
+
+  Args:
+    names: of the rows; the first is the reference.
+    spent: by quantity, of each row; None if unknown.
+  """
+  for title in ('student steps', 'images', 'teacher passes'):
+    values = [_passes(each) if title == 'teacher passes'
+              else each[title.replace(' ', '_')] for each in spent]
+    reference, apart, without = values[0], [], []
+    for name, value, own in zip(names, values, spent, strict=True):
+      if reference is None or value is None:
+        continue
+      if abs(value - reference) > 0.1 * reference + 1e-9:
+        # Real images, or those that the student alone is asked for.
+        exempt = own['images'] == 0 or (
+            title == 'teacher passes' and not own['teacher_backward'])
+        if exempt and title != 'student steps':
+          without.append(repr(name))
+        else:
+          apart.append(f'{value:,.0f} for {name!r}')
+    if apart or without:
+      parts = [f'{reference:,.0f} for {names[0]!r}', *apart]
+      line = f'Not equal: {title} are {", ".join(parts)}.' if apart else (
+          f'{title.capitalize()} are {reference:,.0f} for {names[0]!r}.')
+      if without:
+        line += (f' {", ".join(without)}: real images, or made without the '
+                 'teacher.')
+      yield line
 
 
 def _passes(found):
@@ -103,7 +128,8 @@ def named(found: Sequence[outcomes.Outcome],
   """Returns outcomes by the name of their row.
 
   Runs of a comparison have its names, others those of
-  `outcomes.by_method`.
+  `outcomes.by_method`. Rows of one name are one method if their settings and
+  images agree; else the later ones have their directory behind the name.
 
   Args:
     found: of finished runs.
@@ -117,18 +143,29 @@ def named(found: Sequence[outcomes.Outcome],
     if (place / ROWS).exists():
       for directory, name in json.loads((place / ROWS).read_text()).items():
         rows[(place / directory).resolve()] = name
-  methods = {name: [] for name in rows.values()}
+  groups = {directory: [] for directory in rows}
   for outcome in found:
-    name = rows.get(outcome.workdir.resolve().parent)
-    if name is None:
-      others.append(outcome)
-    else:
-      methods[name].append(outcome)
-  methods = {name: runs for name, runs in methods.items() if runs}
+    directory = outcome.workdir.resolve().parent
+    (groups[directory] if directory in rows else others).append(outcome)
+  methods = {}
+  for directory, runs in groups.items():
+    if runs:
+      _add(methods, rows[directory], runs, directory.parent)
   for name, runs in outcomes.by_method(others).items():
-    methods.setdefault(name, []).extend(runs)
+    _add(methods, name, runs, runs[0].workdir.resolve().parent)
   for name, runs in methods.items():
     seeds = [run.seed for run in runs]
     if len(set(seeds)) < len(seeds):
       raise ValueError(f'{name} has a seed twice: {sorted(seeds)}.')
   return methods
+
+
+def _add(methods, name, runs, place):
+  """Adds the runs of a row to those of its name, or under a name of its own."""
+  same = {outcomes.kind(run) for run in [*methods.get(name, []), *runs]}
+  if len(same) > 1 and name in methods:
+    taken = {name, *methods}
+    name = f'{name} ({place.name})'
+    if name in taken:
+      name = f'{name.removesuffix(")")} in {place.parent})'
+  methods.setdefault(name, []).extend(runs)

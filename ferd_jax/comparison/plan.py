@@ -63,12 +63,14 @@ class Plan:
     settings: of all rows, those of a row win.
     minutes: that a run takes, roughly, for a first guess of the time; 0 if
       unknown.
+    footnotes: below the table, on methods that are not in it for instance.
   """
   name: str
   rows: Sequence[Row]
   seeds: Sequence[int] = (0, 1, 2)
   settings: Mapping[str, Any] | Sequence[str] = ()
   minutes: float = 0.
+  footnotes: Sequence[str] = ()
 
   def __post_init__(self):
     if not self.rows:

@@ -208,7 +208,7 @@ def execute(runs: Sequence[plans.Run], places: Slots, estimate: Estimate, *,
         jobs.remove(job)
         run, spent = job.run, time.monotonic() - job.started
         _note_seconds(run.workdir, spent)
-        reason = _reason(run, job.process.returncode)
+        reason = _reason(run, job, deadline)
         if job.process.returncode:
           advanced = len(_epochs(run.workdir)) > job.before
           crashes[run.workdir] = (
@@ -322,10 +322,18 @@ def _stop(jobs):
       job.process.wait()
 
 
-def _reason(run, code):
+def _reason(run, job, deadline):
   """Returns why a run is not finished, '' if it is."""
-  if code == 0 and status(run) is Status.FINISHED:
+  code, now = job.process.returncode, status(run)
+  if code == 0 and now is Status.FINISHED:
     return ''
+  if code == 0 and job.kind is Status.TO_EVALUATE:
+    return 'it ended without results under all attacks'
+  if code == 0 and now is Status.TO_EVALUATE:
+    return 'its results are not under the attacks of the plan'
+  if code == 0 and deadline is None:
+    return (f'it ended after {len(_epochs(run.workdir))} of '
+            f'{run.config.num_epochs} epochs, without results')
   if code == 0:
     return TIME
   if code < 0:

@@ -21,6 +21,7 @@ _LESS_IS_BETTER = ('nsd', 'gini')
 # Beyond which no interval goes.
 _BOUNDS = {'average': (0, 1), 'worst': (0, 1), 'nsd': (0, math.inf),
            'gap': (-1, 0), 'gini': (0, 1)}
+_APART = 0.01  # averages that count as equal
 BUDGET = ('images', 'generator_steps', 'teacher_forward', 'teacher_backward',
           'student_steps', 'seconds')
 
@@ -79,7 +80,8 @@ class Table:
       reference: a method; default: the first.
 
     Raises:
-      ValueError: if there is no method, or not that one.
+      ValueError: if there is no method, or not that one, or runs differ in how
+        the NSD is defined.
     """
     self.methods = {name: list(found) for name, found in methods.items()
                     if found}
@@ -95,6 +97,12 @@ class Table:
     self.attacks = list(dict.fromkeys(
         attack for model, found in self._rows.values() for outcome in found
         for attack in outcome.results['models'][model]))
+    ddofs = {outcome.identity.get('eval', {}).get('nsd_ddof', 0)
+             for outcome in self.outcomes}
+    if len(ddofs) > 1:
+      raise ValueError('Expected one eval.nsd_ddof of all runs, got '
+                       f'{", ".join(map(str, sorted(ddofs)))}.')
+    self._ddof, = ddofs
     self.cells = {}
     for attack in self.attacks:
       self._fill(attack)
@@ -146,6 +154,7 @@ class Table:
     A student that is less robust on average may look fairer, or less fair, for
     this alone. Of both the epoch of the learning curve counts whose average is
     nearest to the lower one of their last.
+    Pairs that are further apart than a point are left out.
 
     Args:
       attack: of the learning curve; methods without it are left out.
@@ -155,8 +164,10 @@ class Table:
     curves = {name: found for name, found in curves.items() if all(found)}
     if self.reference not in curves:
       return {}
-    return {name: _at_equal_average(found, curves[self.reference])
-            for name, found in curves.items() if name != self.reference}
+    pairs = {name: _at_equal_average(found, curves[self.reference], self._ddof)
+             for name, found in curves.items() if name != self.reference}
+    return {name: pair for name, pair in pairs.items() if abs(
+        np.subtract(*pair.measures['average'])) <= _APART}
 
   def curve_attacks(self) -> list[str]:
     """Returns the attacks of the reference's learning curve."""
@@ -184,8 +195,7 @@ class Table:
          if self._accuracies(row, attack) is not None},
         {row: found for row in self._rows
          if (found := self._accuracies(row, attack)) is not None},
-        metrics.named(self.outcomes[0].identity.get('eval', {}).get(
-            'nsd_ddof', 0)))
+        metrics.named(self._ddof))
     methods = [row for row in column.rows if row in self.methods]
     for measure in MEASURES:
       means = {row: column.interval(row, measure).mean for row in methods}
@@ -281,7 +291,7 @@ class _Column:
     return self._estimates.difference(row, other, measure)
 
 
-def _at_equal_average(curves, reference):
+def _at_equal_average(curves, reference, ddof):
   """Returns the comparison of the curves of two methods, by seed."""
   level = min(np.mean([curve[-1][1] for curve in each])
               for each in (curves, reference))
@@ -290,7 +300,8 @@ def _at_equal_average(curves, reference):
   measures = {
       'average': lambda point: point[1],
       'worst': lambda point: min(point[2]),
-      'nsd': lambda point: float(metrics.nsd(np.array(point[2]))),
+      'nsd': lambda point: float(
+          metrics.nsd(np.array(point[2]), ddof)),
       'gap': lambda point: min(point[2]) - point[1],
       'gini': lambda point: float(metrics.gini(np.array(point[2])))}
   return AtEqualAverage(

@@ -20,8 +20,9 @@ def mix(kind: str, keys: jax.Array, images: jax.Array, share: float, *,
         axis_name: str | None = None) -> jax.Array:
   """Returns a batch in which some images have a part of the one before them.
 
-  The share of the other image is uniform in [0, 1/2]: of the area, one box at
-  a uniform place within the image, for 'cutmix'; of every pixel for 'mixup'.
+  The share of the other image is uniform in [0, 1/2]: of the area, one box of
+  whole pixels, its sides rounded down, at a uniform place within the image, for
+  'cutmix'; of every pixel for 'mixup'.
 
   Args:
     kind: of `KINDS`.
@@ -53,7 +54,8 @@ def _part(kind, key, shape):
   share = jax.random.uniform(share_key, maxval=_LARGEST)
   if kind == 'mixup':
     return jnp.full(shape, share)
-  sides = jnp.floor(jnp.sqrt(share) * jnp.asarray(shape) + 0.5)
+  # Whole pixels, as CutMix counts them: never more than the share.
+  sides = jnp.floor(jnp.sqrt(share) * jnp.asarray(shape))
   corner = jnp.floor(jax.random.uniform(place_key, (2,))
                      * (jnp.asarray(shape) - sides + 1))
   rows, columns = (

@@ -38,7 +38,8 @@ class Settings:
     batch_size: images a step, over all devices.
     pad: largest shift of the augmentation, in pixels.
     flip: whether images are mirrored at random.
-    mix: how images are mixed with one another, of `mixing.KINDS`.
+    mix: how images are mixed with one another, of `mixing.KINDS`. What reads
+      labels takes that of the image that most of it shows.
     mix_share: of a batch that is mixed.
     average: decay of the running average of the student; 0: none is kept.
   """
@@ -62,6 +63,10 @@ class Settings:
     if self.average == 1:
       raise validate.SettingError(
           'average', self.average, 'below 1, where it would never move.')
+    if self.mix != 'none' and frozens.ROBUST not in self.teachers:
+      raise validate.SettingError(
+          'mix', self.mix, "'none' without a teacher: nobody could be asked "
+          'what a mixed image shows.')
     for name in self.reads_clean + self.outer.needs.t_adv:
       if name not in self.teachers:
         raise ValueError(
@@ -112,10 +117,10 @@ class StudentState(flax.struct.PyTreeNode):
 
   Attributes:
     variables: of the student, `params` and `batch_stats`.
-    average: of them, None if none is kept.
     opt_state: of its optimiser.
     inner: what the inner attack keeps.
     outer: what the outer loss keeps, such as GKL's prior.
+    average: of the variables, None if none is kept.
   """
   variables: Any
   opt_state: Any

@@ -86,8 +86,10 @@ class Weighing:
   def end_epoch(self, state: ClassWeights, epoch: jax.Array) -> ClassWeights:
     """Returns the weights of the next epoch."""
     present = state.kappa.counts > 0
-    raw = jnp.where(
-        present, (state.kappa.means(0.) + _SMALLEST) ** -self.fair_power, 0)
+    # In logarithms: 1e-5 to a large power is 0. Only ratios count.
+    logs = -self.fair_power * jnp.log(state.kappa.means(0.) + _SMALLEST)
+    highest = jnp.max(logs, where=present, initial=-jnp.inf)
+    raw = jnp.where(present, jnp.exp(jnp.where(present, logs - highest, 0)), 0)
     total = jnp.where(jnp.any(present), jnp.sum(raw), 1)
     scaled = jnp.clip(raw * jnp.sum(present) / total, *self.fair_bounds)
     return ClassWeights(

@@ -108,7 +108,8 @@ class SimilarTarget(inner.Ascent):
     totals = jnp.sum(errors, axis=-1, keepdims=True)
     seen = totals > 0
     shares = errors / jnp.where(seen, totals, 1)
-    probs = _normalised(jnp.exp(self.sharpness * shares))
+    probs = jax.nn.softmax(self.sharpness * shares, axis=-1,
+                           where=_others(shares) > 0)
     return Confusion(probs=jnp.where(seen, probs, state.probs),
                      counts=jnp.zeros_like(state.counts))
 

@@ -97,10 +97,13 @@ _DISTILL = {
     'momentum': (0.9, 'of SGD'),
     'weight_decay': (5e-4, 'of SGD'),
     'mix': ('none', 'how images are mixed with one another, the teacher being '
-            'asked anew: none, cutmix, mixup'),
+            'asked anew: none, cutmix, mixup; its label stays that of the '
+            'larger part'),
     'mix_share': (0.5, 'of a batch that is mixed'),
     'average': (0., 'decay of the running average of the student, which is '
-                'then what is compared with, evaluated and exported; 0: none'),
+                'then evaluated, exported and what L_adv, generators and '
+                'student margins see; the attack sees the student itself; '
+                '0: none'),
 }
 _EVAL = {
     'attacks': (('clean', 'fgsm', 'pgd20', 'cw20', 'autoattack'),

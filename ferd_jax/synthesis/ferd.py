@@ -57,7 +57,7 @@ class Ferd(trained_latents.TrainedLatents):
       architecture's default.
     bottleneck: settings of the mask that L_uni uses.
   """
-  eps: float = dataclasses.field(kw_only=True)
+  eps: float
   steps: int = 200
   nz: int = 100
   generator_lr: float = 2e-3
@@ -82,6 +82,10 @@ class Ferd(trained_latents.TrainedLatents):
     if not (self.w_bn or self.w_oh or self.w_adv or self.w_uni):
       raise validate.SettingError(
           'w_bn', self.w_bn, 'or one of w_oh, w_adv, w_uni above 0.')
+    if self.attacked_steps and not (self.w_oh or self.w_uni):
+      raise validate.SettingError(
+          'attacked_steps', self.attacked_steps, '0 without L_oh and L_uni '
+          '(w_oh, w_uni), which alone are taken of attacked views.')
     batches.check_moments(self.w_bn, self.teacher, self.image_shape)
     if self.w_uni:
       self._check_tap()

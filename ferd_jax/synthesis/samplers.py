@@ -144,7 +144,8 @@ class MarginSoftmax(_ByMargins):
       (public code).
     attack_steps: of PGD on the teacher.
     memory: share of the epochs before in the fragility of a class, in [0, 1):
-      it is a running average of the measurements; 0: the last one.
+      it is a running average of the measurements; 0: the last one. Above 0,
+      absent has to be 'carry'.
   """
   tau: float = 1.
   absent: str = 'carry'
@@ -153,12 +154,16 @@ class MarginSoftmax(_ByMargins):
 
   def __post_init__(self):
     super().__post_init__()
-    validate.positive(tau=self.tau)
     validate.in_range(*_TAU, tau=self.tau)
     validate.in_range(0, 1, memory=self.memory)
     if self.memory == 1:
       raise validate.SettingError(
           'memory', self.memory, 'below 1, where nothing new would count.')
+    if self.memory and self.absent != 'carry':
+      # Else what stands in for a measurement would be averaged with them.
+      raise validate.SettingError(
+          'memory', self.memory, f"0 unless absent='carry', got "
+          f'absent={self.absent!r}.')
 
   def probabilities(self, fragility: jax.Array) -> jax.Array:
     """Returns class probabilities `[K]` for fragilities `[K]`."""
@@ -194,10 +199,7 @@ class TeacherCrossEntropy(_ByFragility):
 
   def __post_init__(self):
     super().__post_init__()
-    validate.positive(tau=self.tau)
     validate.in_range(*_TAU, tau=self.tau)
-    # Beyond, one class has all probability, or all have the same.
-    validate.in_range(0.01, 1000, tau=self.tau)
 
   def probabilities(self, fragility: jax.Array) -> jax.Array:
     """Returns class probabilities `[K]` for fragilities `[K]`."""

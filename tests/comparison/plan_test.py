@@ -5,7 +5,10 @@ import pathlib
 import made_runs
 import pytest
 
+from configs.comparisons import methods
 from ferd_jax.comparison import plan as plans
+from ferd_jax.run import budget
+from ferd_jax.run import command_line
 
 _SHIPPED = sorted(path.stem for path in pathlib.Path(
     plans.ROOT, 'configs', 'comparisons').glob('*.py')
@@ -113,4 +116,35 @@ def test_shipped_plans_are_sound(name, tmp_path):
   assert plan.rows[0].name == 'FERD'
   for row in plan.rows:
     assert plans.runs(plan.only([row.name]), tmp_path)
+
+
+def test_rates_go_by_the_steps():
+  assert methods.with_steps('Fast', 200) == {
+      'generator_steps': 200, 'generator_lr': pytest.approx(1e-4),
+      'latent_lr': pytest.approx(5e-4)}
+  assert methods.with_steps('CMI', 100) == {
+      'steps': 100, 'generator_lr': 2e-3, 'latent_lr': 2e-3, 'head_lr': 2e-3}
+  for name, (steps, number, rates) in methods._STEPS.items():
+    row, = methods.baselines('cifar10', name)
+    config = command_line.load(row.config, plans.ROOT)
+    if name != 'Fast':  # Five steps are its config's default, ten a variant.
+      assert config.synthesis[steps] == number
+      assert {rate: config.synthesis[rate] for rate in rates} == rates
+
+
+def test_one_budget_on_fashion_mnist(tmp_path):
+  """As many passes through the teacher within a tenth, but as it is stated."""
+  plan = plans.load('fashion_mnist').with_seeds([0])
+  # DFHL-RS asks the student, and real images are made by nobody.
+  plan = plan.only([row.name for row in plan.rows
+                    if row.name not in ('DFHL-RS', 'real images + RSLAD')])
+  passes = {}
+  # No images of the data set are needed to count.
+  more = ['--config.data.noise_examples=24', '--config.teacher.path=random']
+  for run in plans.runs(plan, tmp_path, more):
+    experiment = plans.check(run)
+    spent = budget.of(experiment.method, run.config.num_epochs)
+    passes[run.row] = spent.teacher_forward + spent.teacher_backward
+  assert max(passes.values()) < 1.1 * passes['FERD']
+  assert min(passes.values()) > passes['FERD'] / 1.1
 

@@ -159,6 +159,13 @@ def test_time_that_is_over(main):
   assert found == {('a', 0): running.TIME} and len(_starts(main)) == 8
 
 
+def test_run_that_ends_early_without_a_limit_of_time(main):
+  main('epoch(1)')
+  found, _ = _execute(main, runs=main.runs[:1])
+  assert found == {
+      ('a', 0): 'it ended after 1 of 6 epochs, without results'}
+
+
 def test_finished_run_is_evaluated_under_further_attacks(main):
   _execute(main)
   with main.runs[0].config.unlocked():

@@ -122,6 +122,25 @@ def test_fairness_at_equal_average(tmp_path):
   assert 'equal average' not in markdown.text(tables.Table(methods))
 
 
+def test_pairs_that_are_apart_are_no_equal_average(tmp_path):
+  methods = {
+      'FERD': _outcomes(tmp_path, 'ferd', _GOOD, curve=[(0.9, 0.8, 0.7, 0.6)]),
+      'other': _outcomes(tmp_path, 'other', _BAD, curve=[(0.5,) * 4])}
+  assert not tables.Table(methods).at_equal_average('pgd20')
+
+
+def test_nsd_is_that_of_the_settings(tmp_path):
+  curve = [(0.9, 0.8, 0.7, 0.6)]
+  methods = {name: _outcomes(tmp_path, name, _GOOD, curve=curve,
+                             eval__nsd_ddof=1) for name in 'ab'}
+  found = tables.Table(methods).at_equal_average('pgd20')['b']
+  np.testing.assert_allclose(
+      found.measures['nsd'], np.std(curve[0], ddof=1) / np.mean(curve[0]))
+  methods['c'] = _outcomes(tmp_path, 'c', _GOOD)
+  with pytest.raises(ValueError, match='nsd_ddof.*0, 1'):
+    tables.Table(methods)
+
+
 def test_runs_that_kept_no_images(tmp_path):
   methods = {'a': _outcomes(tmp_path, 'a', _GOOD, _NEAR, flags=False),
              'b': _outcomes(tmp_path, 'b', _BAD, flags=False)}
@@ -141,6 +160,15 @@ def test_seeds_whose_images_have_other_classes(tmp_path):
   found[1].results['labels'] = found[1].results['labels'][::-1]
   worst = tables.Table({'a': found}).cells['a', 'clean', 'worst']
   assert worst.values == [0.7, 0.7]
+
+
+def test_footnotes_are_below_the_table(methods):
+  table, note = tables.Table(methods), 'A & B have no code.'
+  text = markdown.text(table, footnotes=[note])
+  assert text.index(' bad ') < text.index(note) < text.index('% intervals')
+  text = latex.text(table, [note])
+  assert text.index(r'\end{tabular}') < text.index(
+      r'A \& B have no code.') < text.index(r'\end{table}')
 
 
 def test_budget_and_speed(methods):

@@ -10,6 +10,7 @@ import pytest
 
 from ferd_jax import distillation
 from ferd_jax import losses
+from ferd_jax.core import class_sums
 from ferd_jax.distillation import absld
 from ferd_jax.distillation import base
 from ferd_jax.distillation import divergences
@@ -178,6 +179,17 @@ def test_loss_of_one_s_own():
   labels = np.arange(6) % 4
   np.testing.assert_allclose(value, (by_class[labels] * g.cross_entropy(
       outputs.s_adv, labels)).mean())
+
+
+@pytest.mark.parametrize('power', [20., 1e4])
+def test_large_power_favours_the_weakest_class(power):
+  loss = FairRSLAD(fair_power=power)
+  state = loss.init(g.CLASSES)
+  kappa = class_sums.Sums(jnp.array([0., 2., 4., 0.], jnp.float32),
+                          jnp.array([2., 2., 2., 0.], jnp.float32))
+  found = loss.end_epoch(state.replace(kappa=kappa), jnp.asarray(1))
+  # The last class had no images and keeps its weight.
+  np.testing.assert_allclose(found.weights, [2.5, 5 / 6, 5 / 6, 1.], rtol=1e-5)
 
 
 def test_fair_once_only():

@@ -81,6 +81,16 @@ def test_confusion_over_epochs():
   np.testing.assert_array_equal(again.probs, state.probs)
 
 
+def test_large_sharpness_takes_the_most_frequent():
+  attack = similar_target.SimilarTarget(EPS, STEP, rule='confusion',
+                                        sharpness=1e4)
+  state = attack.end_epoch(with_counts(attack), jnp.asarray(2))
+  errors = np.where(np.eye(4, dtype=bool), 0, CONFUSION)[:3]
+  most = errors == errors.max(-1, keepdims=True)
+  np.testing.assert_allclose(
+      state.probs[:3], most / most.sum(-1, keepdims=True), atol=1e-6)
+
+
 def targeted(targets, attack):
   """Returns the attack by `attacks.PGD`, from the same start."""
   noise = np.stack([jax.random.uniform(

@@ -541,6 +541,7 @@ def test_specs_say_what_belongs_to_examples(start):
 
 
 @pytest.mark.parametrize(('options', 'message'), [
+    ({'attacked_steps': 1, 'w_oh': 0., 'w_uni': 0.}, 'attacked_steps=1'),
     ({'tap': 'head'}, "tap='head'"), ({'keep': 'first'}, "keep='first'"),
     ({'measured': 'all'}, "measured='all'"), ({'width': 5}, 'width=5'),
     ({'w_uni': -1.}, 'w_uni=-1.0'), ({'pad': -1}, 'pad=-1'),

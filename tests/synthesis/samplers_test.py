@@ -213,6 +213,8 @@ def test_memory_averages_over_epochs():
 @pytest.mark.parametrize(('kind', 'options', 'message'), [
     (samplers.MarginSoftmax, {'memory': 1.}, 'memory=1.0'),
     (samplers.MarginSoftmax, {'memory': -0.1}, 'memory=-0.1'),
+    (samplers.MarginSoftmax, {'memory': 0.5, 'absent': 'mean'}, 'memory=0.5'),
+    (samplers.MarginSoftmax, {'memory': 0.5, 'absent': 'zero'}, 'memory=0.5'),
     *((kind, options, message) for kind in BY_MARGINS
       for options, message in (
           ({'absent': 'skip'}, "absent='skip'"),
