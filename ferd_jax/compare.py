@@ -198,8 +198,8 @@ def _of_plan(plan, args):
     for run, reason in ended:
       if reason:
         reasons[run.row, run.seed] = reason
-      _table(runs, workdir, reasons, args.reference)
-  table, notes = _table(runs, workdir, reasons, args.reference)
+      _table(runs, workdir, reasons, args.reference, plan.footnotes)
+  table, notes = _table(runs, workdir, reasons, args.reference, plan.footnotes)
   if table is None:
     print('\n'.join(notes))
   else:
@@ -209,7 +209,7 @@ def _of_plan(plan, args):
   return int(any(reason != running.TIME for reason in reasons.values()))
 
 
-def _table(runs, workdir, reasons, reference):
+def _table(runs, workdir, reasons, reference, footnotes):
   """Writes the table of what is finished; returns it and the notes."""
   methods, notes = {}, []
   for run in runs:
@@ -225,15 +225,16 @@ def _table(runs, workdir, reasons, reference):
   methods = {row: methods[row] for row in order if row in methods}
   table = tables.Table(methods,
                        reference if reference in methods else None)
-  _write(workdir, table, notes)
+  _write(workdir, table, notes, footnotes)
   return table, notes
 
 
-def _write(workdir, table, notes):
+def _write(workdir, table, notes, footnotes=()):
   workdir = epath.Path(workdir)
-  atomic.write_text(workdir / 'table.md', markdown.text(table, notes))
+  atomic.write_text(workdir / 'table.md',
+                    markdown.text(table, notes, footnotes))
   atomic.write_text(workdir / 'table.csv', long_form.text(table))
-  atomic.write_text(workdir / 'table.tex', latex.text(table))
+  atomic.write_text(workdir / 'table.tex', latex.text(table, footnotes))
 
 
 if __name__ == '__main__':
