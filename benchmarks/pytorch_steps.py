@@ -17,6 +17,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from ferd_jax import attacks
 from ferd_jax import torch_io
 from ferd_jax import torch_twins
 from ferd_jax.run import experiment as experiments
@@ -259,7 +260,9 @@ class Steps:
         from; None to draw it.
     """
     settings = self.method.distillation
-    attack, outer = settings.inner.attack, settings.outer
+    inner, outer = settings.inner, settings.outer
+    attack = attacks.UTAE(inner.eps, inner.step_size, inner.steps,
+                          gamma=inner.gamma)
     rows, columns = sources or self._sources(images, settings)
     images = crop_flip(images, rows, columns).contiguous(
         memory_format=self.format)
@@ -268,7 +271,7 @@ class Steps:
     logits = self.student.train()(images)
 
     attacked = self.student.eval()
-    if settings.inner.source == 'teacher':
+    if inner.source == 'teacher':
       attacked = self.teacher
     probs = target.softmax(1)
 

@@ -1,16 +1,17 @@
 """Measures the steps of a config in ferd_jax and in PyTorch, side by side.
 
   python benchmarks/steps.py --config=configs/fashion_mnist.py
-  python benchmarks/steps.py --config=configs/cifar10_resnet20.py \
-    --config.teacher.path=FILE --rounds=3 --output=steps.json
+  python benchmarks/steps.py --config=cifar10_resnet20 --rounds=3 \
+    --output=steps.json
 
 Four things, at the config's networks and batch sizes: a generator step, a
 student step, PGD-20 on one batch of the evaluation, and an epoch. On the JAX
 side they are the compiled functions that training and evaluation call, and
 `train.epoch` itself; on the PyTorch side benchmarks/pytorch_steps.py, eager,
 with the same converted weights, in the faster of its two memory layouts. No
-data set is needed: the images are noise, on which a step takes as long as on
-others. Copies of batches to the device are not measured, but in an epoch.
+data set or file is needed: images are noise and weights random, with which a
+step takes as long as with others. Copies of batches to the device are not
+measured, but in an epoch.
 
 An epoch is one after the warm-up, cut to at most 20 generator and 20 student
 steps and measured in JAX alone. What it takes beyond these steps, which is
@@ -100,7 +101,7 @@ class JaxSteps:
     method, parallel = experiment.method, experiment.parallel
     self._steps = methods.compile_steps(method)
     evaluator = experiment.evaluators['student']
-    self._attack, self._count = evaluator.attacks[ATTACK], evaluator.count
+    self._attack, self._hits = evaluator.attacks[ATTACK], evaluator.hits
     # Past the warm-up, where all terms count and the student is trained.
     self._state = states.init(method, experiment.config.seed).replace(
         epoch=parallel.replicate(jnp.int32(method.warmup_epochs)))
@@ -150,7 +151,7 @@ class JaxSteps:
     batch = self._examples
     attacked = self._attack(self._variables, self._key, batch.images,
                             batch.labels, indices=batch.indices)
-    counts, _ = self._count(self._variables, attacked, batch)
+    counts, _ = self._hits(self._variables, attacked, batch)
     if 'evaluation' not in self.first:
       self.first['evaluation'] = jax.tree.map(
           np.array, (batch, attacked, counts))
@@ -452,6 +453,9 @@ def run_benchmark(config: Any) -> dict[str, Any]:
   """Measures a config's steps and prints and returns the results."""
   size = max(config.distill.batch_size, config.eval.batch_size)
   config.data.noise_examples = size
+  # Nor are a teacher's weights: random ones take as long.
+  for teacher in (config.teacher, *config.teachers.values()):
+    teacher.path, teacher.robustbench = experiments.RANDOM, None
   for group in (config.synthesis, config.distill):
     group.steps = min(group.steps, _EPOCH_STEPS)
   experiment = experiments.build(config, jax.devices()[:1])
