@@ -61,6 +61,7 @@ from ferd_jax.models import frozen as frozens
 from ferd_jax.run import command_line
 from ferd_jax.run import experiment as experiments
 from ferd_jax.run import method as methods
+from ferd_jax.run import networks
 from ferd_jax.run import state as states
 from ferd_jax.synthesis import base
 from ferd_jax.synthesis import bottleneck
@@ -455,7 +456,7 @@ def run_benchmark(config: Any) -> dict[str, Any]:
   config.data.noise_examples = size
   # Nor are a teacher's weights: random ones take as long.
   for teacher in (config.teacher, *config.teachers.values()):
-    teacher.path, teacher.robustbench = experiments.RANDOM, None
+    teacher.path, teacher.robustbench = networks.RANDOM, None
   for group in (config.synthesis, config.distill):
     group.steps = min(group.steps, _EPOCH_STEPS)
   experiment = experiments.build(config, jax.devices()[:1])

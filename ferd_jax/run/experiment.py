@@ -16,8 +16,6 @@ import numpy as np
 
 import ferd_jax
 from ferd_jax import data
-from ferd_jax import models
-from ferd_jax.core import buckets
 from ferd_jax.core import errors
 from ferd_jax.core import memory
 from ferd_jax.core import parallel as parallels
@@ -29,19 +27,16 @@ from ferd_jax.evaluation import robustness
 from ferd_jax.models import forward
 from ferd_jax.models import frozen as frozens
 from ferd_jax.run import checkpoints
+from ferd_jax.run import data_splits
 from ferd_jax.run import learning_curve
 from ferd_jax.run import method as methods
+from ferd_jax.run import networks
 from ferd_jax.run import settings
 from ferd_jax.run import state as states
 from ferd_jax.run import work_directory
 from ferd_jax.synthesis import pool
 from ferd_jax.weights import loading
 from ferd_jax.weights import native
-from ferd_jax.weights import robustbench
-
-RANDOM = 'random'
-NO_TEACHER = 'none'  # as its arch
-OWN = 'passed from Python'  # as a network's arch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,19 +170,19 @@ def build(config: config_dict.ConfigDict,
   with validate.named('data'):
     info = data.info(config.data.name)
   _check_data(config, info)
-  student_network = None if student is not None else _network(
+  student_network = None if student is not None else networks.network(
       config.student, info)
   if student is None:
     with validate.named('student'):
       student = student_network.build()
   if teacher is None:
-    _check_teacher('teacher', config.teacher, config)
+    networks.check_teacher('teacher', config.teacher, config)
   for name, options in config.teachers.items():
-    _check_teacher(f'teachers.{name}', options, config)
+    networks.check_teacher(f'teachers.{name}', options, config)
   # Before the weights: what does not fit is blamed on the data that is wrong.
   with validate.named('data', data_dir='dir'):
-    examples, validation = _judging(config, info, to_train)
-  teachers, published = _teachers(config, info, parallel, teacher)
+    examples, validation = data_splits.judging(config, info, to_train)
+  teachers, published = networks.teachers(config, info, parallel, teacher)
   given = {
       'eps': config.eps, 'step_size': _step_size(config),
       'num_epochs': config.num_epochs, 'warmup_epochs': config.warmup_epochs,
@@ -206,7 +201,7 @@ def build(config: config_dict.ConfigDict,
   training = None
   if to_train and method.synthesis.rounds.reads_data:
     with validate.named('data', data_dir='dir'):
-      training = _training(config, info, {
+      training = data_splits.training(config, info, {
           'split': examples, 'validation_split': validation})
     method = dataclasses.replace(method, training_data=training)
   return Experiment(
@@ -271,7 +266,7 @@ def _identity(config, teachers, student_network, student, given, training):
                            for name, loaded in teachers.items()}}
   if student_network is None:
     identity['student'] = _own(student)
-  if teachers and teachers[frozens.ROBUST].network.arch == OWN:
+  if teachers and teachers[frozens.ROBUST].network.arch == networks.OWN:
     identity['teacher'] = _own(given['teacher'])
   if training is not None:
     identity[work_directory.TRAINING_DATA] = {
@@ -283,7 +278,8 @@ def _identity(config, teachers, student_network, student, given, training):
 
 def _own(module):
   """Returns what is known of a module from Python, the same in any process."""
-  return {'arch': OWN, 'module': re.sub(r' at 0x[0-9a-f]+', '', repr(module))}
+  return {'arch': networks.OWN,
+          'module': re.sub(r' at 0x[0-9a-f]+', '', repr(module))}
 
 
 def _check_names(config):
@@ -353,7 +349,7 @@ def _check(config):
                      *measured),
                     select=options.select)
     if (options.select == learning_curve.SYNTHETIC_PGD
-        and config.teacher.arch == NO_TEACHER):
+        and config.teacher.arch == networks.NO_TEACHER):
       raise validate.SettingError(
           'select', options.select, 'to need no teacher to judge by; there is '
           'none.')
@@ -396,7 +392,7 @@ def _check_memory(config, method):
     # The images, what is made of them, and a gradient.
     memory.check(f'{group}.batch_size={size:,} images', 12 * image * size,
                  'a smaller batch')
-  _shapes('student', method.distillation.student, method.image_shape)
+  networks.shapes('student', method.distillation.student, method.image_shape)
   try:
     shapes = states.shapes(method)
   except Exception as error:  # A part is anybody's code.
@@ -464,27 +460,10 @@ def _check_data(config, info):
             f'to have {channels} values, one per channel.')
 
 
-def _shapes(group, model, image_shape):
-  """Returns the shapes of a network's variables for images of a shape.
-
-  Raises:
-    ValueError: if it does not take such images, whatever it raises itself.
-  """
-  try:
-    return jax.eval_shape(
-        lambda key: models.init_variables(model, key, image_shape),
-        jax.random.key(0))
-  except Exception as error:  # A network is anybody's code.
-    kind = '' if isinstance(error, ValueError) else f'{type(error).__name__}: '
-    raise ValueError(
-        f'Expected the {group} {type(model).__name__} to take images of shape '
-        f'{image_shape}; {kind}{errors.reason(error)}.') from error
-
-
 def _check_train_mode(student, batch_size, parallel, image_shape):
   """Raises ValueError for a student that cannot be trained."""
   images = jax.ShapeDtypeStruct((batch_size, *image_shape), np.float32)
-  shapes = _shapes('student', student, image_shape)
+  shapes = networks.shapes('student', student, image_shape)
   if parallel.num_devices > 1 and not forward.synchronises(student, shapes):
     raise ValueError(
         f'Expected {type(student).__name__} to have a field axis_name for its '
@@ -497,21 +476,6 @@ def _check_train_mode(student, batch_size, parallel, image_shape):
 
 def _step_size(config):
   return config.eps / 4 if config.step_size is None else config.step_size
-
-
-# Settings of a network that are no options of its module.
-_NO_OPTIONS = ('arch', 'path', 'select', 'normaliser', 'robustbench')
-
-
-def _options(network):
-  return {name: value for name, value in network.items()
-          if name not in _NO_OPTIONS and value is not None}
-
-
-def _network(options, info):
-  """Returns what the network of a group of the config is."""
-  return native.Network(options.arch, info.image_shape[-1], info.num_classes,
-                        _options(options), image_shape=info.image_shape)
 
 
 def _with_unset(config):
@@ -529,175 +493,6 @@ def _with_unset(config):
         settings_of = settings_of[group]
       settings_of[leaf] = None
   return config
-
-
-def _teachers(config, info, parallel, own):
-  """Returns the teachers by name, and the published accuracy of the first."""
-  found, published = {}, None
-  if own is not None:
-    module, variables = own
-    network = native.Network(OWN, info.image_shape[-1], info.num_classes)
-    found[frozens.ROBUST] = loading.Loaded(
-        network, module, {'batch_stats': {}, **variables})
-  elif config.teacher.arch == NO_TEACHER:
-    if config.teachers:
-      raise validate.SettingError(
-          'teacher.arch', NO_TEACHER, 'to be another: there are teachers '
-          f'{", ".join(config.teachers)} beside it.')
-  else:
-    found[frozens.ROBUST], published = _teacher(
-        'teacher', config.teacher, config, info, parallel)
-  for name, options in config.teachers.items():
-    if name in (frozens.ROBUST, frozens.STUDENT):
-      raise ValueError(f'Expected teachers.{name} to have another name; '
-                       f'{name!r} is taken.')
-    found[name], _ = _teacher(f'teachers.{name}', options, config, info,
-                              parallel)
-  return found, published
-
-
-def _check_teacher(group, options, config):
-  """Raises ValueError for what is wrong before a file is looked at."""
-  if options.arch == NO_TEACHER:
-    if group != 'teacher':
-      raise validate.SettingError(
-          f'{group}.arch', options.arch, 'to be a network; without the group '
-          f'{group} there is none.')
-    for name in settings.FILE:
-      if options[name]:
-        raise validate.SettingError(
-            f'{group}.{name}', options[name], 'to be unset: '
-            f'{group}.arch={NO_TEACHER!r} says that there is no teacher.')
-    return
-  if options.path == RANDOM:
-    return
-  with validate.named(group):
-    arch, given = options.arch, _options(options)
-    if options.robustbench:
-      entry = robustbench.find(config.data.name, options.robustbench)
-      arch, given = entry.arch, entry.options_with(given)
-    if arch != loading.AUTO:  # Mistakes in it come before those of a file.
-      models.build(arch, data.info(config.data.name).num_classes, **given)
-  if not options.path and not options.robustbench:
-    raise ValueError(_no_file(group, options, config.data.name))
-  with validate.named(f'{group}.path'):
-    buckets.check(options.path)
-  if config.data.noise_examples:
-    raise validate.SettingError(
-        'data.noise_examples', config.data.noise_examples, 'to be 0 beside a '
-        f'named teacher ({group}.path or {group}.robustbench): what it does on '
-        'noise means nothing. Leave :smoke out, which also shrinks the '
-        'networks.')
-
-
-def _teacher(group, options, config, info, parallel):
-  """Returns a teacher, and its published clean accuracy or None."""
-  arch, given, select = options.arch, _options(options), options.select
-  path, published = options.path, None
-  if path == RANDOM:
-    return _random_teacher(group, options, config, info, parallel), None
-  if options.robustbench:
-    with validate.named(group):
-      entry = robustbench.find(config.data.name, options.robustbench)
-      arch, select = entry.arch, select or entry.select
-      given = entry.options_with(given)
-      path, published = path or robustbench.fetch(entry), entry.clean
-  with (data.blamed(config.data.name), validate.named(f'{group}.path'),
-        buckets.local(path) as file):
-    loaded = loading.load(
-        file, arch=arch, options=given, channels=info.image_shape[-1],
-        num_classes=info.num_classes, select=select,
-        image_shape=info.image_shape, normaliser=options.normaliser)
-  return loaded, published
-
-
-def _no_file(group, options, dataset):
-  """Returns what to do about a teacher without a file."""
-  text = (f'Expected {group}.path to name a file of weights of '
-          f'{options.arch}: set --config.{group}.path=FILE')
-  if any(entry.dataset == dataset for entry in robustbench.entries()):
-    return (f'{text}, or a RobustBench id by --config.{group}.robustbench=ID; '
-            'python -m ferd_jax.teachers list shows them.')
-  text = f'{text}. RobustBench has no network for {dataset}: '
-  if dataset in data.NAMES:
-    return (f'{text}python main.py --config=teachers/{dataset} trains a robust '
-            f'one, runs/teacher_{dataset}/export/student.pt '
-            '(docs/teachers.md).')
-  return (f'{text}train a robust one, adversarially, as the configs of '
-          'configs/teachers do (docs/teachers.md).')
-
-
-def _random_teacher(group, options, config, info, parallel):
-  """Returns a teacher with drawn weights, to try things out."""
-  with validate.named(group):
-    network = _network(options, info)
-    model = network.build()
-  memory.check(f'the {group}',
-               memory.size(_shapes(group, model, info.image_shape)),
-               f'a smaller {group}.width')
-  key = states.key_once(jax.random.key(config.seed), states.Once.TEACHER)
-  def init(key, *, axis_name=None):
-    del axis_name  # Every device computes the same.
-    return models.init_variables(model, key, info.image_shape)
-  # Compiled: op by op, XLA's CPU compiler takes seconds per kernel's shape.
-  init = parallel.compile(init, (parallels.REPLICATED,), parallels.REPLICATED)
-  variables = jax.tree.map(np.asarray, init(parallel.replicate(key)))
-  return loading.Loaded(network, model, variables)
-
-
-def _judging(config, info, to_train):
-  """Returns examples of the evaluation and of the learning curve."""
-  examples = _load_examples(config, info, 'split')
-  if not (config.data.validation_split and to_train):
-    return examples, examples
-  return examples, _load_examples(config, info, 'validation_split')
-
-
-def _training(config, info, judges):
-  """Returns real examples to train on.
-
-  Raises:
-    SettingError: if examples to judge by, by setting, are among them.
-  """
-  training = _load_examples(config, info, 'train_split')
-  for name, examples in judges.items():
-    if config.data[name]:
-      _check_disjoint(config.data, name, examples, training)
-  return training
-
-
-def _load_examples(config, info, setting):
-  """Returns the examples that a setting names, or noise in their place."""
-  options = config.data
-  if not options.noise_examples:
-    return data.load(options.name, options[setting],
-                     data_dir=options.dir or None)
-  # Others for each split.
-  number = ('split', 'validation_split', 'train_split').index(setting)
-  rng = np.random.default_rng([config.seed, number] if number else config.seed)
-  size = options.noise_examples
-  memory.check(f'data.noise_examples={size:,} images',
-               5 * size * int(np.prod(info.image_shape)), 'fewer of them')
-  return data.Examples(
-      images=rng.integers(0, 256, (size, *info.image_shape), np.uint8),
-      labels=rng.integers(0, info.num_classes, size, np.int32),
-      class_names=info.class_names)
-
-
-# Of examples to judge by, those that may be among the training images all the
-# same: data sets have a few images twice.
-_TWICE = 0.05
-
-
-def _check_disjoint(options, name, examples, training):
-  """Raises SettingError if a network would be judged by what it learned."""
-  known = {hash(image.tobytes()) for image in training.images}
-  both = sum(hash(image.tobytes()) in known for image in examples.images)
-  if both > _TWICE * len(examples.images):
-    raise validate.SettingError(
-        name, options[name], f'to have other images than train_split='
-        f'{options.train_split!r}: {both} of {len(examples.images)} are the '
-        'same, and a network is not judged by what it was trained on.')
 
 
 def _digest(variables):
@@ -735,10 +530,10 @@ def saved_config(workdir: epath.PathLike) -> config_dict.ConfigDict:
   unknown = sorted(
       name for name, _ in settings.flat(saved)
       if name not in known and name.partition('.')[0] not in _FOUND)
-  if OWN in (dict(settings.flat(saved)).get(f'{name}.arch')
-             for name in ('student', 'teacher')):
-    raise ValueError(f'{workdir} has networks that were {OWN}; evaluate it '
-                     'there, by train.evaluate_run.')
+  if networks.OWN in (dict(settings.flat(saved)).get(f'{name}.arch')
+                      for name in ('student', 'teacher')):
+    raise ValueError(f'{workdir} has networks that were {networks.OWN}; '
+                     'evaluate it there, by train.evaluate_run.')
   if unknown:
     raise ValueError(
         f'{workdir} is a run with settings that this version does not have: '

@@ -17,6 +17,7 @@ from configs import tiny_imagenet
 from ferd_jax import assets
 from ferd_jax import models
 from ferd_jax.core import downloads
+from ferd_jax.run import data_splits
 from ferd_jax.run import experiment
 from ferd_jax.run import settings
 
@@ -242,7 +243,7 @@ def test_file_that_is_not_there_says_where_to_put_it(monkeypatch, tmp_path):
   def refused(*args, **options):
     raise OSError('no network')
   monkeypatch.setattr(downloads, 'get', refused)
-  monkeypatch.setattr(experiment, '_judging', lambda *args: (None, None))
+  monkeypatch.setattr(data_splits, 'judging', lambda *args: (None, None))
   with pytest.raises(OSError) as error:
     experiment.build(cifar10.get_config())
   message = str(error.value)
