@@ -15,20 +15,7 @@ from ferd_jax.comparison import plan as plans
 def get_plan() -> plans.Plan:
   """Returns the plan."""
   config, steps = 'cifar10_resnet20:paper_length', 200
-  fast = methods.with_steps('Fast', steps)
   return plans.Plan(
       name='cifar10', footnotes=methods.FOOTNOTES,
-      rows=[*methods.ferd(config), *methods.ablations(config),
-            *methods.losses(config, 'RSLAD'),
-            *methods.baselines(
-                config, 'CMI', **methods.with_steps('CMI', steps // 2)),
-            *methods.baselines(
-                config, 'DeepInversion',
-                **methods.with_steps('DeepInversion', steps)),
-            *methods.baselines(
-                config, 'DFHL-RS', **methods.with_steps('DFHL-RS', steps)),
-            *methods.baselines(config, 'Fast', **fast),
-            methods.mixture(config, 'Fast', 'ABSLD', **fast),
-            methods.mixture(config, 'Fast', 'Fair-RSLAD', **fast),
-            *methods.with_data(config)],
+      rows=methods.at_one_budget(config, steps),
       settings={'eval.target_examples': 0})

@@ -16,21 +16,8 @@ from ferd_jax.comparison import plan as plans
 def get_plan() -> plans.Plan:
   """Returns the plan."""
   config, steps = 'fashion_mnist', 200
-  fast = methods.with_steps('Fast', steps)
   return plans.Plan(
       name='fashion_mnist', minutes=25., footnotes=methods.FOOTNOTES,
-      rows=[*methods.ferd(config), *methods.ablations(config),
-            *methods.losses(config, 'RSLAD'),
-            *methods.baselines(
-                config, 'CMI', **methods.with_steps('CMI', steps // 2)),
-            *methods.baselines(
-                config, 'DeepInversion',
-                **methods.with_steps('DeepInversion', steps)),
-            *methods.baselines(
-                config, 'DFHL-RS', **methods.with_steps('DFHL-RS', steps)),
-            *methods.baselines(config, 'Fast', **fast),
-            methods.mixture(config, 'Fast', 'ABSLD', **fast),
-            methods.mixture(config, 'Fast', 'Fair-RSLAD', **fast),
-            *methods.with_data(config)],
+      rows=methods.at_one_budget(config, steps),
       settings={'eval.autoattack_examples': 1000, 'eval.target_examples': 0,
                 'eval.every': 1, 'log.samples_every': 0})

@@ -133,6 +133,29 @@ def with_data(config: str) -> list[plans.Row]:
       'synthesis.name': 'real', 'sampler.name': 'uniform'})]
 
 
+def at_one_budget(config: str, steps: int) -> list[plans.Row]:
+  """Returns FERD, its ablations and others at one budget, and the ceiling.
+
+  All have as many student steps and images, and as many passes through the
+  teacher but for FERD's sampler: CMI has half of the steps, for its two views.
+
+  Args:
+    config: of the data set.
+    steps: of the generator in an epoch.
+  """
+  cmi, deepinversion, dfhl_rs, fast = (
+      with_steps(name, number) for name, number in (
+          ('CMI', steps // 2), ('DeepInversion', steps), ('DFHL-RS', steps),
+          ('Fast', steps)))
+  return [*ferd(config), *ablations(config), *losses(config, 'RSLAD'),
+          *baselines(config, 'CMI', **cmi),
+          *baselines(config, 'DeepInversion', **deepinversion),
+          *baselines(config, 'DFHL-RS', **dfhl_rs),
+          *baselines(config, 'Fast', **fast),
+          mixture(config, 'Fast', 'ABSLD', **fast),
+          mixture(config, 'Fast', 'Fair-RSLAD', **fast), *with_data(config)]
+
+
 def _with(config, variant):
   """Returns a config's name with one variant more."""
   return f'{config},{variant}' if ':' in config else f'{config}:{variant}'
