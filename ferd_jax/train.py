@@ -322,7 +322,8 @@ def _train(experiment, workdir, stop_after, reporter, owned):
       with _last_good(number - 1):
         done = epoch(method, steps, state, teachers, pool, progress.step)
         state = done.state
-        _check_finite(states.gathered(method, state), number)
+        gathered = states.gathered(method, state)
+        _check_finite(gathered, number)
       metrics = done.metrics | _class_metrics(state.sampler)
       _warn(doubts.of_epoch(metrics, done.images, method.num_classes), number,
             warned, reporter)
@@ -335,7 +336,7 @@ def _train(experiment, workdir, stop_after, reporter, owned):
       if owned is not None:
         owned.confirm()
       progress.epoch(number, config.num_epochs, metrics)
-      checkpoints.save(number, state, pool, made, progress.lines)
+      checkpoints.save(number, gathered, pool, made, progress.lines)
       if _due(number, config.log.samples_every, last=config.num_epochs):
         _save_samples(workdir, method, number, done)
   return last_epoch == config.num_epochs

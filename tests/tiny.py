@@ -86,7 +86,8 @@ def save(experiment, workdir, epoch, state, pool, new_images):
   """Saves an epoch as a run does."""
   with checkpointing.Checkpoints(workdir, experiment.method,
                                  identity=experiment.identity) as checkpoints:
-    checkpoints.save(epoch, state, pool, new_images,
+    checkpoints.save(epoch, states.gathered(experiment.method, state), pool,
+                     new_images,
                      [json.dumps({'epoch': epoch})])
 
 

@@ -127,7 +127,7 @@ class Checkpoints:
 
     Args:
       epoch: epochs completed.
-      state: of the run.
+      state: of the run, `states.gathered`.
       pool: of which only the last `new_images` are written.
       new_images: how many this epoch added.
       metrics: the lines of metrics.jsonl, the last of them this epoch's, with
@@ -142,13 +142,12 @@ class Checkpoints:
         pool.save_last(self._workdir / _POOL, epoch, new_images)
       self._pool_digests.append(pool.last_digest(new_images))
     self._ranks[epoch] = json.loads(metrics[-1]).get(self.select, -math.inf)
-    gathered = states.gathered(self._method, state)
     record = records.Record(
-        epoch=epoch, state=saved.digest(gathered),
-        structure=_structure(gathered), pool=list(self._pool_digests),
-        metrics=list(metrics), identity=self._identity)
+        epoch=epoch, state=saved.digest(state), structure=_structure(state),
+        pool=list(self._pool_digests), metrics=list(metrics),
+        identity=self._identity)
     with _writing(self._directory / str(epoch)):
-      if not self._manager.save(epoch, args=ocp.args.StandardSave(gathered),
+      if not self._manager.save(epoch, args=ocp.args.StandardSave(state),
                                 custom_metadata=record.json_values()):
         raise ValueError('there is a later one')
     self._unsynced = epoch

@@ -46,7 +46,8 @@ def _save(workdir, mode='jit', devices=1, epochs=(1,)):
     for epoch in epochs:
       state = states.init(method, epoch)
       lines.append(json.dumps({'epoch': epoch}))
-      checkpoints.save(epoch, state, pool, 0, lines)
+      checkpoints.save(epoch, states.gathered(method, state), pool, 0,
+                       lines)
   return _on_host(method, state)
 
 
