@@ -20,13 +20,9 @@ import subprocess
 import sys
 import time
 
-try:
-  import fcntl
-except ImportError:  # Windows
-  fcntl = None
-
 from ferd_jax.comparison import outcomes
 from ferd_jax.comparison import plan as plans
+from ferd_jax.core import file_locks
 from ferd_jax.core import reporting
 from ferd_jax.run import progress as progresses
 
@@ -298,15 +294,7 @@ def _locked(log):
   it ends, in whatever way: also if this one was killed before. Where there are
   no such locks the work directory's own decides, once the run starts.
   """
-  if fcntl is None:
-    return True
-  try:
-    fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
-  except BlockingIOError:
-    return False
-  except OSError:  # A disk without locks.
-    pass
-  return True
+  return file_locks.take(log) is not False
 
 
 def _stop(jobs):

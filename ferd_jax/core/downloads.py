@@ -29,13 +29,9 @@ import urllib.error
 
 from etils import epath
 
-try:
-  import fcntl
-except ImportError:  # Not on Windows, where nobody is waited for.
-  fcntl = None
-
 from ferd_jax.core import atomic
 from ferd_jax.core import errors
+from ferd_jax.core import file_locks
 from ferd_jax.core import reporting
 
 _CHUNK_BYTES = 1 << 20
@@ -202,23 +198,22 @@ def _check(file, path, digest, accept):
 @contextlib.contextmanager
 def _lock(path: pathlib.Path, reporter: reporting.Reporter) -> Iterator[None]:
   """Waits until no other thread or process of this host downloads a path."""
-  if fcntl is None:
-    yield
-    return
   name, said = path.with_name(f'{path.name}.lock'), False
   while True:
     file = open(name, 'w')
-    try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    taken = file_locks.take(file)
+    if taken is None:  # Nobody is waited for.
+      file.close()
+      name.unlink(missing_ok=True)
+      yield
+      return
+    if not taken:
       file.close()
       if not said:
         reporter.line(f'Waiting for another download of {path.name}.')
       said = True
       time.sleep(_POLL_SECONDS)
       continue
-    except OSError:  # A file system without locks.
-      break
     # Who held it before may have removed the name after it was opened here.
     with contextlib.suppress(OSError):
       if os.path.samestat(os.fstat(file.fileno()), name.stat()):

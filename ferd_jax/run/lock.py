@@ -25,12 +25,8 @@ import uuid
 from etils import epath
 import jax
 
+from ferd_jax.core import file_locks
 from ferd_jax.core import reporting
-
-try:
-  import fcntl
-except ImportError:  # Windows
-  fcntl = None
 
 LOCK = 'lock.json'
 _BEAT = 15.
@@ -144,18 +140,16 @@ def _take(path, reporter):
 def _kernel_lock(path):
   """Returns the descriptor of the locked file, None where there are no locks.
   """
-  if fcntl is None or '://' in os.fspath(path):
+  if '://' in os.fspath(path):
     return None
   while True:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-      fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    taken = file_locks.take(descriptor)
+    if not taken:
       os.close(descriptor)
-      raise _refusal(path, _read(path)) from None
-    except OSError:  # A disk without locks.
-      os.close(descriptor)
-      return None
+      if taken is None:
+        return None
+      raise _refusal(path, _read(path))
     try:  # The one before may have removed the file that was opened.
       current = os.stat(path)
     except FileNotFoundError:

@@ -15,6 +15,7 @@ import pytest
 
 from ferd_jax.comparison import plan as plans
 from ferd_jax.comparison import running
+from ferd_jax.core import file_locks
 
 # It leaves what main.py does, an epoch for each line of `epochs`.
 _MAIN = '''
@@ -192,9 +193,9 @@ def test_without_locks_runs_are_started(main, monkeypatch, kind):
   def refuse(*_):
     raise OSError('no locks available')
   if kind == 'no module':
-    monkeypatch.setattr(running, 'fcntl', None)
+    monkeypatch.setattr(file_locks, 'fcntl', None)
   else:
-    monkeypatch.setattr(running.fcntl, 'flock', refuse)
+    monkeypatch.setattr(file_locks.fcntl, 'flock', refuse)
   assert _execute(main, runs=main.runs[:1])[0] == {('a', 0): ''}
 
 

@@ -10,6 +10,7 @@ import time
 
 import pytest
 
+from ferd_jax.core import file_locks
 from ferd_jax.core import reporting
 from ferd_jax.run import lock
 
@@ -30,7 +31,7 @@ def disk(request, monkeypatch):
   monkeypatch.setattr(lock, '_BEAT', 0.05)
   monkeypatch.setattr(lock, '_SILENT', 0.5)
   if request.param == 'bucket':
-    monkeypatch.setattr(lock, 'fcntl', None)
+    monkeypatch.setattr(file_locks, 'fcntl', None)
   return request.param
 
 
@@ -127,7 +128,7 @@ def test_owner_on_another_host_that_just_ends(tmp_path, monkeypatch):
 
 def test_of_two_in_a_bucket_the_first_notices(tmp_path, monkeypatch):
   monkeypatch.setattr(lock, '_SETTLED', 0.)
-  monkeypatch.setattr(lock, 'fcntl', None)
+  monkeypatch.setattr(file_locks, 'fcntl', None)
   with lock.held(tmp_path) as held:
     _write(tmp_path, host='elsewhere')
     with pytest.raises(OSError, match="taken over by process 12 on host 'els"):
@@ -152,8 +153,8 @@ def test_file_that_says_nothing(tmp_path, text):
 def test_disk_that_knows_no_locks(tmp_path, disk, monkeypatch):
   def refused(*args):
     raise OSError(95, 'Operation not supported')
-  if lock.fcntl is not None:
-    monkeypatch.setattr(lock.fcntl, 'flock', refused)
+  if file_locks.fcntl is not None:
+    monkeypatch.setattr(file_locks.fcntl, 'flock', refused)
   with lock.held(tmp_path) as held:
     held.confirm()
     with pytest.raises(ValueError, match='to be free'):
