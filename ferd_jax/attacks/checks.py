@@ -17,6 +17,7 @@ from ferd_jax.attacks import attack as attacks
 from ferd_jax.attacks import geometry
 from ferd_jax.attacks import inputs
 from ferd_jax.attacks import saved
+from ferd_jax.core import digests
 
 _PASSES = 5
 _VARIATION = 1e-4  # of normalised logits between passes
@@ -127,7 +128,7 @@ def determinism(predict: Callable[[np.ndarray], np.ndarray],
   again = trace()
   if (variation > _VARIATION
       or saved.code_of(traced) != saved.code_of(again)
-      or saved.digest(traced.consts) != saved.digest(again.consts)):
+      or digests.of_arrays(traced.consts) != digests.of_arrays(again.consts)):
     return ["The model seems to be stochastic. Use version 'rand' and a "
             'logits_fn(images, key).']
   return []

@@ -24,6 +24,7 @@ from ferd_jax.attacks import inputs
 from ferd_jax.attacks import saved
 from ferd_jax.attacks import slots
 from ferd_jax.attacks import square
+from ferd_jax.core import digests
 from ferd_jax.core import parallel as parallels
 from ferd_jax.core import reporting
 from ferd_jax.core import validate
@@ -184,7 +185,7 @@ class Session:
                        jax.tree_util.Partial(_Borrowed(logits_fn)))
     self._traced = self._trace()
     # What it closes over may be other weights by the next call.
-    self._compiled = (_shared(saved.digest(self._traced.consts)) if shares
+    self._compiled = (_shared(digests.of_arrays(self._traced.consts)) if shares
                       else _Compiled())
     self._members = members(self._num_classes)
     self._model = parallel.replicate(self._logits_fn)
@@ -393,10 +394,10 @@ class Session:
         'individual': self._individual,
         'attacks': [f'{name}: {type(attack).__name__}'
                     for name, attack in self._members.items()],
-        'x': saved.digest(self._x), 'y': saved.digest(self._y),
+        'x': digests.of_arrays(self._x), 'y': digests.of_arrays(self._y),
         'model': hashlib.sha256(saved.code_of(model).encode()).hexdigest(),
         # Of a closure they are constants.
-        'variables': saved.digest((self._logits_fn, model.consts)),
+        'variables': digests.of_arrays((self._logits_fn, model.consts)),
         'code': [self._code(self._members[name])
                  for name in sorted(self._members)],
     } | settings_of_attacks
@@ -412,7 +413,7 @@ class Session:
     jaxpr = jax.make_jaxpr(step)(
         self._logits_fn, self._x[:1], self._y[:1],
         np.full(1, self._eps, self._x.dtype), jax.random.split(self._key, 1))
-    text = saved.code_of(jaxpr) + saved.digest(jaxpr.consts)
+    text = saved.code_of(jaxpr) + digests.of_arrays(jaxpr.consts)
     return hashlib.sha256(text.encode()).hexdigest()
 
   def _arrays(self):

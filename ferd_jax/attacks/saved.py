@@ -1,6 +1,5 @@
 """The state of an AutoAttack run in a file, so that it can be gone on with."""
 
-import hashlib
 import json
 import os
 import re
@@ -8,8 +7,6 @@ from typing import Any
 import zipfile
 
 from etils import epath
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from ferd_jax.core import atomic
@@ -20,19 +17,6 @@ _FORMAT = 3
 
 class Damaged(ValueError):
   """A file that is no state of AutoAttack, or not what was written."""
-
-
-def digest(tree: Any) -> str:
-  """Returns a hash of all arrays of a pytree, in their order."""
-  found = hashlib.sha256()
-  for leaf in jax.tree.leaves(tree):
-    if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype,
-                                                      jax.dtypes.prng_key):
-      leaf = jax.random.key_data(leaf)
-    array = np.ascontiguousarray(leaf)
-    found.update(f'{array.dtype}{np.shape(leaf)}'.encode())
-    found.update(array.reshape(-1).view(np.uint8))
-  return found.hexdigest()
 
 
 def code_of(jaxpr: Any) -> str:

@@ -16,6 +16,7 @@ import numpy as np
 import ferd_jax
 from ferd_jax import data
 from ferd_jax.attacks import saved
+from ferd_jax.core import digests
 from ferd_jax.core import parallel as parallels
 from ferd_jax.core import reporting
 from ferd_jax.evaluation import finished
@@ -128,7 +129,7 @@ def evaluate(subject: Subject, protocol: Protocol,
       'labels': per_image.labels_text(labels),
       'norm': protocol.norm, 'eps': protocol.eps, 'seed': protocol.seed,
       'epoch': subject.epoch, **subject.about,
-      'weights_digest': {name: saved.digest(variables)
+      'weights_digest': {name: digests.of_arrays(variables)
                          for name, (_, variables) in subject.models.items()},
       'batch_size': protocol.batch_size, 'ferd_jax': ferd_jax.__version__,
       **parallel.description,
@@ -165,7 +166,7 @@ def _targets(protocol, model, variables, num_classes, images, labels, key,
     analysis = protocol.target_analysis(model, num_classes, parallel)
     return analysis(variables, images, labels, key,
                     reporter=reporter).json_values()
-  run = '' if state_dir is None else saved.digest(
+  run = '' if state_dir is None else digests.of_arrays(
       (variables, images, labels, jax.random.key_data(key), np.frombuffer(
           '\n'.join([saved.described(model), str(num_classes), protocol.norm,
                      repr(protocol.eps), jax.__version__,

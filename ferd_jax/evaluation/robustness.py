@@ -24,6 +24,7 @@ from ferd_jax.attacks import checks
 from ferd_jax.attacks import inputs
 from ferd_jax.attacks import saved
 from ferd_jax.core import collectives
+from ferd_jax.core import digests
 from ferd_jax.core import parallel as parallels
 from ferd_jax.core import reporting
 from ferd_jax.core import validate
@@ -149,7 +150,7 @@ class Evaluator:
       ValueError: for what else AutoAttack refuses.
     """
     images, labels = _checked(images, labels)
-    data = '' if state_dir is None else saved.digest(
+    data = '' if state_dir is None else digests.of_arrays(
         (variables, images, labels, jax.random.key_data(key)))
     report = {}
     for name in self.attacks if names is None else names:

@@ -24,9 +24,9 @@ import numpy as np
 from orbax import checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
-from ferd_jax.attacks import saved
 from ferd_jax.core import atomic
 from ferd_jax.core import buckets
+from ferd_jax.core import digests
 from ferd_jax.core import errors
 from ferd_jax.core import reporting
 from ferd_jax.run import method as methods
@@ -143,8 +143,9 @@ class Checkpoints:
       self._pool_digests.append(pool.last_digest(new_images))
     self._ranks[epoch] = json.loads(metrics[-1]).get(self.select, -math.inf)
     record = records.Record(
-        epoch=epoch, state=saved.digest(state), structure=_structure(state),
-        pool=list(self._pool_digests), metrics=list(metrics),
+        epoch=epoch, state=digests.of_arrays(state),
+        structure=_structure(state), pool=list(self._pool_digests),
+        metrics=list(metrics),
         identity=self._identity)
     with _writing(self._directory / str(epoch)):
       if not self._manager.save(epoch, args=ocp.args.StandardSave(state),
@@ -258,7 +259,7 @@ class Checkpoints:
     with _damage(path), _quiet():
       state = self._manager.restore(epoch, args=ocp.args.StandardRestore(
           jax.tree.map(ocp.utils.to_shape_dtype_struct, like)))
-      if record is not None and saved.digest(state) != record.state:
+      if record is not None and digests.of_arrays(state) != record.state:
         raise ValueError('its arrays are not those that were saved')
     return states.placed(self._method, state), record
 

@@ -8,13 +8,12 @@ import subprocess
 import sys
 import zipfile
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from ferd_jax import losses
 from ferd_jax.attacks import saved
+from ferd_jax.core import digests
 
 IDENTITY = {'eps': 8 / 255, 'bounds': (0., 1.), 'seed': [0, 1], 'norm': 'L2'}
 ARRAYS = {'fooled/apgd-ce': np.array([True, False, True]),
@@ -68,11 +67,11 @@ def test_another_run_is_refused(path, change, message):
 
 
 def test_digests_are_shown_by_their_beginnings(path):
-  digests = [saved.digest(np.arange(n)) for n in range(3)]
-  saved.write(path, IDENTITY | {'x': digests[0], 'code': digests[:2]}, ARRAYS)
+  found = [digests.of_arrays(np.arange(n)) for n in range(3)]
+  saved.write(path, IDENTITY | {'x': found[0], 'code': found[:2]}, ARRAYS)
   with pytest.raises(ValueError) as error:
-    saved.read(path, IDENTITY | {'x': digests[2], 'code': digests[1:]})
-  first, second, third = (digest[:8] for digest in digests)
+    saved.read(path, IDENTITY | {'x': found[2], 'code': found[1:]})
+  first, second, third = (digest[:8] for digest in found)
   assert (f"x is '{third}', there '{first}', code is ['{second}', '{third}'], "
           f"there ['{first}', '{second}'].") in str(error.value)
 
@@ -154,31 +153,6 @@ def test_a_write_that_fails_leaves_the_last_state(path, monkeypatch):
 # Hashes.
 
 
-def test_digest_knows_values_dtypes_shapes_and_their_order():
-  tree = {'a': np.arange(6.), 'b': [np.float32(2), jnp.ones((2, 3))]}
-  digest = saved.digest(tree)
-  assert digest == saved.digest(jax.tree.map(jnp.asarray, {
-      'b': tree['b'], 'a': tree['a'].astype('f')}) | {'a': tree['a']})
-  others = [
-      tree | {'a': np.arange(6)}, tree | {'a': np.arange(6.).reshape(2, 3)},
-      tree | {'a': -np.arange(6.)}, {'a': tree['b'], 'b': tree['a']},
-      tree | {'c': np.zeros(0)}, tree | {'a': np.arange(6.) + 1e-15}]
-  assert len({digest, *map(saved.digest, others)}) == 7
-
-
-def test_digest_of_any_leaf():
-  array = np.arange(24.).reshape(2, 3, 4)
-  strided = np.asfortranarray(array)
-  assert saved.digest(strided) == saved.digest(array)
-  assert saved.digest(array[:, ::2]) == saved.digest(array[:, ::2].copy())
-  for leaf in (jnp.ones(3, jnp.bfloat16), True, 3, np.zeros((0, 3)),
-               jax.random.PRNGKey(0)):
-    assert len(saved.digest(leaf)) == 64
-  keys = [jax.random.key(0), jax.random.key(1)]
-  assert saved.digest(keys[0]) != saved.digest(keys[1])
-  assert saved.digest(jax.tree_util.Partial(len, array)) == saved.digest(array)
-
-
 def test_described():
   assert saved.described(0.1) == '0.1'
   assert saved.described((0., 1.)) == '(0.0, 1.0)'
@@ -192,6 +166,7 @@ _CODE = """
 import pathlib, sys
 import jax, jax.numpy as jnp, numpy as np
 from ferd_jax.attacks import saved
+from ferd_jax.core import digests
 
 @jax.custom_vjp
 def straight_through(x):
