@@ -166,7 +166,6 @@ _CODE = """
 import pathlib, sys
 import jax, jax.numpy as jnp, numpy as np
 from ferd_jax.attacks import saved
-from ferd_jax.core import digests
 
 @jax.custom_vjp
 def straight_through(x):
