@@ -22,7 +22,10 @@ TARGETS = ('clean', 'attacked')
 
 
 class _Weighted(base.Stateless):
-  """A weighted sum of means over the batch, each of them a metric."""
+  """A weighted sum of means over the batch, each of them a metric.
+
+  A subclass says which terms.
+  """
 
   def parts(self, outputs: base.Outputs, axis_name: str | None
             ) -> dict[str, tuple[jax.Array | float, jax.Array]]:
