@@ -194,7 +194,18 @@ def _read(path):
 def _write(path, descriptor, record):
   text = json.dumps(record) + '\n'
   if descriptor is None:
-    path.write_text(text)
+    if '://' in os.fspath(path):  # An object appears as a whole.
+      path.write_text(text)
+      return
+    # Renamed, as a file that is written anew is empty for a moment, in which
+    # a start would not know whose it is.
+    new = path.parent / f'.{path.name}.{record["token"]}'
+    try:
+      new.write_text(text)
+      new.replace(path)
+    except OSError:
+      new.unlink(missing_ok=True)
+      raise
     return
   # In place, as another file would not be locked, and of one length, so that
   # nobody reads the end of an older one.

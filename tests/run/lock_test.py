@@ -57,6 +57,19 @@ def test_second_start_says_who_holds_it(tmp_path, disk):
     pass
 
 
+def test_a_sign_of_life_is_never_half_written(tmp_path, monkeypatch, disk):
+  monkeypatch.setattr(lock, '_BEAT', 0.001)
+  path = tmp_path / 'lock.json'
+  with lock.held(tmp_path):
+    before, beats = time.monotonic(), set()
+    while time.monotonic() - before < 0.5:
+      found = json.loads(path.read_text())
+      assert found['process'] == os.getpid()
+      beats.add(found['beat'])
+  assert len(beats) > 3
+  assert not list(tmp_path.iterdir())
+
+
 def test_of_many_starts_at_once_one_gets_it(tmp_path):
   ready, results = threading.Barrier(8), []
 
