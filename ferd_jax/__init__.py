@@ -6,7 +6,7 @@ modules are imported when they are first used.
 
 import importlib
 
-__version__ = '0.2.0'
+__version__ = '0.3.0'
 
 # What other code imports; everything else is the run's own.
 _PUBLIC = ('attacks', 'compare', 'convert', 'data', 'evaluate', 'losses',

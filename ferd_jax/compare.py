@@ -176,9 +176,6 @@ def _of_directories(directories, args):
 
 def _of_plan(plan, args):
   """Runs what is not finished and writes the table; returns the exit status."""
-  if not (plans.ROOT / 'main.py').exists():
-    raise ValueError(f'Expected main.py in {plans.ROOT}: methods are run from '
-                     'a checkout of the repository.')
   workdir = args.workdir or pathlib.Path('runs') / 'compare' / plan.name
   runs = plans.runs(plan, workdir, args.settings)
   if args.reference and args.reference not in {row.name for row in plan.rows}:

@@ -14,7 +14,7 @@ _PACKAGE = pathlib.Path(__file__).parents[1] / 'ferd_jax'
 _ROOMS = ('assets', 'core', 'losses', 'data', 'attacks', 'models', 'torch_io',
           'torch_twins', 'weights', 'synthesis', 'distillation', 'evaluation',
           'run', 'train', 'comparison', 'evaluate', 'convert', 'teachers',
-          'compare')
+          'compare', 'train_command', '__main__')
 _FILES = sorted(path for path in _PACKAGE.rglob('*.py')
                 if path != _PACKAGE / '__init__.py')
 _NAMES = [str(path.relative_to(_PACKAGE)) for path in _FILES]

@@ -16,14 +16,13 @@ from typing import Any
 
 from absl import flags as absl_flags
 
-import ferd_jax
 from ferd_jax.core import validate
 from ferd_jax.run import command_line
+from ferd_jax.run import config_files
 from ferd_jax.run import experiment as experiments
 from ferd_jax.run import work_directory
 
-ROOT = pathlib.Path(ferd_jax.__file__).parents[1]
-_FOLDER = ROOT / 'configs' / 'comparisons'
+_FOLDER = config_files.ROOT / 'configs' / 'comparisons'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -222,7 +221,8 @@ def _of_seed(plan, workdir, more, seed) -> Iterator[Run]:
 def _config(config, flags):
   values = absl_flags.FlagValues()
   parsed = command_line.parse(
-      ['main.py', f'--config={config}', *flags], ROOT, values)
+      ['main.py', f'--config={config}', *flags], config_files.ROOT,
+      values)
   if parsed.positional[1:]:
     raise ValueError(f'Expected settings only, got {parsed.positional[1:]}.')
   return parsed.config

@@ -1,7 +1,7 @@
 """Runs of a plan, in processes of their own, some side by side.
 
-Each is main.py in its work directory, where what it says is appended to
-`log.txt`. A run that fails does not stop the others; one that is finished is
+Each is `ferd-jax train` in its work directory, where what it says is appended
+to `log.txt`. A run that fails does not stop the others; one that is finished is
 not started again, and one that was interrupted goes on.
 """
 
@@ -20,6 +20,7 @@ import subprocess
 import sys
 import time
 
+import ferd_jax
 from ferd_jax.comparison import outcomes
 from ferd_jax.comparison import plan as plans
 from ferd_jax.core import file_locks
@@ -27,6 +28,11 @@ from ferd_jax.core import reporting
 from ferd_jax.run import progress as progresses
 
 LOG = 'log.txt'
+COMMAND = ('-m', 'ferd_jax', 'train')
+# A checkout that is not installed is found from anywhere.
+_PATH = {'PYTHONPATH': os.pathsep.join(filter(None, [
+    str(pathlib.Path(ferd_jax.__file__).parents[1]),
+    os.environ.get('PYTHONPATH')]))}
 _SECONDS = 'comparison.json'  # in the work directory of a run
 _POLL = 0.3  # seconds between looks at the processes
 _PATIENCE = 60  # seconds that a process has to stop
@@ -264,8 +270,7 @@ def _start(run, places, place, deadline):
   """Returns the job of a run, None if another process is at it already."""
   kind = status(run)
   run.workdir.mkdir(parents=True, exist_ok=True)
-  command = [sys.executable, str(plans.ROOT / 'main.py'),
-             f'--workdir={run.workdir}', *run.flags]
+  command = [sys.executable, *COMMAND, f'--workdir={run.workdir}', *run.flags]
   if kind is Status.TO_EVALUATE:
     command.append('--mode=evaluate')
   elif deadline is not None:
@@ -279,7 +284,7 @@ def _start(run, places, place, deadline):
     process = subprocess.Popen(
         command, stdout=log, stderr=subprocess.STDOUT,
         stdin=subprocess.DEVNULL,
-        env=os.environ | dict(places.environments[place]))
+        env=os.environ | _PATH | dict(places.environments[place]))
   if places.cores[place]:
     with contextlib.suppress(OSError):  # It may have ended.
       os.sched_setaffinity(process.pid, places.cores[place])

@@ -21,7 +21,8 @@ def need_training(name: str) -> None:
   if not missing:
     return
   text = (f'{", ".join(missing)} missing: this needs the extra of ferd_jax for '
-          'training; pip install ".[train]" in its directory.')
+          'training; pip install "ferd_jax[train]", or ".[train]" in its '
+          'directory.')
   if name == '__main__':
     sys.exit(f'error: {text}')
   raise ImportError(text)

@@ -24,6 +24,7 @@ from ml_collections import config_dict
 from ml_collections import config_flags
 
 from ferd_jax.core import errors
+from ferd_jax.run import config_files
 from ferd_jax.run import settings
 
 _FLAG = re.compile(r'--?config(?:=(?P<value>.*))?$', re.DOTALL)
@@ -37,11 +38,12 @@ class Parsed(NamedTuple):
   """What a command line says.
 
   Attributes:
-    config: with its settings in force, locked.
+    config: with its settings in force, locked; None without one if help was
+      asked for.
     positional: arguments that are no flags, the program first.
     wants_help: whether help was asked for.
   """
-  config: config_dict.ConfigDict
+  config: config_dict.ConfigDict | None
   positional: list[str]
   wants_help: bool
 
@@ -61,7 +63,7 @@ def parse(argv: Sequence[str], root: pathlib.Path,
   place, rest = _config_argument(argv)
   if place is None:
     if any(arg in _HELP for arg in argv):
-      flag_values(list(argv))  # absl's own help, which exits.
+      return Parsed(None, list(argv), True)
     raise ValueError('Expected --config=NAME, one of '
                      f'{", ".join(_names(root))}, or a file.')
   config = load(place, root)
@@ -124,6 +126,7 @@ def call(file: pathlib.Path, function: str, kind: type, *args: Any) -> Any:
   folder = str(file.resolve().parent)
   if folder not in sys.path:  # Its own modules, such as parts of a method.
     sys.path.append(folder)
+  config_files.make_importable()
   try:
     spec = importlib.util.spec_from_loader(
         f'_config_{file.stem}', importlib.machinery.SourceFileLoader(
@@ -151,6 +154,12 @@ def help_text(config: config_dict.ConfigDict) -> str:
     lines += [f'  --config.{name}={shown}', *textwrap.wrap(
         meaning, 78, initial_indent='      ', subsequent_indent='      ')]
   return '\n'.join(lines)
+
+
+def names_text(root: pathlib.Path) -> str:
+  """Returns the names of the configs that there are, on lines."""
+  return textwrap.fill(', '.join(_names(root)), 78, initial_indent='  ',
+                       subsequent_indent='  ')
 
 
 def _names(root):

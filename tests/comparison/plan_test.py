@@ -9,9 +9,10 @@ from configs.comparisons import methods
 from ferd_jax.comparison import plan as plans
 from ferd_jax.run import budget
 from ferd_jax.run import command_line
+from ferd_jax.run import config_files
 
 _SHIPPED = sorted(path.stem for path in pathlib.Path(
-    plans.ROOT, 'configs', 'comparisons').glob('*.py')
+    config_files.ROOT, 'configs', 'comparisons').glob('*.py')
                   if path.stem != 'methods')
 
 
@@ -126,7 +127,7 @@ def test_rates_go_by_the_steps():
       'steps': 100, 'generator_lr': 2e-3, 'latent_lr': 2e-3, 'head_lr': 2e-3}
   for name, (steps, number, rates) in methods._STEPS.items():
     row, = methods.baselines('cifar10', name)
-    config = command_line.load(row.config, plans.ROOT)
+    config = command_line.load(row.config, config_files.ROOT)
     if name != 'Fast':  # Five steps are its config's default, ten a variant.
       assert config.synthesis[steps] == number
       assert {rate: config.synthesis[rate] for rate in rates} == rates

@@ -58,7 +58,7 @@ def main(tmp_path, monkeypatch):
         'eval.attacks': ('clean',)}) for name in rows], seeds)
     return runs_of(plan, tmp_path / 'runs')
   made = runs()  # Configs are where they are.
-  monkeypatch.setattr(plans, 'ROOT', tmp_path)
+  monkeypatch.setattr(running, 'COMMAND', (str(tmp_path / 'main.py'),))
   behave.runs, behave.folder = made, tmp_path
   monkeypatch.setattr(running, '_POLL', 0.02)
   return behave
