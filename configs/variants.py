@@ -29,7 +29,7 @@ def balance_small_teacher(config: config_dict.ConfigDict) -> None:
   that the teacher agrees with the sampled label on 11 to 33% of the images,
   and reweighting steers nothing; and the mask finds no robust channel in the
   few of a small net, so that L_uni, five times L_oh, works against it.
-  docs/method.md has the measurements.
+  docs/small_teachers.md has the measurements.
   """
   config.synthesis.w_oh = 10.
   config.synthesis.w_uni = 0.1

@@ -1,9 +1,9 @@
 """Every setting of a run once: its default, which is the paper's, and meaning.
 
 "Paper" is arXiv:2509.20793, "code" its public implementation, GitHub
-mayaobuduyao/FERD, used where the paper is silent; docs/method.md lists where
-they differ. The groups `synthesis`, `sampler`, `inner` and `outer` each name
-a part and hold its settings, see `core.parts`: the defaults are its own.
+mayaobuduyao/FERD, used where the paper is silent; docs/differences.md lists
+where they differ. The groups `synthesis`, `sampler`, `inner` and `outer` each
+name a part and hold its settings, see `core.parts`: the defaults are its own.
 """
 
 from collections.abc import Iterator
