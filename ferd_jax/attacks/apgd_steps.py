@@ -127,7 +127,7 @@ class Steps:
 
   def start(self, keys: jax.Array, x: jax.Array, eps: jax.Array,
             bounds: tuple[float, float]) -> jax.Array:
-    """Returns x `[B, ...]` plus noise of keys `[B]`, not clipped to bounds."""
+    """Returns x `[B, ...]` plus noise; that of Linf and L2 is not clipped."""
     raise NotImplementedError
 
   def begin(self, moved: jax.Array, eps: jax.Array, chosen: bool) -> Any:
@@ -227,9 +227,10 @@ class _Sparse(Steps):
     return periods
 
   def start(self, keys, x, eps, bounds):
+    low, high = bounds
     noise = jax.vmap(
         lambda key: jax.random.normal(key, x.shape[1:], x.dtype))(keys)
-    return self._space.project(x + noise, x, eps, bounds)
+    return self._space.project(x + (high - low) * noise, x, eps, bounds)
 
   def begin(self, moved, eps, chosen):
     flat = geometry.flat(moved)

@@ -210,7 +210,9 @@ class _L1(Geometry):
     # u being the move asked for and b what the bounds leave of it. The sum of
     # these falls with the level, and is neither convex nor concave in it.
     boxed = jnp.clip(x_adv, *bounds)
-    move = flat(x_adv - x)
+    eps = jnp.broadcast_to(jnp.asarray(eps, x.dtype), x.shape[:1])
+    # In a ball of radius 0 rounding would leave the last bits of some.
+    move = jnp.where(eps[:, None] > 0, flat(x_adv - x), 0)
     asked, room = jnp.abs(move), jnp.abs(flat(boxed - x))
     def left(level):
       return jnp.minimum(room, jnp.maximum(asked - level[:, None], 0))

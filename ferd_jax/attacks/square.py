@@ -216,7 +216,8 @@ def start_tiled(x: jax.Array, eps: jax.Array, axis: jax.Array,
   delta = jnp.pad(
       delta, [(0, 0), *((size // 2, size - size // 2) for size in rest),
               (0, 0)])
-  return _PATCHES[norm].put(x, eps, delta, bounds)
+  low, high = bounds
+  return _PATCHES[norm].put(x, eps, (high - low) * delta, bounds)
 
 
 def start_tiles(shape: Sequence[int]) -> tuple[int, tuple[int, ...]]:

@@ -796,7 +796,8 @@ def test_indices_that_are_none(indices, message):
       attacked((), key, IMAGES, LABELS))
 
 
-@pytest.mark.parametrize('norm, widest', [('Linf', 1.), ('L2', 6 ** 0.5)])
+@pytest.mark.parametrize('norm, widest', [('Linf', 1.), ('L2', 6 ** 0.5),
+                                          ('L1', 6.)])
 def test_radii_in_another_unit(norm, widest):
   attack = attacks.PGD(8, 2, 1, norm=norm)
   compiled = attacks.jit(attack, lambda _, x: NET(x))

@@ -137,7 +137,8 @@ def test_eps_that_is_none(eps):
 
 @pytest.mark.parametrize(('norm', 'bounds', 'widest'), [
     ('Linf', BOUNDS, 1), ('L2', BOUNDS, 48 ** .5),
-    ('Linf', (-1., 3.), 4), ('L2', (-1., 3.), 4 * 48 ** .5)])
+    ('Linf', (-1., 3.), 4), ('L2', (-1., 3.), 4 * 48 ** .5),
+    ('L1', (-1., 3.), 4 * 48)])
 def test_eps_that_covers_everything(norm, bounds, widest):
   check = functools.partial(checks.data_set, X, np.zeros(12, int))
   check(0.99 * widest, norm, bounds)
