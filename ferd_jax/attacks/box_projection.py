@@ -74,17 +74,19 @@ def _move_the_steepest(w, room, gap, flat):
   size = jnp.abs(w)
   size = jnp.where(size > flat, size, 0)
   closes = size * room
-  def closed_above(level):
-    return jnp.sum(jnp.where(size > level[:, None], closes, 0), axis=-1)
-  level = bisection.first(lambda level: closed_above(level) <= gap,
-                          jnp.max(size, axis=-1))
-  is_last = size == level[:, None]
-  last = jnp.sum(jnp.where(is_last, closes, 0), axis=-1)
-  share = jnp.where(last > 0, (gap - closed_above(level))
+  def closed_by(moves):
+    return jnp.sum(jnp.where(moves, closes, 0), axis=-1, keepdims=True)
+  level = bisection.first(
+      lambda level: closed_by(size > level[:, None])[:, 0] <= gap,
+      jnp.max(size, axis=-1))[:, None]
+  same = geometry.same(w.dtype)
+  steeper = size > level * (1 + same)
+  is_last = (size >= level * (1 - same)) & ~steeper
+  last = closed_by(is_last)
+  share = jnp.where(last > 0, (gap[:, None] - closed_by(steeper))
                     / jnp.where(last > 0, last, 1), 0)
-  share = jnp.clip(share, 0, 1)[:, None]
   return jnp.sign(w) * room * jnp.where(
-      is_last, share, (size > level[:, None]).astype(w.dtype))
+      is_last, jnp.clip(share, 0, 1), steeper.astype(w.dtype))
 
 
 # By norm: (w `[B, D]`, whose negative points to the plane, room `[B, D]` until

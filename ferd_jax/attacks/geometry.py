@@ -47,6 +47,11 @@ def rounding(bounds: tuple[float, float], dtype: jax.typing.DTypeLike) -> float:
       abs(low), abs(high))
 
 
+def same(dtype: jax.typing.DTypeLike) -> float:
+  """Returns the relative difference of two computations of one number."""
+  return 8 * float(np.finfo(dtype).eps)
+
+
 class Geometry:
   """What a norm is to the attacks.
 
@@ -210,9 +215,7 @@ class _L1(Geometry):
     # u being the move asked for and b what the bounds leave of it. The sum of
     # these falls with the level, and is neither convex nor concave in it.
     boxed = jnp.clip(x_adv, *bounds)
-    eps = jnp.broadcast_to(jnp.asarray(eps, x.dtype), x.shape[:1])
-    # In a ball of radius 0 rounding would leave the last bits of some.
-    move = jnp.where(eps[:, None] > 0, flat(x_adv - x), 0)
+    move = flat(x_adv - x)
     asked, room = jnp.abs(move), jnp.abs(flat(boxed - x))
     def left(level):
       return jnp.minimum(room, jnp.maximum(asked - level[:, None], 0))
@@ -220,7 +223,12 @@ class _L1(Geometry):
         lambda level: jnp.sum(left(level), axis=-1) <= eps,
         jnp.max(asked, axis=-1, initial=0))
     inside = jnp.sum(room, axis=-1) <= eps
-    pulled = x + (jnp.sign(move) * left(level)).reshape(x.shape)
+    # What XLA computes for each use anew differs in the last bits: no more than
+    # that is left of entries that are to go.
+    noise = same(x.dtype) * jnp.maximum(jnp.abs(x), jnp.abs(x_adv))
+    kept = left(level)
+    kept = jnp.where(kept > flat(noise), kept, 0)
+    pulled = x + (jnp.sign(move) * kept).reshape(x.shape)
     return where(inside, boxed, jnp.clip(pulled, *bounds))
 
   def direction(self, gradient, x, bounds):
@@ -265,7 +273,8 @@ def sparse_signs(gradient: jax.Array, count: jax.Array) -> jax.Array:
   last = bisection.first(
       lambda level: jnp.sum(sizes > level[:, None], axis=-1) < count,
       jnp.max(sizes, axis=-1))
-  signs = jnp.where(sizes >= last[:, None], jnp.sign(flat(gradient)), 0)
+  last = last[:, None] * (1 - same(sizes.dtype))
+  signs = jnp.where(sizes >= last, jnp.sign(flat(gradient)), 0)
   # As upstream: so little that a float32 count stays what it is.
   signs = signs / (jnp.sum(jnp.abs(signs), axis=-1, keepdims=True) + 1e-10)
   return signs.reshape(gradient.shape)
