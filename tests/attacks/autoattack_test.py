@@ -358,6 +358,19 @@ def test_several_devices():
     run(autoattack, net(), parallel=devices, batch_size=5)
 
 
+def test_l1_through_slots_and_on_devices():
+  """Images at different radii share a batch, which shrinks at the end."""
+  eps = 0.5
+  autoattack = attacks.AutoAttack(eps, 'L1', 'custom', attacks=(
+      ('ce', attacks.APGD(eps, 'L1', large_radii=True, num_restarts=2,
+                          num_iterations=6, keep='first')),))
+  expected = run(autoattack, net(), batch_size=1)
+  assert_promises(expected, net(), X, labels(net()), eps, 'L1')
+  assert_like(run(autoattack, net(), batch_size=2), expected)
+  devices = parallel.create('auto', tuple(jax.devices()[:2]))
+  assert_like(run(autoattack, net(), parallel=devices, batch_size=2), expected)
+
+
 @pytest.mark.parametrize('batch_size', [0, -4, 2.5])
 def test_batch_size_that_is_none(batch_size):
   with pytest.raises(ValueError, match='Expected batch_size=.* >= 1'):

@@ -335,6 +335,18 @@ def test_few_classes(num_classes):
     assert warning.startswith(start)
 
 
+@pytest.mark.parametrize(('num_classes', 'names'), [
+    (5, 'apgd-t and fab-t'), (6, 'fab-t'), (9, 'fab-t'), (10, '')])
+def test_few_classes_of_l1(num_classes, names):
+  # APGD-T has five targets there.
+  members = attacks.AutoAttack(EPS, 'L1').members(num_classes)
+  found = checks.class_count(num_classes, members)
+  assert [f'({names}) usually' in note
+          for note in found] == [True] * bool(names)
+  assert [' classes (apgd-t: 5); of 5 ' in note for note in found] == (
+      [num_classes == 5] * bool(names))
+
+
 @pytest.mark.parametrize('num_classes', [10, 11, 100])
 @pytest.mark.parametrize('version', ['plus', 'torchattacks_compat'])
 def test_enough_classes(num_classes, version):
