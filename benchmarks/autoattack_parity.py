@@ -96,7 +96,10 @@ What differs on purpose in L1 alone:
 What the time goes into are forward and backward passes, on either side. Here an
 image leaves the batch as soon as it is fooled, another takes its place, and
 batches of 16 images fit the cache (APGD and FAB on a ResNet-20 take a tenth
-less than with 32). FAB finds its projections without sorting.
+less than with 32). FAB finds its projections without sorting, and L1 knows no
+sorting at all: for an image of 32 x 32 x 3, on one core, the projection onto
+its ball takes 11 us (officially 291), FAB's onto a plane 11 (365), the choice
+of the steepest entries 14 (152 for the sort alone).
 Convolution kernels are turned around for the gradient once per attack instead
 of in every step (`ferd_jax/attacks/hoisting.py`): a gradient of ResNet-18 takes
 16 instead of 51 ms for one image, 97 instead of 150 for eight, 222 instead of
