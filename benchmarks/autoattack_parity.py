@@ -2,19 +2,18 @@
 
   python benchmarks/autoattack_parity.py run --model=resnet20 --eps=8 \
     --teacher=CIFAR10-resnet20-adv.pth --data_dir=TFDS --results=parity/
+  python benchmarks/autoattack_parity.py run --model=digits --norm=L1 --eps=1 \
+    --images=300 --batch_size=300 --jax_batch_size=128 --results=parity/
   python benchmarks/autoattack_parity.py write --results=parity/ \
     --document=docs/autoattack_parity.md
-
-  python benchmarks/autoattack_parity.py run --model=digits --norm=L1 \
-    --eps=6 --results=parity/
 
 `run` attacks the same weights and images with this package (seed 0) and with
 pyautoattack (seeds 0, 1, 2), in turns, and keeps what each found in the
 directory; what is there is not run again, and `--first` adds images to those
 there. `resnet18` is pyautoattack's own network, `digits` the teacher that this
-package ships. `write` replaces what it has
-results for in the document and leaves the rest, which may come from another
-machine. Needs requirements-test.txt.
+package ships. `write` replaces what it has results for in the document and
+leaves the rest, which may come from another machine. Needs
+requirements-test.txt.
 """
 
 import argparse
