@@ -33,8 +33,6 @@ _ATTACKS = {
     'apgd': attacks.APGD(_EPS, num_iterations=8, **_common),
     'apgd_l2': attacks.APGD(_EPS, 'L2', num_iterations=8, keep='best',
                             **_common),
-    'apgd_l1': attacks.APGD(_EPS, 'L1', num_iterations=8, keep='first',
-                            **_common),
     'apgd_t_l1': attacks.APGD(_EPS, 'L1', num_targets=2, num_iterations=5,
                               large_radii=True, **_common),
     'apgd_t': attacks.APGD(_EPS, loss=losses.targeted_dlr, num_targets=2,

@@ -176,8 +176,8 @@ def test_random_start_against_official(monkeypatch, norm):
   np.testing.assert_allclose(states[-1].x_best, expected, rtol=0, atol=1e-9)
 
 
-@every_norm
-@pytest.mark.parametrize('num_targets', [0, 3])
+@pytest.mark.parametrize(('norm', 'num_targets'), [
+    ('Linf', 0), ('Linf', 3), ('L2', 0), ('L2', 3), ('L1', 0)])
 def test_what_is_accepted_against_official(monkeypatch, norm, num_targets):
   x = images()
   y = predicted(conv_net, x)
@@ -197,7 +197,7 @@ def test_what_is_accepted_against_official(monkeypatch, norm, num_targets):
   np.testing.assert_array_equal(got[~fooled], x[~fooled])
 
 
-@every_norm
+@both_norms
 def test_norms_in_float32(monkeypatch, norm):
   x = images().astype(np.float32)
   y = predicted(conv_net, x)
