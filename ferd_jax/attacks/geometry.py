@@ -271,7 +271,8 @@ def sparse_signs(gradient: jax.Array, count: jax.Array) -> jax.Array:
   """
   sizes = jnp.abs(flat(gradient))
   last = bisection.first(
-      lambda level: jnp.sum(sizes > level[:, None], axis=-1) < count,
+      lambda level: jnp.sum(sizes > level[:, None], axis=-1,
+                            dtype=count.dtype) < count,
       jnp.max(sizes, axis=-1))
   last = last[:, None] * (1 - same(sizes.dtype))
   signs = jnp.where(sizes >= last, jnp.sign(flat(gradient)), 0)

@@ -787,11 +787,13 @@ def test_start(norm):
 def test_float32_stays_float32():
   x = jnp.asarray(IMAGES, jnp.float32)
   for norm in geometry.NORMS:
-    attack = apgd.APGD(np.float64(0.1), norm, rho=np.float64(0.75))
+    attack = apgd.APGD(np.float64(0.1), norm, rho=np.float64(0.75),
+                       large_radii=norm == 'L1')
     problem, _ = attack.check(NET, jax.random.key(0), x, LABELS)
-    before = jax.eval_shape(attack.init, problem)
-    after = jax.eval_shape(functools.partial(attack.step, NET), problem,
-                           before)
+    with jax.numpy_dtype_promotion('strict'):
+      before = jax.eval_shape(attack.init, problem)
+      after = jax.eval_shape(functools.partial(attack.step, NET), problem,
+                             before)
     assert before == after
     for leaf in jax.tree.leaves(before):
       assert leaf.shape[0] == BATCH
