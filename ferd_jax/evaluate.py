@@ -27,6 +27,7 @@ from etils import epath
 from ferd_jax import data
 from ferd_jax import train
 from ferd_jax.attacks import checks
+from ferd_jax.attacks import geometry
 from ferd_jax.core import atomic
 from ferd_jax.core import buckets
 from ferd_jax.core import errors
@@ -281,7 +282,7 @@ def _parser() -> argparse.ArgumentParser:
       help='radii such as 0.03 or 8/255, separated by commas or spaces; in '
       '2,4,8/255 those without a denominator, none between 0 and 1, have the '
       'last one\'s; default for Linf: the run\'s, 8/255 for a file')
-  add('--norm', choices=('Linf', 'L2'), default='Linf')
+  add('--norm', choices=geometry.NORMS, default='Linf')
   add('--n-examples', type=int, help='the first so many images; default: all')
   add('--seed', type=int, default=0, help='of the attacks')
   add('--targets', action='store_true',
@@ -410,8 +411,8 @@ def _checked_radii(args, subject):
   """Returns the radii, all of them checked before the first is used."""
   if args.eps:
     radii = args.eps
-  elif args.norm == 'L2':
-    raise ValueError('Expected --eps for --norm=L2.')
+  elif args.norm != 'Linf':
+    raise ValueError(f'Expected --eps for --norm={args.norm}.')
   else:
     radii = [8 / 255 if subject.eps is None else subject.eps]
   for eps in radii:

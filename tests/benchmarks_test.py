@@ -52,14 +52,15 @@ def parity(monkeypatch):
   return importlib.import_module('autoattack_parity')
 
 
-def _write_side(path, side, flags, cpu_seconds, first=0):
-  path.joinpath(f'{side}_{first}.json').write_text(json.dumps({
+def _write_side(path, side, flags, cpu_seconds, first=0, **more):
+  name = '_'.join(map(str, (side, first, *more.values())))
+  path.joinpath(f'{name}.json').write_text(json.dumps({
       'model': 'resnet20', 'eps': 8.0, 'images': 4, 'side': side, 'cores': 1,
       'first': first,
       'clean': [True, True, True, False], 'batch_size': 32, 'version': 'v',
       'processor': 'p',
       'flags': flags, 'seconds': 9., 'cpu_seconds': cpu_seconds,
-      'seconds_by_attack': dict.fromkeys(flags, 2.)}))
+      'seconds_by_attack': dict.fromkeys(flags, 2.), **more}))
 
 
 def test_autoattack_parity_report(parity, tmp_path, monkeypatch):
@@ -95,6 +96,15 @@ def test_autoattack_parity_report(parity, tmp_path, monkeypatch):
   assert both.count('\n## ') == joined.count('\n## ') + 1
   assert both.index(' 8/255 |') < both.index(' 4/255 |')
   assert write() == both
+
+  # L1 stands last, whatever its radius.
+  for side in ('jax', 'official0'):
+    _write_side(tmp_path, side, flags, 5., norm='L1', eps=9.5)
+  third = write()
+  assert '| CIFAR10-resnet20-adv.pth | 9.5 (L1) | 4 | 25.00% |' in third
+  assert third.index(' 4/255 |') < third.index(' 9.5 (L1) |')
+  assert '\n## CIFAR10-resnet20-adv.pth, eps 9.5 (L1), 4 images\n' in third
+  assert write() == third
 
 
 def test_parity_refuses_images_that_do_not_fit(parity, tmp_path):

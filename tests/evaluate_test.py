@@ -199,9 +199,11 @@ def test_run_directory_on_all_images_as_the_run_itself(capsys, run_dir,
     assert results['models'][model]['clean'] == own['models'][model]['clean']
 
 
-def test_l2(capsys):
-  out = _run(capsys, *_FILE, '--attacks=clean,pgd20', '--norm=L2', '--eps=0.5')
-  assert 'L2 eps 0.50000' in out
+@pytest.mark.parametrize(('norm', 'eps'), [('L2', 0.5), ('L1', 2)])
+def test_other_norms(capsys, norm, eps):
+  out = _run(capsys, *_FILE, '--attacks=clean,pgd20', f'--norm={norm}',
+             f'--eps={eps}')
+  assert f'{norm} eps {eps:.5f}' in out
 
 
 @pytest.mark.parametrize(('argv', 'message'), [
@@ -226,7 +228,9 @@ def test_l2(capsys):
     ([*_FILE, '--attacks=clean,clean'], 'each once'),
     ([*_FILE, '--seed=4294967296'], 'seed=4294967296'),
     ([*_FILE, '--attacks=fgsm', '--eps=0.1,2'], 'covers all images'),
-    ([*_FILE, '--norm=L2'], '--eps'),
+    ([*_FILE, '--norm=L2'], '--eps for --norm=L2'),
+    ([*_FILE, '--norm=L1'], '--eps for --norm=L1'),
+    ([*_FILE, '--norm=L1', '--eps=64', '--attacks=fgsm'], 'covers all images'),
     ([*_FILE, '--teacher-path=a'], '--teacher-path'),
     ([*_FILE, '--json=/proc/a/b.json'], 'b.json'),
     (['{tmp}', '--arch=resnet18'], '--arch for a run'),

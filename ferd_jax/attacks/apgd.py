@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 import dataclasses
+import math
+from typing import Any
 from typing import NamedTuple
 
 import jax
@@ -9,78 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from ferd_jax import losses
+from ferd_jax.attacks import apgd_steps
 from ferd_jax.attacks import attack
 from ferd_jax.attacks import geometry
 from ferd_jax.attacks import inputs
 from ferd_jax.core import validate
-
-
-class Controller(NamedTuple):
-  """The step-size controller: what it remembers of the losses, each `[B]`.
-
-  Attributes:
-    step_size: in the unit of the images.
-    f_best: highest loss so far.
-    f_last: loss of the last iterate, 0 before the first, as upstream.
-    f_check: `f_best` at the last checkpoint.
-    num_up: int32, iterations since the last checkpoint whose loss rose.
-    reduced: bool, whether the last checkpoint halved the step size.
-  """
-  step_size: jax.Array
-  f_best: jax.Array
-  f_last: jax.Array
-  f_check: jax.Array
-  num_up: jax.Array
-  reduced: jax.Array
-
-
-def checkpoint_periods(num_steps: int) -> np.ndarray:
-  """Returns int32 `[num_steps + 1]`: at i the iterations since the last.
-
-  It is 0 where iteration i (from 1) is no checkpoint.
-  """
-  periods = np.zeros(num_steps + 1, np.int32)
-  period = max(int(0.22 * num_steps), 1)
-  shortest = max(int(0.06 * num_steps), 1)
-  shrink = max(int(0.03 * num_steps), 1)
-  iteration = period
-  while iteration <= num_steps:
-    periods[iteration] = period
-    period = max(period - shrink, shortest)
-    iteration += period
-  return periods
-
-
-def control(controller: Controller, loss: jax.Array, period: jax.Array,
-            rho: float) -> tuple[Controller, jax.Array, jax.Array]:
-  """Takes in the loss of an iterate after the first.
-
-  Args:
-    controller: of the iterates before.
-    loss: `[B]`, of this iterate.
-    period: int `[B]`, of `checkpoint_periods` at this iteration.
-    rho: a checkpoint halves the step size where less than this share of its
-      iterations raised the loss.
-
-  Returns:
-    The controller, where the loss is the highest so far (`[B]`), and where the
-    step size was halved, so that the attack goes on from its best (`[B]`).
-  """
-  num_up = controller.num_up + (loss > controller.f_last).astype(jnp.int32)
-  better = loss > controller.f_best
-  f_best = jnp.where(better, loss, controller.f_best)
-  checkpoint = period > 0
-  stalled = num_up.astype(loss.dtype) <= rho * period.astype(loss.dtype)
-  stuck = ~controller.reduced & (controller.f_check >= f_best)
-  halved = checkpoint & (stalled | stuck)
-  return Controller(
-      step_size=jnp.where(halved, controller.step_size / 2,
-                          controller.step_size),
-      f_best=f_best, f_last=loss,
-      f_check=jnp.where(checkpoint, f_best, controller.f_check),
-      num_up=jnp.where(checkpoint, 0, num_up).astype(jnp.int32),
-      reduced=jnp.where(checkpoint, halved, controller.reduced),
-  ), better, halved
 
 
 class APGDState(NamedTuple):
@@ -97,7 +32,7 @@ class APGDState(NamedTuple):
     fooled: bool `[B]`, whether any was.
     finite: bool `[B]`, whether all logits and gradients were.
     zero_gradient: bool `[B]`, whether that of the start is 0 everywhere.
-    controller: of the step size.
+    controller: of the steps, see `apgd_steps`.
   """
   iteration: jax.Array
   x: jax.Array
@@ -108,7 +43,24 @@ class APGDState(NamedTuple):
   fooled: jax.Array
   finite: jax.Array
   zero_gradient: jax.Array
-  controller: Controller
+  controller: Any
+
+
+class _Schedule(NamedTuple):
+  """By evaluation, NumPy arrays `[num_steps]`.
+
+  Attributes:
+    radius: of the ball, over eps.
+    period: int32, of `apgd_steps`.
+    first: whether it is the first within a ball of this radius.
+    last: whether a smaller ball comes next.
+    counts: whether it is within eps.
+  """
+  radius: np.ndarray
+  period: np.ndarray
+  first: np.ndarray
+  last: np.ndarray
+  counts: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,12 +69,12 @@ class APGD(attack.Attack):
 
   Attributes:
     eps: radius of the ball, at least 0, in the unit of the images.
-    norm: 'Linf' or 'L2'.
+    norm: 'Linf', 'L2' or 'L1', whose steps are sparse.
     loss: (logits `[B, K]`, y) -> `[B]`, ascended; with targets
       (logits, y, targets) -> `[B]`. None is the cross-entropy, with targets
       `losses.targeted_dlr`.
     num_iterations: how many.
-    rho: share of iterations that have to raise the loss.
+    rho: share of iterations that have to raise the loss; of no effect in L1.
     num_restarts: repetitions from other starts on what is not yet fooled.
     num_targets: 0, or how many of the classes with the highest logits on the
       clean image, after the first, are targeted in turn. Any
@@ -130,6 +82,9 @@ class APGD(attack.Attack):
     eot: 0, or for stochastic models, called as `logits_fn(images, key)`, how
       many passes a gradient is averaged over; loss and prediction are the last
       one's.
+    large_radii: whether 30% of the iterations search a ball of 3 eps, 30% one
+      of 2 eps, and the rest that of eps, each from the best image of the one
+      before. As AutoAttack does in L1.
     keep: which images are returned: 'fooling', the last misclassified iterate
       and the clean image where there is none; 'first', the same with the first
       (iterating ends there); or 'best', those with the highest loss.
@@ -141,16 +96,18 @@ class APGD(attack.Attack):
 
   References: Croce & Hein 2020, arXiv:2003.01690, Sec. 3; GitHub
     fra31/auto-attack autoattack/autopgd_base.py. As there the first
-    comparison of losses is with 0.
+    comparison of losses is with 0. For L1 Croce & Hein 2021,
+    arXiv:2103.01208, Sec. 4.
   """
   eps: float
-  norm: str = 'Linf'
+  norm: geometry.Norm = 'Linf'
   loss: Callable[..., jax.Array] | None = None
   num_iterations: int = 100
   rho: float = 0.75
   num_restarts: int = 1
   num_targets: int = 0
   eot: int = 0
+  large_radii: bool = False
   keep: str = 'fooling'
   bounds: tuple[float, float] = (0., 1.)
   unroll: bool | None = None
@@ -162,6 +119,8 @@ class APGD(attack.Attack):
     validate.count(0, num_targets=self.num_targets, eot=self.eot)
     validate.in_range(0, 1, rho=self.rho)
     validate.one_of(geometry.NORMS, norm=self.norm)
+    if self.large_radii:
+      validate.count(2, num_iterations=self.num_iterations)
     validate.one_of(('fooling', 'first', 'best'), keep=self.keep)
     attack.freeze(self, 'eps', 'rho')
     if self.num_targets and self.loss is None:  # Known here already.
@@ -169,8 +128,8 @@ class APGD(attack.Attack):
 
   @property
   def num_steps(self) -> int:
-    """Evaluations of the model: the start and the iterations."""
-    return self.num_iterations + 1
+    """Evaluations of the model: the starts and the iterations."""
+    return self.num_iterations + len(self._stages)
 
   @property
   def stochastic(self) -> bool:
@@ -183,15 +142,15 @@ class APGD(attack.Attack):
     return 2 * max(self.eot, 1)
 
   def init(self, problem: attack.Problem) -> APGDState:
-    """Returns the start: on the surface of the ball, or `x_init` inside."""
-    x, eps = problem.x, problem.eps
-    start = problem.x_init
+    """Returns the start: noise in the (largest) ball, or `x_init` inside."""
+    x, start = problem.x, problem.x_init
+    eps = problem.eps * self._stages[0][0]
     if start is None:
-      start = x + geometry.surface(problem.keys, x, eps, self.norm)
+      start = self._steps.start(problem.keys, x, eps, self.bounds)
     else:  # It may be what is returned.
       start = geometry.where(
-          geometry.size(start - x, self.norm) > eps, geometry.project(
-              start, x, eps, self.bounds, self.norm), start)
+          self._space.size(start - x) > eps,
+          self._space.project(start, x, eps, self.bounds), start)
     start = jnp.clip(start, *self.bounds)
     # Like the images, for `shard_map` checks what varies over devices.
     zero = jnp.zeros_like(x, shape=x.shape[:1])
@@ -202,46 +161,46 @@ class APGD(attack.Attack):
         x=start, x_last=start, x_best=start,
         gradient_best=jnp.zeros_like(x), x_adv=start,
         fooled=false, finite=~false, zero_gradient=false,
-        controller=Controller(
-            # No infinity, at which `jax_debug_infs` would stop.
-            step_size=2 * eps + zero,
-            f_best=jnp.full_like(zero, jnp.finfo(zero.dtype).min), f_last=zero,
-            f_check=zero, num_up=none, reduced=~false))
+        controller=self._steps.begin(
+            start - x, eps,
+            chosen=problem.x_init is not None or self.large_radii))
 
   def step(self, logits_fn: attack.LogitsFn, problem: attack.Problem,
            state: APGDState, key: jax.Array | None = None) -> APGDState:
     """Returns the state after the evaluation of `state.x`."""
     loss, logits, gradient = self._evaluate(logits_fn, problem, state.x, key)
-    first = state.iteration == 0
-    missed = attack.is_fooled(logits, inputs.labels_of(problem.y))
+    now = self._now(problem, state.iteration)
+    eps = problem.eps * now.radius
+    missed = attack.is_fooled(logits, inputs.labels_of(problem.y)) & now.counts
     x_adv = geometry.where(missed, state.x, state.x_adv)
 
-    period = jnp.asarray(checkpoint_periods(self.num_iterations))[
-        jnp.minimum(state.iteration, self.num_iterations)]
-    controller, better, halved = control(state.controller, loss, period,
-                                         self.rho)
-    # The start is the first best, and no iteration that could have risen.
-    controller = jax.tree.map(
-        lambda at_start, later: jnp.where(first, at_start, later),
-        state.controller._replace(f_best=loss, f_check=loss), controller)
-    better = better | first
+    better = now.first | (loss > state.controller.f_best)
     x_best = geometry.where(better, state.x, state.x_best)
     gradient_best = geometry.where(better, gradient, state.gradient_best)
-    x = geometry.where(halved, x_best, state.x)
+    controller, returns = self._steps.control(
+        state.controller, loss, now.first, now.period, x_best - problem.x, eps,
+        self.rho)
+    x = geometry.where(returns, x_best, state.x)
     gradient, raw_gradient = (
-        geometry.where(halved, gradient_best, gradient), gradient)
+        geometry.where(returns, gradient_best, gradient), gradient)
+    zero_gradient = jnp.all(geometry.flat(gradient) == 0, axis=-1)
 
     after = APGDState(
         iteration=state.iteration + 1,
-        x=self._move(problem, x, state.x_last, gradient,
-                     controller.step_size, first),
+        x=self._steps.advance(
+            apgd_steps.Move(problem.x, eps, x, state.x_last, gradient,
+                            now.first), controller, self.bounds),
         x_last=x, x_best=x_best, gradient_best=gradient_best, x_adv=x_adv,
         fooled=state.fooled | missed,
         finite=(state.finite & losses.predicts(logits)
                 & attack.all_finite(raw_gradient)),
-        zero_gradient=jnp.where(first, geometry.size(gradient, 'Linf') == 0,
+        zero_gradient=jnp.where(state.iteration == 0, zero_gradient,
                                 state.zero_gradient),
         controller=controller)
+    if self.large_radii:
+      after = jax.tree.map(
+          lambda smaller, same: geometry.where(now.last, smaller, same),
+          self._in_smaller_ball(problem, after), after)
     if self.keep != 'first':
       return after
     return jax.tree.map(
@@ -277,14 +236,48 @@ class APGD(attack.Attack):
         add, jnp.zeros_like(x), keys)
     return all_losses[-1], all_logits[-1], total / self.eot
 
-  def _move(self, problem, x, x_last, gradient, step_size, first):
-    """Returns the next iterate: a step with momentum, projected twice."""
-    def project(images):
-      return geometry.project(images, problem.x, problem.eps, self.bounds,
-                              self.norm)
-    share = geometry.per_example(
-        jnp.where(first, 1., 0.75).astype(x.dtype), x)
-    step = geometry.per_example(step_size, x) * geometry.direction(
-        gradient, self.norm)
-    stepped = project(x + step)
-    return project(x + (stepped - x) * share + (x - x_last) * (1 - share))
+  @property
+  def _space(self):
+    return geometry.of(self.norm)
+
+  @property
+  def _steps(self):
+    return apgd_steps.of(self.norm)
+
+  @property
+  def _stages(self):
+    """Returns pairs (radius over eps, iterations), in order."""
+    if not self.large_radii:
+      return ((1., self.num_iterations),)
+    large = math.ceil(.3 * self.num_iterations)
+    return (3., large), (2., large), (1., self.num_iterations - 2 * large)
+
+  def _now(self, problem, iteration):
+    """Returns the `_Schedule` at iterations `[B]`."""
+    stages = self._stages
+    lengths = [num_iterations + 1 for _, num_iterations in stages]
+    ends = np.cumsum(lengths)
+    steps = np.arange(ends[-1])
+    schedule = _Schedule(
+        radius=np.repeat([radius for radius, _ in stages], lengths).astype(
+            problem.eps.dtype),
+        period=np.concatenate([self._steps.checkpoints(num_iterations)
+                               for _, num_iterations in stages]),
+        first=np.isin(steps, ends - lengths),
+        last=np.isin(steps, ends[:-1] - 1),
+        counts=steps >= ends[-1] - lengths[-1])
+    at = jnp.minimum(iteration, self.num_steps - 1)
+    return jax.tree.map(lambda by_step: jnp.asarray(by_step)[at], schedule)
+
+  def _in_smaller_ball(self, problem, state):
+    """Returns the state that begins anew at the best, within the next radius.
+
+    Args:
+      problem: that is solved.
+      state: after the last evaluation within a larger ball.
+    """
+    eps = problem.eps * self._now(problem, state.iteration).radius
+    x = self._space.project(state.x_best, problem.x, eps, self.bounds)
+    return state._replace(
+        x=x, x_last=x, controller=self._steps.begin(x - problem.x, eps,
+                                                    chosen=True))

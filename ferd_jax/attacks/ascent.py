@@ -17,7 +17,8 @@ from ferd_jax.core import loops
 
 
 def advance(x_adv: jax.Array, gradient: jax.Array, x: jax.Array,
-            eps: jax.Array | float, step_size: float, *, norm: str = 'Linf',
+            eps: jax.Array | float, step_size: float, *,
+            norm: geometry.Norm = 'Linf',
             bounds: tuple[float, float] = (0., 1.)) -> jax.Array:
   """Returns the next iterate `[B, ...]`: a step uphill, projected.
 
@@ -27,16 +28,17 @@ def advance(x_adv: jax.Array, gradient: jax.Array, x: jax.Array,
     x: `[B, ...]`, centres of the balls.
     eps: radius, a scalar or `[B]`.
     step_size: in the attack's norm.
-    norm: 'Linf' or 'L2'.
+    norm: one of `geometry.NORMS`.
     bounds: lowest and highest pixel value.
   """
-  x_adv = x_adv + step_size * geometry.direction(gradient, norm)
-  return geometry.project(x_adv, x, eps, bounds, norm)
+  space = geometry.of(norm)
+  x_adv = x_adv + step_size * space.direction(gradient, x_adv, bounds)
+  return space.project(x_adv, x, eps, bounds)
 
 
 def ascend(objective: Callable[[jax.Array], tuple[jax.Array, Any]],
            x: jax.Array, start: jax.Array, *, eps: jax.Array | float,
-           step_size: float, num_steps: int, norm: str = 'Linf',
+           step_size: float, num_steps: int, norm: geometry.Norm = 'Linf',
            bounds: tuple[float, float] = (0., 1.),
            unroll: bool | None = None) -> tuple[jax.Array, Any]:
   """Returns attacked images, and what the objective noticed on the way.
@@ -51,7 +53,7 @@ def ascend(objective: Callable[[jax.Array], tuple[jax.Array, Any]],
     eps: radius, a scalar or `[B]`, in the unit of the images.
     step_size: in the unit of the images, in the attack's norm.
     num_steps: how many, at least 1.
-    norm: 'Linf' or 'L2'.
+    norm: one of `geometry.NORMS`.
     bounds: lowest and highest pixel value.
     unroll: None unrolls short loops on CPU.
 

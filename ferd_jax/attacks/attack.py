@@ -85,7 +85,7 @@ class Attack:
     unroll: None unrolls short loops on CPU.
   """
   eps: float
-  norm: str
+  norm: geometry.Norm
   bounds: tuple[float, float]
   num_steps: int
   num_restarts: int
@@ -202,7 +202,7 @@ class Attack:
         images=images,
         success=is_fooled(logits, inputs.labels_of(problem.y)) & valid,
         predictions=predictions.astype(jnp.int32), logits=logits,
-        norm=geometry.size(images - problem.x, self.norm)))
+        norm=geometry.of(self.norm).size(images - problem.x)))
 
   def check(self, logits_fn: LogitsFn, key: jax.Array, x: jax.Array, y: Any,
             targets: Any = None, eps: jax.Array | float | None = None,

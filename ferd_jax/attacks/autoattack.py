@@ -39,7 +39,7 @@ class AutoAttack:
 
   Attributes:
     eps: radius, in the unit of the images.
-    norm: 'Linf' or 'L2'.
+    norm: 'Linf', 'L2' or 'L1'.
     version: 'standard', what published numbers are, 'plus' (more attacks and
       restarts) or 'rand' (for stochastic models) as upstream; 'fast', APGD
       with both losses, close to standard at a fifth of the cost;
@@ -60,7 +60,7 @@ class AutoAttack:
     that counts; an interrupted run is gone on with.
   """
   eps: float
-  norm: str = 'Linf'
+  norm: geometry.Norm = 'Linf'
   version: str = 'standard'
   attacks: tuple[str | tuple[str, attack.Attack], ...] = ()
   bounds: tuple[float, float] = (0., 1.)
@@ -123,28 +123,35 @@ class AutoAttack:
 
     Args:
       num_classes: K; targeted attacks have 9 targets, or K - 1 if that is
-        less ('torchattacks_compat': always K - 1).
+        less ('torchattacks_compat': always K - 1). In L1 APGD has larger radii
+        first, 5 restarts and 5 targets, but for 'plus' and 'rand'.
 
     Raises:
       ValueError: if an attack of your own has more targets than there are.
     """
     compat = self.version == 'torchattacks_compat'
-    restarts = 5 if self.version == 'plus' else 1
+    plus = self.version == 'plus'
+    # Of L1, as upstream: 'plus' and 'rand' are set up as in the other norms.
+    large_radii = self.norm == 'L1' and not plus and self.version != 'rand'
+    restarts = 5 if plus or large_radii else 1
     targets = num_classes - 1 if compat else min(9, num_classes - 1)
+    ascent_targets = min(targets, 5) if large_radii else targets
     common = dict(eps=self.eps, norm=self.norm, bounds=self.bounds)
     # An image counts as soon as it fools: none is sought beyond. One that fools
     # a stochastic model once need not do so again; later ones more likely do.
     stochastic = self.version == 'rand'
     ascent = functools.partial(
         apgd.APGD, **common, keep='fooling' if stochastic else 'first',
-        num_iterations=10 if compat else 100, eot=20 if stochastic else 0)
+        num_iterations=10 if compat else 100, eot=20 if stochastic else 0,
+        large_radii=large_radii)
     boundary = functools.partial(fab.FAB, **common, keep='first',
                                  num_iterations=10 if compat else 100)
     standard = {
         'apgd-ce': ascent(loss=losses.cross_entropy, num_restarts=restarts),
         'apgd-dlr': ascent(loss=losses.dlr, num_restarts=restarts),
-        'apgd-t': ascent(loss=losses.targeted_dlr, num_targets=targets),
-        'fab': boundary(num_restarts=restarts),
+        'apgd-t': ascent(loss=losses.targeted_dlr,
+                         num_targets=ascent_targets),
+        'fab': boundary(num_restarts=5 if plus else 1),
         'fab-t': boundary(num_targets=targets),
         'square': square.Square(**common, rescale_schedule=compat),
     }

@@ -4,24 +4,27 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
+from ferd_jax.attacks import bisection
 from ferd_jax.attacks import geometry
 
-# Normals up to so much per width of the box count as 0 in L2, as upstream: the
-# way to a bound in units of them has no bound.
+# Normals up to so much per width of the box count as 0 in L2 and L1, as
+# upstream: the way to a bound in units of them has no bound.
 _FLAT = 1e-8
 
 
 def project_onto_hyperplane(p: jax.Array, w: jax.Array, b: jax.Array,
                             bounds: tuple[float, float],
-                            norm: str) -> jax.Array:
+                            norm: geometry.Norm) -> jax.Array:
   """Returns the smallest move from `p` to the plane that stays in the box.
 
   In the closest point every coordinate has gone equally far (Linf), or as far
-  as its weight (L2), unless a bound stopped it. How far is found exactly.
+  as its weight (L2), unless a bound stopped it. How far is found exactly. In
+  L1 those of the largest weights have gone to their bounds, and the next ones
+  as far as is left: those of one weight by the same share of their ways.
 
   Where the plane does not meet the box, all coordinates go to the bound that
-  is nearer to it. Coordinates of weight 0 do not move, in L2 neither those
-  with |w| <= 1e-8 / (high - low).
+  is nearer to it. Coordinates of weight 0 do not move, in L2 and L1 neither
+  those with |w| <= 1e-8 / (high - low).
 
   Args:
     p: points `[B, ...]` inside the bounds.
@@ -45,17 +48,52 @@ def project_onto_hyperplane(p: jax.Array, w: jax.Array, b: jax.Array,
   # From here on the plane lies where <w, u> is lower.
   w = w * geometry.per_example(jnp.where(excess < 0, -1, 1).astype(w.dtype), w)
   room = jnp.where(w > 0, p - low, high - p)
-  size = jnp.abs(w)
-  if norm == 'Linf':
-    level = _water_level(size, room, jnp.abs(excess))
-    move = jnp.sign(w) * jnp.minimum(level, room)
-  else:
-    moves = size > _FLAT / (high - low)
-    w = jnp.where(moves, w, 0)
-    stop = jnp.where(moves, room / jnp.where(moves, size, 1), 0)
-    level = _water_level(jnp.square(w), stop, jnp.abs(excess))
-    move = w * jnp.minimum(level, stop)
+  move = _MOVES[norm](w, room, jnp.abs(excess), _FLAT / (high - low))
   return -move.reshape(shape)
+
+
+def _move_equally(w, room, gap, flat):
+  """Returns the move of Linf."""
+  del flat  # A weight of any size is one.
+  level = _water_level(jnp.abs(w), room, gap)
+  return jnp.sign(w) * jnp.minimum(level, room)
+
+
+def _move_by_weight(w, room, gap, flat):
+  """Returns the move of L2."""
+  size = jnp.abs(w)
+  moves = size > flat
+  w = jnp.where(moves, w, 0)
+  stop = jnp.where(moves, room / jnp.where(moves, size, 1), 0)
+  level = _water_level(jnp.square(w), stop, gap)
+  return w * jnp.minimum(level, stop)
+
+
+def _move_the_steepest(w, room, gap, flat):
+  """Returns the move of L1."""
+  size = jnp.abs(w)
+  size = jnp.where(size > flat, size, 0)
+  closes = size * room
+  def closed_by(moves):
+    return jnp.sum(jnp.where(moves, closes, 0), axis=-1, keepdims=True)
+  level = bisection.first(
+      lambda level: closed_by(size > level[:, None])[:, 0] <= gap,
+      jnp.max(size, axis=-1))[:, None]
+  same = geometry.same(w.dtype)
+  steeper = size > level * (1 + same)
+  is_last = (size >= level * (1 - same)) & ~steeper
+  last = closed_by(is_last)
+  share = jnp.where(last > 0, (gap[:, None] - closed_by(steeper))
+                    / jnp.where(last > 0, last, 1), 0)
+  return jnp.sign(w) * room * jnp.where(
+      is_last, jnp.clip(share, 0, 1), steeper.astype(w.dtype))
+
+
+# By norm: (w `[B, D]`, whose negative points to the plane, room `[B, D]` until
+# a bound, gap `[B]` that <w, move> has to close, largest |w| that counts as 0)
+# -> `[B, D]`.
+_MOVES = {'Linf': _move_equally, 'L2': _move_by_weight,
+          'L1': _move_the_steepest}
 
 
 def _water_level(weights, stops, volume):

@@ -24,7 +24,7 @@ _VARIATION = 1e-4  # of normalised logits between passes
 _DEPENDENCE = 1e-3  # of logits on the rest of the batch, of the largest
 
 
-def data_set(x: np.ndarray, y: np.ndarray, eps: float, norm: str,
+def data_set(x: np.ndarray, y: np.ndarray, eps: float, norm: geometry.Norm,
              bounds: tuple[float, float]) -> None:
   """Raises ValueError for data that no model can be attacked on.
 
@@ -32,7 +32,7 @@ def data_set(x: np.ndarray, y: np.ndarray, eps: float, norm: str,
     x: images `[N, ..., channels]`.
     y: labels `[N]`.
     eps: radius in the unit of the images.
-    norm: 'Linf' or 'L2'.
+    norm: one of `geometry.NORMS`.
     bounds: lowest and highest pixel value.
 
   Raises:
@@ -66,17 +66,17 @@ def layout(shape: tuple[int, ...]) -> list[str]:
   return []
 
 
-def radius(eps: float, norm: str, shape: tuple[int, ...],
+def radius(eps: float, norm: geometry.Norm, shape: tuple[int, ...],
            bounds: tuple[float, float]) -> None:
   """Raises ValueError for a radius that covers all images.
 
   Args:
     eps: radius in the unit of the images.
-    norm: 'Linf' or 'L2'.
+    norm: one of `geometry.NORMS`.
     shape: of an image.
     bounds: lowest and highest pixel value.
   """
-  widest = geometry.diameter(shape, norm, bounds)
+  widest = geometry.of(norm).diameter(shape, bounds)
   if eps >= widest:
     raise ValueError(
         f'Expected eps={eps:g} below {widest:g}, which covers all images in '
@@ -170,13 +170,19 @@ def class_count(num_classes: int,
     return ' and '.join(name for name, attack in members.items()
                         if getattr(attack, 'loss', None) is loss)
   warnings = []
-  targeted = ' and '.join(name for name, attack in members.items()
-                          if attack.num_targets == num_classes - 1)
-  if num_classes < 10 and targeted:
+  # As in 'standard': APGD-T has less of them where it has larger radii, in L1.
+  fewer = {name for name, attack in members.items()
+           if getattr(attack, 'large_radii', False)}
+  targeted = [name for name, attack in members.items()
+              if attack.num_targets == num_classes - 1
+              and num_classes <= (5 if name in fewer else 9)]
+  if targeted:
+    usual = ''.join(f' ({name}: 5)' for name in targeted if name in fewer)
     warnings.append(
-        f'Targeted attacks ({targeted}) usually have 9 target classes; of '
-        f'{num_classes} classes they have {num_classes - 1}: not comparable '
-        'with the standard evaluation of more classes.')
+        f'Targeted attacks ({" and ".join(targeted)}) usually have 9 target '
+        f'classes{usual}; of {num_classes} classes they have '
+        f'{num_classes - 1}: not comparable with the standard evaluation of '
+        'more classes.')
   if num_classes < 4 and (names := with_loss(losses.targeted_dlr)):
     warnings.append(f'The targeted DLR loss needs 4 classes; {names} ascends '
                     'the margin z_t - z_y instead.')
@@ -224,14 +230,14 @@ def square_too_strong(robust: Mapping[str, float], squares: Collection[str],
   return warnings
 
 
-def results(x_adv: np.ndarray, eps: float, norm: str, norms: np.ndarray,
-            bounds: tuple[float, float]) -> None:
+def results(x_adv: np.ndarray, eps: float, norm: geometry.Norm,
+            norms: np.ndarray, bounds: tuple[float, float]) -> None:
   """Raises ValueError for adversarial images that are none.
 
   Args:
     x_adv: adversarial images `[N, ...]`.
     eps: radius.
-    norm: 'Linf' or 'L2'.
+    norm: one of `geometry.NORMS`.
     norms: `[N]`, of x_adv - x.
     bounds: lowest and highest pixel value.
 
@@ -244,8 +250,8 @@ def results(x_adv: np.ndarray, eps: float, norm: str, norms: np.ndarray,
   # A NaN is in no interval.
   valid = ((flat >= low - slack) & (flat <= high + slack)).all(-1)
   # Every pixel may be rounded.
-  valid &= norms <= eps * (1 + 1e-5) + geometry.diameter(
-      x_adv.shape[1:], norm, (0, slack))
+  valid &= norms <= eps * (1 + 1e-5) + geometry.of(norm).diameter(
+      x_adv.shape[1:], (0, slack))
   if not valid.all():
     raise ValueError('An attack returned images that are out of the ball or '
                      f'the bounds: {_some(np.flatnonzero(~valid))}.')

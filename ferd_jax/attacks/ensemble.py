@@ -20,6 +20,7 @@ import ferd_jax
 from ferd_jax import losses
 from ferd_jax.attacks import attack as attacks
 from ferd_jax.attacks import checks
+from ferd_jax.attacks import geometry
 from ferd_jax.attacks import inputs
 from ferd_jax.attacks import saved
 from ferd_jax.attacks import slots
@@ -489,7 +490,7 @@ class Session:
 
   def _result(self, notes):
     names = tuple(self._members)
-    order = np.inf if self._norm == 'Linf' else 2
+    order = geometry.of(self._norm).order
     images, predictions = self._x.copy(), self._clean_predictions.copy()
     norms = np.zeros(len(self._y), self._x.dtype)
     for index in np.flatnonzero(self._broken_by >= 0):

@@ -54,7 +54,7 @@ class FAB(attack.Attack):
   Attributes:
     eps: radius that the result is accepted within, at least 0, in the unit of
       the images.
-    norm: 'Linf' or 'L2', to be minimised.
+    norm: 'Linf', 'L2' or 'L1', to be minimised.
     num_iterations: how many; each takes a gradient (without targets K - 1 of
       them, K classes) and one more forward pass.
     num_restarts: repetitions on what is not yet fooled, from noise of norm
@@ -80,7 +80,7 @@ class FAB(attack.Attack):
     fra31/auto-attack autoattack/fab_base.py.
   """
   eps: float
-  norm: str = 'Linf'
+  norm: geometry.Norm = 'Linf'
   num_iterations: int = 100
   num_restarts: int = 1
   num_targets: int = 0
@@ -109,13 +109,17 @@ class FAB(attack.Attack):
     """The iterations."""
     return self.num_iterations
 
+  @property
+  def _space(self) -> geometry.Geometry:
+    return geometry.of(self.norm)
+
   def init(self, problem: attack.Problem) -> FABState:
     """Returns the start: the image, from restart 1 on noise, or `x_init`."""
     x, start = problem.x, problem.x_init
     if start is None:
       start = x
       if problem.restart is not None:
-        noise = geometry.surface(problem.keys, x, problem.eps / 2, self.norm)
+        noise = self._space.surface(problem.keys, x, problem.eps / 2)
         start = geometry.where(problem.restart > 0, x + noise, x)
     false = jnp.zeros_like(x, bool, shape=x.shape[:1])
     return FABState(
@@ -136,13 +140,13 @@ class FAB(attack.Attack):
               & (jnp.abs(difference) < jnp.finfo(difference.dtype).max))
     # Clean images that are wrong already: nothing is closer.
     stays = (attack.is_fooled(logits, labels)
-             & (geometry.size(state.x - problem.x, self.norm) == 0))
+             & (self._space.size(state.x - problem.x) == 0))
     x = geometry.where(
         stays, state.x, self._move(problem, state.x, difference, gradient))
 
     logits = attack.evaluate(logits_fn, x, key)
     missed = attack.is_fooled(logits, labels)
-    norm = geometry.size(x - problem.x, self.norm)
+    norm = self._space.size(x - problem.x)
     closer = missed & (norm < state.norm_best)
     norm_best = jnp.where(closer, norm, state.norm_best)
     back = problem.x + (x - problem.x) * self.beta
@@ -197,7 +201,7 @@ class FAB(attack.Attack):
       classes = number + after  # all but the label, in order
       difference, gradient = against(classes)
       distance = jnp.abs(difference) / (
-          _dual_size(gradient, self.norm) + geometry.TINY)
+          self._space.dual_size(gradient) + geometry.TINY)
       nearer = distance < closest[0]
       return jax.tree.map(
           lambda new, old: geometry.where(nearer, new, old),
@@ -217,7 +221,7 @@ class FAB(attack.Attack):
     def project(images):
       move = box_projection.project_onto_hyperplane(
           images, gradient, b, self.bounds, self.norm)
-      return move, jnp.maximum(geometry.size(move, self.norm), shortest)
+      return move, jnp.maximum(self._space.size(move), shortest)
     (move, move_clean), (length, length_clean) = jax.vmap(project)(
         jnp.stack([x, problem.x]))
     share = geometry.per_example(
@@ -225,10 +229,3 @@ class FAB(attack.Attack):
     return jnp.clip((x + self.eta * move) * (1 - share)
                     + (problem.x + self.eta * move_clean) * share,
                     *self.bounds)
-
-
-def _dual_size(gradient, norm):
-  """Returns the norm `[B]` that turns a difference into a distance."""
-  if norm == 'L2':
-    return geometry.size(gradient, norm)
-  return jnp.sum(jnp.abs(geometry.flat(gradient)), axis=-1)

@@ -1,18 +1,25 @@
-"""Balls, steps and starts of attacks: L-infinity and L2, per example.
+"""The norms of attacks: balls, steps, starts and distances, per example.
 
-Arrays are `[B, ...]`; what there is one of per example, such as a radius, is
-`[B]` or a scalar.
+What a norm is to the attacks lives in one object of it, see `of`. Arrays are
+`[B, ...]`; what there is one of per example, such as a radius, is `[B]` or a
+scalar.
 """
 
 import math
+import typing
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-NORMS = ('Linf', 'L2')
+from ferd_jax.attacks import bisection
+
+Norm = Literal['Linf', 'L2', 'L1']
+NORMS: tuple[str, ...] = typing.get_args(Norm)
 STARTS = ('zero', 'uniform', 'normal')
 TINY = 1e-12  # added to norms that divide, as AutoAttack does
+_ONE_IN = 100  # of the entries is moved by a step of L1, as in SLIDE
 
 
 def per_example(values: jax.Array | float, x: jax.Array) -> jax.Array:
@@ -33,21 +40,6 @@ def where(mask: jax.Array, new: jax.Array, old: jax.Array) -> jax.Array:
   return jnp.where(per_example(mask, new), new, old)
 
 
-def size(delta: jax.Array, norm: str) -> jax.Array:
-  """Returns the norm of each example of `delta` `[B, ...]`, `[B]`."""
-  delta = flat(delta)
-  if norm == 'Linf':
-    return jnp.max(jnp.abs(delta), axis=-1, initial=0)
-  return jnp.sqrt(jnp.sum(jnp.square(delta), axis=-1))
-
-
-def diameter(shape: tuple[int, ...], norm: str,
-             bounds: tuple[float, float]) -> float:
-  """Returns the largest distance of two images of a shape within bounds."""
-  low, high = bounds
-  return (high - low) * (1 if norm == 'Linf' else math.prod(shape) ** 0.5)
-
-
 def rounding(bounds: tuple[float, float], dtype: jax.typing.DTypeLike) -> float:
   """Returns how far a pixel may leave the bounds, or its ball, by rounding."""
   low, high = bounds
@@ -55,59 +47,242 @@ def rounding(bounds: tuple[float, float], dtype: jax.typing.DTypeLike) -> float:
       abs(low), abs(high))
 
 
-def project(x_adv: jax.Array, x: jax.Array, eps: jax.Array | float,
-            bounds: tuple[float, float], norm: str = 'Linf') -> jax.Array:
-  """Returns `x_adv` in the eps-ball around `x`, then clipped to the bounds.
+def same(dtype: jax.typing.DTypeLike) -> float:
+  """Returns the relative difference of two computations of one number."""
+  return 8 * float(np.finfo(dtype).eps)
 
-  Args:
-    x_adv: `[B, ...]`.
-    x: `[B, ...]`, centres of the balls, inside the bounds.
-    eps: radius, scalar or `[B]`.
-    bounds: lowest and highest pixel value.
-    norm: one of `NORMS`.
+
+class Geometry:
+  """What a norm is to the attacks.
+
+  Attributes:
+    order: of the norm, as `numpy.linalg.norm` takes it.
   """
-  eps = per_example(eps, x)
-  if norm == 'Linf':
+  order: float
+
+  def length(self, values: jax.Array, axis: int | tuple[int, ...],
+             keepdims: bool = False) -> jax.Array:
+    """Returns the norm over an axis, or several as one."""
+    raise NotImplementedError
+
+  def size(self, delta: jax.Array) -> jax.Array:
+    """Returns the norm of each example of `delta` `[B, ...]`, `[B]`."""
+    return self.length(flat(delta), -1)
+
+  def dual_size(self, gradient: jax.Array) -> jax.Array:
+    """Returns the dual norm `[B]` of gradients `[B, ...]`.
+
+    A difference of logits over it is the distance to where a linear model has
+    none.
+    """
+    raise NotImplementedError
+
+  def diameter(self, shape: tuple[int, ...],
+               bounds: tuple[float, float]) -> float:
+    """Returns the largest distance of two images of a shape within bounds."""
+    low, high = bounds
+    return (high - low) * math.prod(shape) ** (1 / self.order)
+
+  def project(self, x_adv: jax.Array, x: jax.Array, eps: jax.Array | float,
+              bounds: tuple[float, float]) -> jax.Array:
+    """Returns `x_adv` in the eps-ball around `x` and inside the bounds.
+
+    Linf and L1 give the closest such point (in L1 by the Euclidean distance);
+    L2 scales into the ball and then clips.
+
+    Args:
+      x_adv: `[B, ...]`.
+      x: `[B, ...]`, centres of the balls, inside the bounds.
+      eps: radius, scalar or `[B]`.
+      bounds: lowest and highest pixel value.
+    """
+    raise NotImplementedError
+
+  def direction(self, gradient: jax.Array, x: jax.Array,
+                bounds: tuple[float, float]) -> jax.Array:
+    """Returns a step `[B, ...]` of norm 1 uphill.
+
+    In Linf (signs) and L2 (the unit vector) it is the one that ascends most.
+    In L1 that would be one entry; there it is the signs of the 1% with the
+    steepest gradients among those that no bound stops, as in SLIDE.
+
+    Args:
+      gradient: `[B, ...]`.
+      x: `[B, ...]`, where it was taken.
+      bounds: lowest and highest pixel value.
+
+    References: Tramer & Boneh 2019, arXiv:1904.13000, Sec. 3.3 (SLIDE).
+    """
+    raise NotImplementedError
+
+  def uniform(self, keys: jax.Array, x: jax.Array,
+              eps: jax.Array) -> jax.Array:
+    """Returns noise `[B, ...]` uniform in the eps-ball.
+
+    Args:
+      keys: `[B]`, one per example.
+      x: `[B, ...]`, for shape and dtype.
+      eps: radius, scalar or `[B]`.
+    """
+    return jax.vmap(lambda key, eps: self._uniform(
+        key, x.shape[1:], x.dtype, eps))(
+            keys, jnp.broadcast_to(eps, x.shape[:1]))
+
+  def surface(self, keys: jax.Array, x: jax.Array,
+              eps: jax.Array) -> jax.Array:
+    """Returns noise `[B, ...]` of norm eps, where AutoAttack's attacks start.
+
+    Uniform noise over its largest entry (Linf), or normal noise over its norm.
+
+    Args:
+      keys: `[B]`, one per example.
+      x: `[B, ...]`, for shape and dtype.
+      eps: radius, scalar or `[B]`.
+    """
+    noise = jax.vmap(lambda key: self._noise(key, x.shape[1:], x.dtype))(keys)
+    return (per_example(eps, x) * noise
+            / (per_example(self.size(noise), x) + TINY))
+
+  def _uniform(self, key, shape, dtype, eps):
+    raise NotImplementedError
+
+  def _noise(self, key, shape, dtype):
+    return jax.random.normal(key, shape, dtype)
+
+
+class _Linf(Geometry):
+  order = np.inf
+
+  def length(self, values, axis, keepdims=False):
+    return jnp.max(jnp.abs(values), axis=axis, keepdims=keepdims, initial=0)
+
+  def dual_size(self, gradient):
+    return jnp.sum(jnp.abs(flat(gradient)), axis=-1)
+
+  def project(self, x_adv, x, eps, bounds):
+    eps = per_example(eps, x)
     return jnp.clip(jnp.clip(x_adv, x - eps, x + eps), *bounds)
-  delta = x_adv - x
-  length = per_example(size(delta, norm), x)
-  return jnp.clip(x + delta / (length + TINY) * jnp.minimum(eps, length),
-                  *bounds)
 
-
-def direction(gradient: jax.Array, norm: str) -> jax.Array:
-  """Returns the step of size 1 that ascends most: sign or unit vector."""
-  if norm == 'Linf':
+  def direction(self, gradient, x, bounds):
     return jnp.sign(gradient)
-  length = per_example(size(gradient, norm), gradient)
-  return gradient / (length + TINY)
+
+  def _uniform(self, key, shape, dtype, eps):
+    return jax.random.uniform(key, shape, dtype, -eps, eps)
+
+  def _noise(self, key, shape, dtype):
+    return 2 * jax.random.uniform(key, shape, dtype) - 1
 
 
-def uniform(keys: jax.Array, x: jax.Array, eps: jax.Array,
-            norm: str) -> jax.Array:
-  """Returns noise `[B, ...]` uniform in the eps-ball.
+class _L2(Geometry):
+  order = 2
 
-  Args:
-    keys: `[B]`, one per example.
-    x: `[B, ...]`, for shape and dtype.
-    eps: radius, scalar or `[B]`.
-    norm: one of `NORMS`.
-  """
-  shape = x.shape[1:]
-  def draw(key, eps):
-    if norm == 'Linf':
-      return jax.random.uniform(key, shape, x.dtype, -eps, eps)
+  def length(self, values, axis, keepdims=False):
+    return jnp.sqrt(jnp.sum(jnp.square(values), axis=axis, keepdims=keepdims))
+
+  def dual_size(self, gradient):
+    return self.size(gradient)
+
+  def project(self, x_adv, x, eps, bounds):
+    eps = per_example(eps, x)
+    delta = x_adv - x
+    length = per_example(self.size(delta), x)
+    return jnp.clip(x + delta / (length + TINY) * jnp.minimum(eps, length),
+                    *bounds)
+
+  def direction(self, gradient, x, bounds):
+    return gradient / (per_example(self.size(gradient), gradient) + TINY)
+
+  def _uniform(self, key, shape, dtype, eps):
     direction_key, radius_key = jax.random.split(key)
-    vector = jax.random.normal(direction_key, shape, x.dtype)
-    radius = (jax.random.uniform(radius_key, (), x.dtype)
+    vector = jax.random.normal(direction_key, shape, dtype)
+    radius = (jax.random.uniform(radius_key, (), dtype)
               ** (1 / math.prod(shape)))
     length = jnp.sqrt(jnp.sum(jnp.square(vector)))
     return eps * radius * vector / (length + TINY)
-  return jax.vmap(draw)(keys, jnp.broadcast_to(eps, x.shape[:1]))
+
+
+class _L1(Geometry):
+  order = 1
+
+  def length(self, values, axis, keepdims=False):
+    return jnp.sum(jnp.abs(values), axis=axis, keepdims=keepdims)
+
+  def dual_size(self, gradient):
+    return jnp.max(jnp.abs(flat(gradient)), axis=-1, initial=0)
+
+  def project(self, x_adv, x, eps, bounds):
+    # Entry by entry the closest point is sign(u) * min(b, max(|u| - level, 0)),
+    # u being the move asked for and b what the bounds leave of it. The sum of
+    # these falls with the level, and is neither convex nor concave in it.
+    boxed = jnp.clip(x_adv, *bounds)
+    move = flat(x_adv - x)
+    asked, room = jnp.abs(move), jnp.abs(flat(boxed - x))
+    def left(level):
+      return jnp.minimum(room, jnp.maximum(asked - level[:, None], 0))
+    level = bisection.first(
+        lambda level: jnp.sum(left(level), axis=-1) <= eps,
+        jnp.max(asked, axis=-1, initial=0))
+    inside = jnp.sum(room, axis=-1) <= eps
+    # What XLA computes for each use anew differs in the last bits: no more than
+    # that is left of entries that are to go.
+    noise = same(x.dtype) * jnp.maximum(jnp.abs(x), jnp.abs(x_adv))
+    kept = left(level)
+    kept = jnp.where(kept > flat(noise), kept, 0)
+    pulled = x + (jnp.sign(move) * kept).reshape(x.shape)
+    return where(inside, boxed, jnp.clip(pulled, *bounds))
+
+  def direction(self, gradient, x, bounds):
+    low, high = bounds
+    stopped = (((x <= low) & (gradient < 0))
+               | ((x >= high) & (gradient > 0)))
+    count = -(-math.prod(x.shape[1:]) // _ONE_IN)
+    return sparse_signs(jnp.where(stopped, 0, gradient),
+                        jnp.full(x.shape[:1], count, jnp.int32))
+
+  def _uniform(self, key, shape, dtype, eps):
+    # Of n + 1 exponential variates the shares of n are uniform in the simplex.
+    size_key, sign_key = jax.random.split(key)
+    size = math.prod(shape)
+    sizes = jax.random.exponential(size_key, (size + 1,), dtype)
+    signs = jax.random.rademacher(sign_key, shape, dtype)
+    return eps * signs * (sizes[:size] / jnp.sum(sizes)).reshape(shape)
+
+
+_GEOMETRIES: dict[str, Geometry] = {
+    'Linf': _Linf(), 'L2': _L2(), 'L1': _L1()}
+
+
+def of(norm: Norm) -> Geometry:
+  """Returns the geometry of one of `NORMS`."""
+  return _GEOMETRIES[norm]
+
+
+def sparse_signs(gradient: jax.Array, count: jax.Array) -> jax.Array:
+  """Returns the signs of the entries with the largest sizes, of L1 norm 1.
+
+  Entries as large as the last that counts are kept too.
+
+  Args:
+    gradient: `[B, ...]`.
+    count: int `[B]`, how many, at least 1.
+
+  Returns:
+    `[B, ...]`, 0 elsewhere and where all of a gradient is 0.
+  """
+  sizes = jnp.abs(flat(gradient))
+  last = bisection.first(
+      lambda level: jnp.sum(sizes > level[:, None], axis=-1,
+                            dtype=count.dtype) < count,
+      jnp.max(sizes, axis=-1))
+  last = last[:, None] * (1 - same(sizes.dtype))
+  signs = jnp.where(sizes >= last, jnp.sign(flat(gradient)), 0)
+  # As upstream: so little that a float32 count stays what it is.
+  signs = signs / (jnp.sum(jnp.abs(signs), axis=-1, keepdims=True) + 1e-10)
+  return signs.reshape(gradient.shape)
 
 
 def start(kind: str, keys: jax.Array, x: jax.Array, eps: jax.Array | float,
-          noise: float, norm: str = 'Linf') -> jax.Array:
+          noise: float, norm: Norm = 'Linf') -> jax.Array:
   """Returns where an attack begins, `[B, ...]`, not clipped to any bounds.
 
   Args:
@@ -122,28 +297,6 @@ def start(kind: str, keys: jax.Array, x: jax.Array, eps: jax.Array | float,
   if kind == 'zero':
     return x
   if kind == 'uniform':
-    return x + uniform(keys, x, eps, norm)
+    return x + of(norm).uniform(keys, x, eps)
   return x + noise * jax.vmap(
       lambda key: jax.random.normal(key, x.shape[1:], x.dtype))(keys)
-
-
-def surface(keys: jax.Array, x: jax.Array, eps: jax.Array,
-            norm: str) -> jax.Array:
-  """Returns noise `[B, ...]` of norm eps, where AutoAttack's attacks start.
-
-  Uniform noise over its largest entry (Linf), or a random direction (L2).
-
-  Args:
-    keys: `[B]`, one per example.
-    x: `[B, ...]`, for shape and dtype.
-    eps: radius, scalar or `[B]`.
-    norm: one of `NORMS`.
-  """
-  shape = x.shape[1:]
-  def draw(key):
-    if norm == 'Linf':
-      return 2 * jax.random.uniform(key, shape, x.dtype) - 1
-    return jax.random.normal(key, shape, x.dtype)
-  noise = jax.vmap(draw)(keys)
-  return (per_example(eps, x) * noise
-          / (per_example(size(noise, norm), x) + TINY))

@@ -172,14 +172,14 @@ def checked_images(x: Any, **targets: Any) -> jax.Array:
   return x
 
 
-def checked_radii(eps: Any, shape: tuple[int, ...], norm: str,
+def checked_radii(eps: Any, shape: tuple[int, ...], norm: geometry.Norm,
                   bounds: tuple[float, float]) -> None:
   """Raises ValueError for radii that are none, if they are known.
 
   Args:
     eps: radius or radii.
     shape: of an image.
-    norm: 'Linf' or 'L2'.
+    norm: one of `geometry.NORMS`.
     bounds: lowest and highest pixel value.
 
   Raises:
@@ -190,7 +190,7 @@ def checked_radii(eps: Any, shape: tuple[int, ...], norm: str,
     return
   for radius in np.unique(jax.device_get(eps)):
     validate.non_negative(eps=float(radius))
-    widest = geometry.diameter(shape, norm, bounds)
+    widest = geometry.of(norm).diameter(shape, bounds)
     if radius > widest * (1 + 1e-6):
       raise ValueError(
           f'Expected eps={radius:g} of at most {widest:g}, the largest '

@@ -1,4 +1,4 @@
-"""PGD and its one-step case FGSM, on any loss, in a ball of either norm."""
+"""PGD and its one-step case FGSM, on any loss, in a ball of any norm."""
 
 from collections.abc import Callable
 import dataclasses
@@ -39,7 +39,8 @@ class PGD(attack.Attack):
       gradient; sources differ.
     bounds: lowest and highest pixel value.
     unroll: None unrolls short loops on CPU.
-    norm: 'Linf' or 'L2'.
+    norm: 'Linf', 'L2' or 'L1', where a step moves the 1% of the entries with
+      the steepest gradients, as in SLIDE.
     noise: standard deviation of the 'normal' start.
     num_restarts: repetitions from other starts on what is not yet fooled.
     clip_steps: whether every iterate is clipped to the bounds, or the last one
@@ -48,7 +49,8 @@ class PGD(attack.Attack):
   Raises:
     ValueError: for a setting out of range.
 
-  References: Madry et al. 2018, arXiv:1706.06083, Sec. 2.
+  References: Madry et al. 2018, arXiv:1706.06083, Sec. 2; for L1 Tramer &
+    Boneh 2019, arXiv:1904.13000, Sec. 3.3.
   """
   eps: float
   step_size: float
@@ -58,7 +60,7 @@ class PGD(attack.Attack):
   clip_start: bool = True
   bounds: tuple[float, float] = (0., 1.)
   unroll: bool | None = None
-  norm: str = 'Linf'
+  norm: geometry.Norm = 'Linf'
   noise: float = 0.001
   num_restarts: int = 1
   clip_steps: bool = True

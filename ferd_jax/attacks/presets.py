@@ -6,6 +6,7 @@ PGD on the Carlini-Wagner loss, not their optimisation over the distance.
 """
 
 from ferd_jax import losses
+from ferd_jax.attacks import geometry
 from ferd_jax.attacks import pgd
 from ferd_jax.core import validate
 
@@ -26,7 +27,7 @@ _SETTINGS = {
 PRESETS = tuple(_SETTINGS)
 
 
-def preset(name: str, eps: float, norm: str = 'Linf',
+def preset(name: str, eps: float, norm: geometry.Norm = 'Linf',
            bounds: tuple[float, float] = (0., 1.)) -> pgd.PGD:
   """Returns the attack of that name at radius `eps`.
 
@@ -47,7 +48,8 @@ def preset(name: str, eps: float, norm: str = 'Linf',
   Args:
     name: one of `PRESETS`.
     eps: radius, at least 0, in the unit of the images.
-    norm: 'Linf', as in the tables, or 'L2' with the same steps.
+    norm: 'Linf', as in the tables, or 'L2' or 'L1' with the same steps: in L1
+      of 1% of the entries each, see `attacks.PGD`.
     bounds: lowest and highest pixel value.
 
   Raises:

@@ -8,6 +8,7 @@ attack; with other numbers of spatial axes the square is an interval or a cube.
 from collections.abc import Sequence
 import dataclasses
 import math
+from typing import Any
 from typing import NamedTuple
 
 import jax
@@ -22,7 +23,7 @@ from ferd_jax.core import validate
 
 # After these queries, of 10000, the window's share of the image is halved.
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
-_MAX_TILES = 5  # along each axis, of the L2 start
+_MAX_TILES = 5  # along each axis, of the starts of L2 and L1
 
 
 class Draws(NamedTuple):
@@ -30,8 +31,8 @@ class Draws(NamedTuple):
 
   Attributes:
     corner: int32 `[B, axes]`, first position of the window along every axis.
-    other: the same of the second window, which only L2 has.
-    axis: int32 `[B]`, the spatial axis that L2's pattern is split along.
+    other: the same of the second window, which Linf has none of.
+    axis: int32 `[B]`, the spatial axis that a pattern is split along.
     signs: -1 or 1, `[B, C]`.
   """
   corner: jax.Array
@@ -82,7 +83,7 @@ def window_shares(num_queries: int, p_init: float,
 
 
 def window_sides(shape: Sequence[int], num_queries: int, p_init: float,
-                 rescale: bool, norm: str) -> np.ndarray:
+                 rescale: bool, norm: geometry.Norm) -> np.ndarray:
   """Returns the side of the window of each query, in positions.
 
   Args:
@@ -90,7 +91,8 @@ def window_sides(shape: Sequence[int], num_queries: int, p_init: float,
     num_queries: how many there are.
     p_init: share of the image at first, in (0, 1].
     rescale: as for `window_shares`.
-    norm: 'Linf', or 'L2', whose sides are odd and at least 3 if they fit.
+    norm: one of `geometry.NORMS`. In L2 and L1 sides are odd, and at least 3
+      if they fit.
 
   Returns:
     int32 `[num_queries]`, in 1..min(shape).
@@ -98,7 +100,7 @@ def window_sides(shape: Sequence[int], num_queries: int, p_init: float,
   shares = window_shares(num_queries, p_init, rescale)
   sides = np.rint((shares * math.prod(shape)) ** (1 / len(shape))).astype(
       np.int32)
-  if norm == 'L2':
+  if _PATCHES[norm].odd:
     sides = np.maximum(sides, 3)
     sides += sides % 2 == 0
   return np.clip(sides, 1, min(shape))
@@ -121,12 +123,13 @@ def window(shape: Sequence[int], corner: jax.Array,
 
 
 def pattern(shape: Sequence[int], corner: jax.Array, side: jax.Array,
-            axis: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:
-  """Returns the perturbation that L2 puts into a window, called eta upstream.
+            axis: jax.Array, dtype: jax.typing.DTypeLike,
+            norm: geometry.Norm) -> jax.Array:
+  """Returns what L2 and L1 put into a window, called eta upstream.
 
   Along one axis the window is cut in two halves. Each is a pyramid, the sum
   over k = 0..side // 2 of the boxes that reach k positions from its centre
-  times `1 / (k + 1)^2`, of norm 1; the second is negative.
+  times `1 / (k + 1)^2` (L1: `^4`), of norm 1; the second is negative.
 
   Args:
     shape: spatial shape.
@@ -134,15 +137,16 @@ def pattern(shape: Sequence[int], corner: jax.Array, side: jax.Array,
     side: int `[B]`, at least 1.
     axis: int `[B]`, the one that is cut.
     dtype: of the result.
+    norm: 'L2' or 'L1'.
 
   Returns:
     `[B, *shape, 1]`, 0 outside of the window, where its norm is 1.
   """
-  num_axes = len(shape)
+  num_axes, patches = len(shape), _PATCHES[norm]
   half = side[:, None] // 2
   # A pyramid at distance m from its centre is the sum from k = m to half. It
   # is a difference of sums to the largest k, small like its terms.
-  terms = 1. / np.arange(1, max(shape) // 2 + 2) ** 2
+  terms = 1. / np.arange(1, max(shape) // 2 + 2) ** patches.power
   sums = jnp.asarray(np.append(np.cumsum(terms[::-1])[::-1], 0.), dtype)
   height = jnp.asarray(jnp.finfo(dtype).max, dtype)
   upper = jnp.zeros((), bool)
@@ -159,10 +163,10 @@ def pattern(shape: Sequence[int], corner: jax.Array, side: jax.Array,
     upper = upper | _along(i, num_axes, second)
   halves = jnp.where(upper, 0, height), jnp.where(upper, height, 0)
   # A norm is at least the height of the centre, 1; or there is no such half.
-  first, second = (part / jnp.maximum(_norm(part, part.ndim), 1)
+  first, second = (part / jnp.maximum(patches.norm(part, part.ndim), 1)
                    for part in halves)
-  both = jnp.where(side > 1, 2, 1).astype(dtype)
-  return (first - second) / jnp.sqrt(geometry.per_example(both, height))
+  both = jnp.where(side > 1, 2 ** (1 / patches.space.order), 1).astype(dtype)
+  return (first - second) / geometry.per_example(both, height)
 
 
 def start_linf(x: jax.Array, eps: jax.Array, signs: jax.Array,
@@ -178,9 +182,13 @@ def start_linf(x: jax.Array, eps: jax.Array, signs: jax.Array,
   return jnp.clip(x + geometry.per_example(eps, x) * signs, *bounds)
 
 
-def start_l2(x: jax.Array, eps: jax.Array, axis: jax.Array, signs: jax.Array,
-             bounds: tuple[float, float]) -> jax.Array:
-  """Returns `x` with tiles of `pattern`, of norm eps, clipped to the bounds.
+def start_tiled(x: jax.Array, eps: jax.Array, axis: jax.Array,
+                signs: jax.Array, bounds: tuple[float, float],
+                norm: geometry.Norm) -> jax.Array:
+  """Returns `x` with tiles of `pattern`, in the ball and in the bounds.
+
+  In L2 the tiles together have norm eps, before they are clipped; in L1 they
+  are projected.
 
   Args:
     x: `[B, *spatial, C]`.
@@ -188,12 +196,13 @@ def start_l2(x: jax.Array, eps: jax.Array, axis: jax.Array, signs: jax.Array,
     axis: int `[B, *tiles]`, of `start_tiles`, which each pattern is cut along.
     signs: -1 or 1, `[B, *tiles, C]`.
     bounds: lowest and highest pixel value.
+    norm: 'L2' or 'L1'.
   """
   shape = x.shape[1:-1]
   side, tiles = start_tiles(shape)
   each = np.arange(len(shape), dtype=np.int32)
   cut = pattern((side,) * len(shape), jnp.zeros((len(shape),) * 2, jnp.int32),
-                jnp.full(len(shape), side), each, x.dtype)
+                jnp.full(len(shape), side), each, x.dtype, norm)
   cut = jnp.tile(cut, (1, *tiles, 1))
   def spread(values):
     for i in range(len(shape)):
@@ -207,11 +216,12 @@ def start_l2(x: jax.Array, eps: jax.Array, axis: jax.Array, signs: jax.Array,
   delta = jnp.pad(
       delta, [(0, 0), *((size // 2, size - size // 2) for size in rest),
               (0, 0)])
-  return _on_sphere(x, eps, delta, bounds)
+  low, high = bounds
+  return _PATCHES[norm].put(x, eps, (high - low) * delta, bounds)
 
 
 def start_tiles(shape: Sequence[int]) -> tuple[int, tuple[int, ...]]:
-  """Returns the side of the tiles of the L2 start and how many along each axis.
+  """Returns the side of the tiles of a start and how many along each axis.
 
   They are a fifth of the shortest axis, and at most 5 along each: upstream's
   rule also gives 6, which leave the image.
@@ -237,17 +247,20 @@ def propose_linf(x: jax.Array, x_best: jax.Array, eps: jax.Array,
     bounds: lowest and highest pixel value.
   """
   move = 2 * geometry.per_example(eps, x) * _of_channels(signs, x)
-  moved = geometry.project(x_best + move, x, eps, bounds)
+  moved = geometry.of('Linf').project(x_best + move, x, eps, bounds)
   return jnp.where(inside, moved, x_best)
 
 
-def propose_l2(x: jax.Array, x_best: jax.Array, eps: jax.Array,
-               inside: jax.Array, other: jax.Array, cut: jax.Array,
-               signs: jax.Array, bounds: tuple[float, float]) -> jax.Array:
+def propose_moved(x: jax.Array, x_best: jax.Array, eps: jax.Array,
+                  inside: jax.Array, other: jax.Array, cut: jax.Array,
+                  signs: jax.Array, bounds: tuple[float, float],
+                  norm: geometry.Norm) -> jax.Array:
   """Returns `x_best` with perturbation moved from one window to another.
 
   Per channel, the window's own direction plus `cut` gets what the norm has
-  left and what both windows had; the other window gets 0.
+  left and what both windows had (in L1 so many times as there are channels);
+  the other window gets 0. What is too much then is scaled down (L2) or
+  projected (L1).
 
   Args:
     x: `[B, *spatial, C]`.
@@ -258,17 +271,20 @@ def propose_l2(x: jax.Array, x_best: jax.Array, eps: jax.Array,
     cut: `[B, *spatial, 1]`, `pattern` in the window.
     signs: -1 or 1, `[B, C]`.
     bounds: lowest and highest pixel value.
+    norm: 'L2' or 'L1'.
   """
+  patches = _PATCHES[norm]
   delta = x_best - x
   own = jnp.where(inside, delta, 0)
   both = jnp.where(inside | other, delta, 0)
   last = x.ndim - 1
-  new = cut * _of_channels(signs, x) + own / (geometry.TINY + _norm(own, last))
-  left = jnp.maximum(jnp.square(geometry.per_example(eps, x))
-                     - jnp.square(_norm(delta, x.ndim)), 0)
-  budget = jnp.sqrt(left / x.shape[-1] + jnp.square(_norm(both, last)))
-  new = new / (geometry.TINY + _norm(new, last)) * budget
-  return _on_sphere(x, eps, new + (delta - both), bounds)
+  new = (cut * _of_channels(signs, x)
+         + own / (geometry.TINY + patches.norm(own, last)))
+  budget = patches.budget(geometry.per_example(eps, x),
+                          patches.norm(delta, x.ndim),
+                          patches.norm(both, last), x.shape[-1])
+  new = new / (geometry.TINY + patches.norm(new, last)) * budget
+  return patches.put(x, eps, new + (delta - both), bounds)
 
 
 def draw(keys: jax.Array, number: jax.Array, side: jax.Array,
@@ -307,7 +323,7 @@ class Square(attack.Attack):
 
   Attributes:
     eps: radius of the ball, at least 0, in the unit of the images.
-    norm: 'Linf' or 'L2'.
+    norm: 'Linf', 'L2' or 'L1'.
     num_queries: evaluations of the model after the start's.
     p_init: share of the image that the first queries change, in (0, 1].
     num_restarts: repetitions from other starts on what is not yet fooled.
@@ -319,11 +335,12 @@ class Square(attack.Attack):
   Raises:
     ValueError: for a setting out of range.
 
-  References: Andriushchenko et al. 2020, arXiv:1912.00049, Sec. 3; GitHub
-    fra31/auto-attack autoattack/square.py.
+  References: Andriushchenko et al. 2020, arXiv:1912.00049, Sec. 3; for L1
+    Croce & Hein 2021, arXiv:2103.01208, Sec. 5; GitHub fra31/auto-attack
+    autoattack/square.py.
   """
   eps: float
-  norm: str = 'Linf'
+  norm: geometry.Norm = 'Linf'
   num_queries: int = 5000
   p_init: float = 0.8
   num_restarts: int = 1
@@ -349,13 +366,14 @@ class Square(attack.Attack):
     return self.num_queries + 1
 
   def init(self, problem: attack.Problem) -> SquareState:
-    """Returns the start: stripes (Linf), tiles (L2), or `x_init` projected."""
+    """Returns the start: stripes (Linf), tiles, or `x_init` projected."""
     x = problem.x
     if problem.x_init is None:
-      start = self._start(problem)
+      start = _PATCHES[self.norm].start(
+          problem.keys, _grid(x), problem.eps, self.bounds).reshape(x.shape)
     else:
-      start = geometry.project(problem.x_init, x, problem.eps, self.bounds,
-                               self.norm)
+      start = geometry.of(self.norm).project(
+          problem.x_init, x, problem.eps, self.bounds)
     false = jnp.zeros_like(x, bool, shape=x.shape[:1])
     return SquareState(
         iteration=jnp.zeros_like(x, jnp.int32, shape=x.shape[:1]),
@@ -401,25 +419,6 @@ class Square(attack.Attack):
         state.fooled | state.finite,
         geometry.where(state.fooled, state.x_best, problem.x))
 
-  def _start(self, problem):
-    grid, eps, keys = _grid(problem.x), problem.eps, problem.keys
-    (batch, *shape, channels), dtype = grid.shape, grid.dtype
-    number = jnp.zeros(batch, jnp.int32)
-    if self.norm == 'Linf':
-      stripes = (1, *shape[1:]) if len(shape) > 1 else tuple(shape)
-      stripes += (channels,)
-      bits = _bits(keys, number, math.prod(stripes))
-      signs = _signs(bits).reshape(batch, *stripes).astype(dtype)
-      start = start_linf(grid, eps, signs, self.bounds)
-    else:
-      _, tiles = start_tiles(shape)
-      bits = _bits(keys, number, math.prod(tiles) * (1 + channels)).reshape(
-          batch, *tiles, 1 + channels)
-      axis = (bits[..., 0] % np.uint32(len(shape))).astype(jnp.int32)
-      start = start_l2(grid, eps, axis, _signs(bits[..., 1:]).astype(dtype),
-                       self.bounds)
-    return start.reshape(problem.x.shape)
-
   def _propose(self, problem, x_best, query):
     """Returns the candidates of one query; its numbers are `[B]`, from 0."""
     grid, best, eps = _grid(problem.x), _grid(x_best), problem.eps
@@ -429,15 +428,9 @@ class Square(attack.Attack):
     # After the last query there is one more call, of no consequence.
     side = jnp.asarray(sides)[jnp.minimum(query, self.num_queries - 1)]
     draws = draw(problem.keys, query + 1, side, shape, grid.shape[-1])
-    signs = draws.signs.astype(grid.dtype)
-    inside = window(shape, draws.corner, side)
-    if self.norm == 'Linf':
-      proposed = propose_linf(grid, best, eps, inside, signs, self.bounds)
-    else:
-      proposed = propose_l2(
-          grid, best, eps, inside, window(shape, draws.other, side),
-          pattern(shape, draws.corner, side, draws.axis, grid.dtype), signs,
-          self.bounds)
+    proposed = _PATCHES[self.norm].propose(
+        grid, best, eps, draws._replace(signs=draws.signs.astype(grid.dtype)),
+        side, self.bounds)
     return proposed.reshape(x_best.shape)
 
 
@@ -479,13 +472,120 @@ def _of_channels(values, x):
                         values.shape[1])
 
 
-def _norm(values, end):
-  """Returns the L2 norm over the axes from 1 to before `end`, kept as 1."""
-  return jnp.sqrt(jnp.sum(jnp.square(values), axis=tuple(range(1, end)),
-                          keepdims=True))
+class _Patches:
+  """What Square puts into windows in a norm.
+
+  Attributes:
+    odd: whether windows have odd sides, of at least 3.
+  """
+  odd: bool
+
+  def start(self, keys: jax.Array, x: jax.Array, eps: jax.Array,
+            bounds: tuple[float, float]) -> jax.Array:
+    """Returns the first images, from x `[B, *spatial, C]` and keys `[B]`."""
+    raise NotImplementedError
+
+  def propose(self, x: jax.Array, x_best: jax.Array, eps: jax.Array,
+              draws: Draws, side: jax.Array,
+              bounds: tuple[float, float]) -> jax.Array:
+    """Returns the candidates of one query, with windows of side `[B]`."""
+    raise NotImplementedError
 
 
-def _on_sphere(x, eps, delta, bounds):
-  """Returns `x` plus `delta` scaled to norm eps, clipped to the bounds."""
-  scale = geometry.per_example(eps, x) / (_norm(delta, x.ndim) + geometry.TINY)
-  return jnp.clip(x + delta * scale, *bounds)
+class _Stripes(_Patches):
+  """Of Linf: signs times eps."""
+  odd = False
+
+  def start(self, keys, x, eps, bounds):
+    batch, *shape, channels = x.shape
+    stripes = (1, *shape[1:]) if len(shape) > 1 else tuple(shape)
+    stripes += (channels,)
+    bits = _bits(keys, jnp.zeros(batch, jnp.int32), math.prod(stripes))
+    signs = _signs(bits).reshape(batch, *stripes).astype(x.dtype)
+    return start_linf(x, eps, signs, bounds)
+
+  def propose(self, x, x_best, eps, draws, side, bounds):
+    inside = window(x.shape[1:-1], draws.corner, side)
+    return propose_linf(x, x_best, eps, inside, draws.signs, bounds)
+
+
+class _Pyramids(_Patches):
+  """Of L2 and L1: `pattern`s.
+
+  Attributes:
+    space: the norm's geometry.
+    power: of the distances from a pyramid's centre.
+  """
+  odd = True
+  space: geometry.Geometry
+  power: int
+
+  def __init__(self, norm: geometry.Norm):
+    self._name, self.space = norm, geometry.of(norm)
+
+  def norm(self, values: jax.Array, end: int) -> jax.Array:
+    """Returns the norm over the axes from 1 to before `end`, kept as 1."""
+    return self.space.length(values, tuple(range(1, end)), keepdims=True)
+
+  def budget(self, eps: jax.Array, used: jax.Array, had: jax.Array,
+             num_channels: int) -> jax.Array:
+    """Returns the norm of the window's perturbation, per channel.
+
+    Args:
+      eps: radius, as are the others `[B, 1, ...]` or `[B, 1, ..., C]`.
+      used: norm of all of the perturbation.
+      had: per channel, norm of what both windows had.
+      num_channels: C.
+    """
+    raise NotImplementedError
+
+  def put(self, x: jax.Array, eps: jax.Array, delta: jax.Array,
+          bounds: tuple[float, float]) -> jax.Array:
+    """Returns `x` plus what of `delta` the ball and the bounds allow."""
+    raise NotImplementedError
+
+  def start(self, keys, x, eps, bounds):
+    batch, *shape, channels = x.shape
+    _, tiles = start_tiles(shape)
+    bits = _bits(keys, jnp.zeros(batch, jnp.int32),
+                 math.prod(tiles) * (1 + channels)).reshape(
+                     batch, *tiles, 1 + channels)
+    axis = (bits[..., 0] % np.uint32(len(shape))).astype(jnp.int32)
+    return start_tiled(x, eps, axis, _signs(bits[..., 1:]).astype(x.dtype),
+                       bounds, self._name)
+
+  def propose(self, x, x_best, eps, draws, side, bounds):
+    shape = x.shape[1:-1]
+    return propose_moved(
+        x, x_best, eps, window(shape, draws.corner, side),
+        window(shape, draws.other, side),
+        pattern(shape, draws.corner, side, draws.axis, x.dtype, self._name),
+        draws.signs, bounds, self._name)
+
+
+class _PyramidsL2(_Pyramids):
+  power = 2
+
+  def budget(self, eps, used, had, num_channels):
+    left = jnp.maximum(jnp.square(eps) - jnp.square(used), 0)
+    return jnp.sqrt(left / num_channels + jnp.square(had))
+
+  def put(self, x, eps, delta, bounds):
+    scale = geometry.per_example(eps, x) / (
+        self.norm(delta, x.ndim) + geometry.TINY)
+    return jnp.clip(x + delta * scale, *bounds)
+
+
+class _PyramidsL1(_Pyramids):
+  power = 4
+
+  def budget(self, eps, used, had, num_channels):
+    left = jnp.maximum(eps - used, 0)
+    return (left / num_channels + had) * num_channels
+
+  def put(self, x, eps, delta, bounds):
+    return self.space.project(x + delta, x, eps * (1 - 1e-6), bounds)
+
+
+_PATCHES: dict[str, Any] = {
+    'Linf': _Stripes(), 'L2': _PyramidsL2('L2'), 'L1': _PyramidsL1('L1')}

@@ -15,6 +15,7 @@ import numpy as np
 
 import ferd_jax
 from ferd_jax import data
+from ferd_jax.attacks import geometry
 from ferd_jax.attacks import saved
 from ferd_jax.core import digests
 from ferd_jax.core import parallel as parallels
@@ -61,7 +62,7 @@ class Protocol:
   Attributes:
     attacks: names, of `robustness.ATTACKS`.
     eps: radius in [0, 1] pixels.
-    norm: 'Linf' or 'L2'.
+    norm: of the attacks, one of `geometry.NORMS`.
     seed: said in the results; the key decides what is drawn.
     batch_size: images a step, over all devices.
     ddof: of the NSD.
@@ -71,7 +72,7 @@ class Protocol:
   """
   attacks: Sequence[str]
   eps: float
-  norm: str = 'Linf'
+  norm: geometry.Norm = 'Linf'
   seed: int = 0
   batch_size: int = 128
   ddof: int = 0

@@ -21,6 +21,7 @@ import ferd_jax
 from ferd_jax import attacks
 from ferd_jax import losses
 from ferd_jax.attacks import checks
+from ferd_jax.attacks import geometry
 from ferd_jax.attacks import inputs
 from ferd_jax.attacks import saved
 from ferd_jax.core import collectives
@@ -247,7 +248,7 @@ class Evaluator:
 
 def evaluator(model: nn.Module, names: Sequence[str], eps: float,
               num_classes: int, batch_size: int,
-              parallel: parallels.Parallel, *, norm: str = 'Linf',
+              parallel: parallels.Parallel, *, norm: geometry.Norm = 'Linf',
               ddof: int = 0, autoattack_examples: int = 0) -> Evaluator:
   """Returns an evaluator of a model under the named attacks.
 
@@ -258,7 +259,7 @@ def evaluator(model: nn.Module, names: Sequence[str], eps: float,
     num_classes: C.
     batch_size: images a step, over all devices.
     parallel: the device mapping.
-    norm: of the attacks, 'Linf' or 'L2'.
+    norm: of the attacks, one of `geometry.NORMS`.
     ddof: of the NSD.
     autoattack_examples: how many images, the first, AutoAttack gets; 0: all.
   """

@@ -16,6 +16,7 @@ import numpy as np
 
 from ferd_jax import attacks
 from ferd_jax import losses
+from ferd_jax.attacks import geometry
 from ferd_jax.core import collectives
 from ferd_jax.core import parallel as parallels
 from ferd_jax.core import reporting
@@ -70,7 +71,8 @@ class TargetMatrix:
     }
 
 
-def targeted_pgd20(eps: float, norm: str = 'Linf') -> attacks.PGD:
+def targeted_pgd20(eps: float,
+                   norm: geometry.Norm = 'Linf') -> attacks.PGD:
   """Returns PGD-20 towards a target: 20 steps of eps / 4 on its probability."""
   return attacks.PGD(eps, step_size=eps / 4, num_steps=20, norm=norm,
                      loss=losses.targeted_cross_entropy)

@@ -10,6 +10,7 @@ import pytest
 from ferd_jax import attacks
 from ferd_jax import losses
 from ferd_jax.attacks import ascent
+from ferd_jax.attacks import geometry
 
 EPS, STEP, STEPS = 0.25, 0.1, 4
 SHAPE = (5, 3, 2, 1)
@@ -41,7 +42,7 @@ def ascend(objective, x=IMAGES, start=START, **options):
 
 
 @pytest.mark.parametrize('bounds', [(0., 1.), (-0.5, 1.5)])
-@pytest.mark.parametrize('norm', ['Linf', 'L2'])
+@pytest.mark.parametrize('norm', geometry.NORMS)
 def test_iterates_are_those_of_pgd_bit_for_bit(norm, bounds):
   iterates = [START]
   for num_steps in range(1, STEPS + 1):
@@ -57,7 +58,7 @@ def test_iterates_are_those_of_pgd_bit_for_bit(norm, bounds):
     iterates.append(np.array(got))
 
 
-@pytest.mark.parametrize('norm', ['Linf', 'L2'])
+@pytest.mark.parametrize('norm', geometry.NORMS)
 def test_a_radius_of_each_image(norm):
   radii = jnp.asarray([0., 0.05, 0.1, 0.2, 0.3])
   got, _ = ascend(cross_entropy, start=IMAGES, eps=radii, norm=norm)

@@ -26,19 +26,24 @@ _ATTACKS = {
     'pgd': attacks.PGD(_EPS, _EPS / 4, 4, num_restarts=2, **_common),
     'pgd_l2_cw': attacks.PGD(_EPS, _EPS / 4, 4, loss=losses.carlini_wagner,
                              norm='L2', start='normal', **_common),
+    'pgd_l1': attacks.PGD(_EPS, _EPS / 4, 4, norm='L1', **_common),
     'pgd_targeted': attacks.PGD(_EPS, _EPS / 4, 4, loss=losses.targeted_dlr,
                                 clip_steps=False, **_common),
     'utae': attacks.UTAE(_EPS, _EPS / 4, 4, **_common),
     'apgd': attacks.APGD(_EPS, num_iterations=8, **_common),
     'apgd_l2': attacks.APGD(_EPS, 'L2', num_iterations=8, keep='best',
                             **_common),
+    'apgd_t_l1': attacks.APGD(_EPS, 'L1', num_targets=2, num_iterations=5,
+                              large_radii=True, **_common),
     'apgd_t': attacks.APGD(_EPS, loss=losses.targeted_dlr, num_targets=2,
                            num_iterations=5, keep='first', **_common),
     'fab': attacks.FAB(_EPS, num_iterations=4, num_restarts=2, **_common),
     'fab_l2': attacks.FAB(_EPS, 'L2', num_iterations=4, **_common),
+    'fab_l1': attacks.FAB(_EPS, 'L1', num_iterations=4, **_common),
     'fab_t': attacks.FAB(_EPS, num_targets=2, num_iterations=4, **_common),
     'square': attacks.Square(_EPS, num_queries=8, **_common),
     'square_l2': attacks.Square(_EPS, 'L2', num_queries=8, **_common),
+    'square_l1': attacks.Square(_EPS, 'L1', num_queries=8, **_common),
 }
 every_attack = pytest.mark.parametrize('name', _ATTACKS)
 
@@ -100,7 +105,7 @@ def test_promises(name, eps, seed, wrong):
   assert images.shape == x.shape and images.dtype == x.dtype
   assert np.isfinite(images).all()
   assert images.min() >= _BOUNDS[0] and images.max() <= _BOUNDS[1]
-  order = 2 if _ATTACKS[name].norm == 'L2' else np.inf
+  order = {'Linf': np.inf, 'L2': 2, 'L1': 1}[_ATTACKS[name].norm]
   norms = np.linalg.norm((images - x).reshape(_BATCH, -1), order, axis=1)
   assert norms.max() <= eps * (1 + 1e-9)
   np.testing.assert_allclose(result.norm, norms, atol=1e-12)

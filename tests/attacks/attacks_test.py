@@ -366,8 +366,15 @@ def test_starts_of_presets():
   assert cw.min() < 0 and cw.max() > 1
 
 
+@pytest.mark.parametrize('norm', ['L2', 'L1'])
+def test_presets_of_other_norms(norm):
+  attack = attacks.preset('pgd20', 12., norm, (-1., 1.))
+  assert attack == attacks.PGD(12., 3., 20, norm=norm, bounds=(-1., 1.))
+
+
 @pytest.mark.parametrize(('make', 'message'), [
     (lambda: attacks.preset('pgd7', EPS), "attack='pgd7'"),
+    (lambda: attacks.preset('pgd20', EPS, 'L0'), "norm='L0'"),
     (lambda: attacks.preset('fgsm', -0.1), 'eps=-0.1'),
     (lambda: attacks.PGD(-1., STEP, 1), 'eps=-1.0'),
     (lambda: attacks.PGD(EPS, -1., 1), 'step_size=-1.0'),
@@ -796,7 +803,8 @@ def test_indices_that_are_none(indices, message):
       attacked((), key, IMAGES, LABELS))
 
 
-@pytest.mark.parametrize('norm, widest', [('Linf', 1.), ('L2', 6 ** 0.5)])
+@pytest.mark.parametrize('norm, widest', [('Linf', 1.), ('L2', 6 ** 0.5),
+                                          ('L1', 6.)])
 def test_radii_in_another_unit(norm, widest):
   attack = attacks.PGD(8, 2, 1, norm=norm)
   compiled = attacks.jit(attack, lambda _, x: NET(x))

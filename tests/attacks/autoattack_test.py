@@ -20,7 +20,8 @@ NUM_IMAGES, SHAPE, NUM_CLASSES, EPS = 14, (4, 4, 3), 4, 0.03
 ITERATIONS, TARGETS, QUERIES = 4, 2, 20
 X = np.random.default_rng(0).uniform(size=(NUM_IMAGES, *SHAPE)).astype('f')
 pytestmark = pytest.mark.filterwarnings('ignore::UserWarning')
-both_norms = pytest.mark.parametrize('norm', geometry.NORMS)
+every_norm = pytest.mark.parametrize('norm', geometry.NORMS)
+WIDER = {'Linf': 1, 'L2': 5, 'L1': 20}  # than Linf, to fool as many
 
 
 def weights(num_classes=NUM_CLASSES, seed=1):
@@ -68,7 +69,7 @@ def run(autoattack, model, x=X, y=None, *, key=0, **options):
 
 def size(delta, norm):
   flat = np.asarray(delta, np.float64).reshape(len(delta), -1)
-  return np.linalg.norm(flat, np.inf if norm == 'Linf' else 2, axis=1)
+  return np.linalg.norm(flat, {'Linf': np.inf, 'L2': 2, 'L1': 1}[norm], axis=1)
 
 
 # Settings.
@@ -84,7 +85,7 @@ def settings_of(autoattack, num_classes=10):
 
 def apgd(loss, **changes):
   return dict(loss=loss, num_iterations=100, rho=0.75, num_restarts=1,
-              num_targets=0, eot=0, keep='first') | changes
+              num_targets=0, eot=0, large_radii=False, keep='first') | changes
 
 
 def fab(**changes):
@@ -122,10 +123,51 @@ def test_versions(version, expected):
   assert list(found) == list(expected) == list(autoattack.names)  # In order.
 
 
+@pytest.mark.parametrize(('version', 'expected'), [
+    ('standard', {
+        'apgd-ce': apgd(CE, num_restarts=5, large_radii=True),
+        'apgd-t': apgd(TARGETED, num_targets=5, large_radii=True),
+        'fab-t': fab(num_targets=9), 'square': SQUARE}),
+    ('plus', {
+        'apgd-ce': apgd(CE, num_restarts=5),
+        'apgd-dlr': apgd(DLR, num_restarts=5), 'fab': fab(num_restarts=5),
+        'square': SQUARE, 'apgd-t': apgd(TARGETED, num_targets=9),
+        'fab-t': fab(num_targets=9)}),
+    ('rand', {'apgd-ce': apgd(CE, eot=20, keep='fooling'),
+              'apgd-dlr': apgd(DLR, eot=20, keep='fooling')})])
+def test_versions_of_l1(version, expected):
+  autoattack = attacks.AutoAttack(5., 'L1', version=version)
+  assert settings_of(autoattack) == expected
+  official = pytest.importorskip('pyautoattack').AutoAttack(
+      None, eps=5., norm='L1', version=version)
+  members = autoattack.members(10)
+  assert list(members) == official.attacks_to_run
+  for name, theirs in (('apgd-ce', official.apgd),
+                       ('apgd-t', official.apgd_targeted)):
+    if name in members:
+      assert members[name].large_radii == theirs.use_largereps
+      assert members[name].num_restarts == theirs.n_restarts
+      assert members[name].num_targets == (
+          theirs.n_target_classes if name == 'apgd-t' else 0)
+  # No image that nothing fools costs more: of its steps and their gradients.
+  if version == 'standard':
+    passes = [member.num_attempts * member.num_steps
+              for member in members.values()]
+    assert passes == [5 * 103, 5 * 103, 9 * 100, 5001]
+
+
+@pytest.mark.parametrize(('num_classes', 'num_targets'), [
+    (2, [1, 1]), (5, [4, 4]), (6, [5, 5]), (9, [5, 8]), (100, [5, 9])])
+def test_number_of_targets_of_l1(num_classes, num_targets):
+  members = attacks.AutoAttack(5., 'L1').members(num_classes)
+  assert [members[name].num_targets
+          for name in ('apgd-t', 'fab-t')] == num_targets
+
+
 @pytest.mark.parametrize('version', [*autoattacks.VERSIONS, 'custom'])
-@both_norms
+@every_norm
 def test_members_have_the_settings_of_all(version, norm):
-  if (version, norm) == ('torchattacks_compat', 'L2'):
+  if version == 'torchattacks_compat' and norm != 'Linf':
     return
   autoattack = attacks.AutoAttack(
       0.7, norm, version, autoattacks.MEMBERS if version == 'custom' else (),
@@ -162,7 +204,7 @@ def test_custom():
 
 
 @pytest.mark.parametrize(('settings', 'match'), [
-    (dict(norm='L1'), "norm='L1' to be one of 'Linf', 'L2'"),
+    (dict(norm='L0'), "norm='L0' to be one of 'Linf', 'L2', 'L1'"),
     (dict(version='best'), "version='best' to be one of 'standard', 'plus', "),
     (dict(norm='L2', version='torchattacks_compat'), "norm='L2' to be 'Linf'"),
     (dict(version='custom'), r"attacks=\(\) to be given for version='custom'"),
@@ -229,14 +271,14 @@ def assert_promises(result, model, x, y, eps, norm, bounds=(0., 1.)):
       result.flags[result.names[-1]], result.robust)
 
 
-@both_norms
+@every_norm
 @hypothesis.settings(max_examples=10, deadline=None, derandomize=True)
 @hypothesis.given(
     eps=st.floats(0, 0.2), seed=st.integers(0, 2 ** 31),
     wrong=st.sets(st.integers(0, NUM_IMAGES - 1)), flat=st.booleans())
 def test_promises(norm, eps, seed, wrong, flat):
   x = np.round(X, 1 if flat else 9)  # Many pixels at the bounds, or ties.
-  model, eps = net(seed=seed % 5), eps * (5 if norm == 'L2' else 1)
+  model, eps = net(seed=seed % 5), eps * WIDER[norm]
   y = labels(model, x)
   y[list(wrong)] = (y[list(wrong)] + 1) % NUM_CLASSES
   names = ('square', 'fab-t', 'apgd-t')[:3 if norm == 'Linf' else 2]
@@ -247,7 +289,7 @@ def test_promises(norm, eps, seed, wrong, flat):
     np.testing.assert_array_equal(result.images, x)
 
 
-@both_norms
+@every_norm
 def test_eps_of_0_gives_the_clean_accuracy(norm):
   y = labels(net())
   y[3] = (y[3] + 1) % NUM_CLASSES
@@ -257,9 +299,9 @@ def test_eps_of_0_gives_the_clean_accuracy(norm):
   assert set(result.accuracy_after.values()) == {13 / 14}
 
 
-@both_norms
+@every_norm
 def test_robust_accuracy_falls_with_eps(norm):
-  scale = 5 if norm == 'L2' else 1
+  scale = WIDER[norm]
   found = [run(short(scale * eps, norm, names=('square', 'fab-t')), net())
            for eps in (0., 0.005, 0.01, 0.02, 0.04, 0.08, 0.3)]
   accuracies = [result.robust_accuracy for result in found]
@@ -314,6 +356,19 @@ def test_several_devices():
               run(autoattack, net()))
   with pytest.raises(ValueError, match='batch_size=5 divisible by 2 devices'):
     run(autoattack, net(), parallel=devices, batch_size=5)
+
+
+def test_l1_through_slots_and_on_devices():
+  """Images at different radii share a batch, which shrinks at the end."""
+  eps = 0.5
+  autoattack = attacks.AutoAttack(eps, 'L1', 'custom', attacks=(
+      ('ce', attacks.APGD(eps, 'L1', large_radii=True, num_restarts=2,
+                          num_iterations=6, keep='first')),))
+  expected = run(autoattack, net(), batch_size=1)
+  assert_promises(expected, net(), X, labels(net()), eps, 'L1')
+  assert_like(run(autoattack, net(), batch_size=2), expected)
+  devices = parallel.create('auto', tuple(jax.devices()[:2]))
+  assert_like(run(autoattack, net(), parallel=devices, batch_size=2), expected)
 
 
 @pytest.mark.parametrize('batch_size', [0, -4, 2.5])

@@ -137,7 +137,8 @@ def test_eps_that_is_none(eps):
 
 @pytest.mark.parametrize(('norm', 'bounds', 'widest'), [
     ('Linf', BOUNDS, 1), ('L2', BOUNDS, 48 ** .5),
-    ('Linf', (-1., 3.), 4), ('L2', (-1., 3.), 4 * 48 ** .5)])
+    ('Linf', (-1., 3.), 4), ('L2', (-1., 3.), 4 * 48 ** .5),
+    ('L1', (-1., 3.), 4 * 48)])
 def test_eps_that_covers_everything(norm, bounds, widest):
   check = functools.partial(checks.data_set, X, np.zeros(12, int))
   check(0.99 * widest, norm, bounds)
@@ -332,6 +333,18 @@ def test_few_classes(num_classes):
   assert len(found) == 1 + len(expected)
   for warning, start in zip(found[1:], expected, strict=True):
     assert warning.startswith(start)
+
+
+@pytest.mark.parametrize(('num_classes', 'names'), [
+    (5, 'apgd-t and fab-t'), (6, 'fab-t'), (9, 'fab-t'), (10, '')])
+def test_few_classes_of_l1(num_classes, names):
+  # APGD-T has five targets there.
+  members = attacks.AutoAttack(EPS, 'L1').members(num_classes)
+  found = checks.class_count(num_classes, members)
+  assert [f'({names}) usually' in note
+          for note in found] == [True] * bool(names)
+  assert [' classes (apgd-t: 5); of 5 ' in note for note in found] == (
+      [num_classes == 5] * bool(names))
 
 
 @pytest.mark.parametrize('num_classes', [10, 11, 100])

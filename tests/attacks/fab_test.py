@@ -10,9 +10,12 @@ import pytest
 
 from ferd_jax.attacks import attack
 from ferd_jax.attacks import fab
+from ferd_jax.attacks import geometry
 
-EPS = {'Linf': 0.02, 'L2': 0.15}
+EPS = {'Linf': 0.02, 'L2': 0.15, 'L1': 0.5}
+ORDERS = {'Linf': np.inf, 'L2': 2, 'L1': 1}
 BATCH, SHAPE, NUM_CLASSES = 20, (6, 5, 2), 4
+every_norm = pytest.mark.parametrize('norm', geometry.NORMS)
 both_norms = pytest.mark.parametrize('norm', ['Linf', 'L2'])
 
 
@@ -90,8 +93,7 @@ def trace(settings, net, x, y, num_steps, targets=None, **options):
 
 def size(delta, norm):
   flat = np.reshape(delta, (len(delta), -1))
-  return (np.abs(flat).max(1) if norm == 'Linf'
-          else np.sqrt(np.square(flat).sum(1)))
+  return np.linalg.norm(flat, ORDERS[norm], axis=1)
 
 
 class Official:
@@ -141,7 +143,7 @@ def ranked(net, x, rank):
   return attack.ranked_classes(net(jnp.asarray(x)), jnp.full(len(x), rank))
 
 
-@both_norms
+@every_norm
 @pytest.mark.parametrize('rank', [2, 4, None])
 def test_against_official(monkeypatch, norm, rank):
   x = images()
@@ -159,7 +161,7 @@ def test_against_official(monkeypatch, norm, rank):
   assert (predicted(conv_net, states[-1].x_best) != y).mean() > 0.9
 
 
-@both_norms
+@every_norm
 def test_random_start_against_official(monkeypatch, norm):
   x = images()
   y = predicted(conv_net, x)
@@ -174,8 +176,8 @@ def test_random_start_against_official(monkeypatch, norm):
   np.testing.assert_allclose(states[-1].x_best, expected, rtol=0, atol=1e-9)
 
 
-@both_norms
-@pytest.mark.parametrize('num_targets', [0, 3])
+@pytest.mark.parametrize(('norm', 'num_targets'), [
+    ('Linf', 0), ('Linf', 3), ('L2', 0), ('L2', 3), ('L1', 0)])
 def test_what_is_accepted_against_official(monkeypatch, norm, num_targets):
   x = images()
   y = predicted(conv_net, x)
@@ -259,7 +261,7 @@ def test_keeps_the_smallest_or_the_first(norm):
 
 
 @pytest.mark.parametrize(('num_classes', 'shape', 'norm'), [
-    (2, (6,), 'Linf'), (3, (3, 2, 1), 'L2')])
+    (2, (6,), 'Linf'), (3, (3, 2, 1), 'L2'), (2, (6,), 'L1')])
 def test_few_classes_and_any_shape(num_classes, shape, norm):
   net = dense_net(6, num_classes)
   x = np.random.default_rng(2).uniform(size=(16, *shape))
@@ -276,7 +278,8 @@ def test_few_classes_and_any_shape(num_classes, shape, norm):
 
 
 @pytest.mark.parametrize(('norm', 'bounds'), [('Linf', (0., 255.)),
-                                              ('L2', (-1., 1.))])
+                                              ('L2', (-1., 1.)),
+                                              ('L1', (-1., 1.))])
 def test_scales_with_the_bounds(norm, bounds):
   x = images()
   y = predicted(conv_net, x)
@@ -360,7 +363,7 @@ def test_first_run_draws_nothing_and_restarts_do():
   assert (size(again - x, 'Linf') > 0).sum() >= fooled.sum()
 
 
-@both_norms
+@every_norm
 def test_starts_of_restarts(norm):
   x = np.full((BATCH, *SHAPE), 0.5)
   x[-1] = 1.
@@ -388,7 +391,7 @@ def test_starts_of_restarts(norm):
   np.testing.assert_array_equal(given.x, np.ones_like(x))
 
 
-@both_norms
+@every_norm
 @pytest.mark.parametrize('dtype', [np.float32, np.float64])
 @pytest.mark.parametrize('targeted', [False, True])
 def test_state_keeps_its_types(dtype, targeted, norm):
@@ -420,7 +423,7 @@ def test_logits_of_another_precision():
 
 
 @pytest.mark.parametrize(('options', 'message'), [
-    ({'eps': -0.1}, 'eps=-0.1'), ({'norm': 'L1'}, "norm='L1'"),
+    ({'eps': -0.1}, 'eps=-0.1'), ({'norm': 'L0'}, "norm='L0'"),
     ({'num_iterations': 0}, 'num_iterations=0'),
     ({'num_restarts': 0}, 'num_restarts=0'),
     ({'num_targets': -1}, 'num_targets=-1'),

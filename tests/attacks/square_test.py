@@ -14,7 +14,8 @@ from ferd_jax.attacks import square
 
 BOUNDS = (0., 1.)
 BATCH, SHAPE = 12, (6, 6, 2)
-EPS = {'Linf': 0.12, 'L2': 0.8}
+EPS = {'Linf': 0.12, 'L2': 0.8, 'L1': 5.}
+ORDERS = {'Linf': np.inf, 'L2': 2, 'L1': 1}
 every_norm = pytest.mark.parametrize('norm', geometry.NORMS)
 
 
@@ -101,7 +102,7 @@ def assert_trees_close(got, expected):
 
 def size(delta, norm):
   flat = delta.reshape(len(delta), -1)
-  return np.linalg.norm(flat, np.inf if norm == 'Linf' else 2, axis=1)
+  return np.linalg.norm(flat, ORDERS[norm], axis=1)
 
 
 def margin(logits, y):
@@ -130,16 +131,17 @@ def test_rescaled_sides():
       [29, 20, 14, 10, 7, 5, 4, 3, 2, 1], np.diff(starts)))
 
 
-def test_sides_of_l2_are_odd():
-  got = square.window_sides((32, 32), 5000, 0.8, False, 'L2')
+@pytest.mark.parametrize('norm', ['L2', 'L1'])
+def test_sides_of_pyramids_are_odd(norm):
+  got = square.window_sides((32, 32), 5000, 0.8, False, norm)
   starts = [0, 11, 51, 201, 501, 1001, 4001, 5000]
   np.testing.assert_array_equal(got, np.repeat(
       [29, 21, 15, 11, 7, 5, 3], np.diff(starts)))
   # No window is larger than the image, whose side may be even.
   np.testing.assert_array_equal(
-      square.window_sides((4, 4), 3, 0.8, False, 'L2'), [4, 4, 4])
+      square.window_sides((4, 4), 3, 0.8, False, norm), [4, 4, 4])
   np.testing.assert_array_equal(
-      square.window_sides((1, 9), 2, 0.8, False, 'L2'), [1, 1])
+      square.window_sides((1, 9), 2, 0.8, False, norm), [1, 1])
 
 
 @pytest.mark.parametrize(('shape', 'side'), [
@@ -169,33 +171,37 @@ def test_window():
       square.window((4, 5), corner, side), expected)
 
 
-def pyramid(height, width):
+def pyramid(height, width, norm='L2'):
+  order = ORDERS[norm]
   values = np.zeros((height, width))
   row, column = height // 2, width // 2
   for k in range(max(row, column) + 1):
     values[max(row - k, 0):row + k + 1,
-           max(column - k, 0):column + k + 1] += 1 / (k + 1) ** 2
-  return values / max(np.linalg.norm(values), 1e-300)
+           max(column - k, 0):column + k + 1] += 1 / (k + 1) ** (
+               {'L2': 2, 'L1': 4}[norm])
+  return values / max(np.linalg.norm(values.ravel(), order), 1e-300)
 
 
-pattern = jax.jit(square.pattern, static_argnums=(0, 4))
+pattern = jax.jit(square.pattern, static_argnums=(0, 4, 5))
 
 
-def test_pattern():
+@pytest.mark.parametrize('norm', ['L2', 'L1'])
+def test_pattern(norm):
   sides = np.tile(np.arange(1, 14), 2)
   axis = np.repeat([0, 1], 13)
   corner = np.stack([14 - sides, sides // 3], axis=1)
   expected = np.zeros((26, 14, 20, 1))
   for i, side in enumerate(sides):
-    cut = np.concatenate([pyramid(side // 2, side),
-                          -pyramid(side - side // 2, side)])
-    cut = (cut.T if axis[i] else cut) / np.linalg.norm(cut)
+    cut = np.concatenate([pyramid(side // 2, side, norm),
+                          -pyramid(side - side // 2, side, norm)])
+    cut = (cut.T if axis[i] else cut) / np.linalg.norm(cut.ravel(),
+                                                       ORDERS[norm])
     row, column = corner[i]
     expected[i, row:row + side, column:column + side, 0] = cut
-  got = pattern((14, 20), corner, sides, axis, np.float64)
+  got = pattern((14, 20), corner, sides, axis, np.float64, norm)
   np.testing.assert_allclose(got, expected, atol=1e-14)
   # In float32 the smallest entries are as precise as the others.
-  got = pattern((14, 20), corner, sides, axis, np.float32)
+  got = pattern((14, 20), corner, sides, axis, np.float32, norm)
   np.testing.assert_allclose(got, expected, rtol=1e-5)
 
 
@@ -205,7 +211,7 @@ def test_pattern_for_any_number_of_axes(shape):
   axes = np.arange(num_axes)
   corner = np.ones((num_axes, num_axes), int)
   got = np.asarray(pattern(shape, corner, np.full(num_axes, 4), axes,
-                           np.float64))
+                           np.float64, 'L2'))
   np.testing.assert_array_equal(got[(slice(None), *np.indices((4,) * num_axes)
                                      + 1)] != 0, True)
   assert (got != 0).sum() == num_axes * 4 ** num_axes
@@ -240,23 +246,29 @@ def test_start_tiles(shape, side, tiles):
   assert square.start_tiles(shape) == (side, tiles)
 
 
-def test_l2_start():
+@pytest.mark.parametrize('norm', ['L2', 'L1'])
+def test_tiled_start(norm):
   # Not the size of a whole number of tiles: one position is left at each end.
   shape, side, tiles = (12, 17), 2, (5, 5)
   x = np.full((2, *shape, 3), 0.5)
   axis = np.random.default_rng(0).integers(2, size=(2, *tiles))
   signs = np.sign(draw(2, *tiles, 3) - 0.5)
-  got = jax.jit(square.start_l2, static_argnums=4)(
-      x, np.array([0.1, 0.3]), axis, signs, BOUNDS)
-  cut = np.concatenate([pyramid(1, 2), -pyramid(1, 2)])
+  eps = np.array([0.1, 0.3])[:, None, None, None]
+  got = jax.jit(square.start_tiled, static_argnums=(4, 5))(
+      x, eps.ravel(), axis, signs, BOUNDS, norm)
+  cut = np.concatenate([pyramid(1, 2, norm), -pyramid(1, 2, norm)])
+  cut = cut / np.linalg.norm(cut.ravel(), ORDERS[norm])
   delta = np.zeros_like(x)
   for n, i, j in np.ndindex(2, *tiles):
     row, column = 1 + side * i, 3 + side * j
     delta[n, row:row + side, column:column + side] = (
         cut.T if axis[n, i, j] else cut)[..., None] * signs[n, i, j]
-  delta /= np.linalg.norm(delta.reshape(2, -1), axis=1)[:, None, None, None]
-  np.testing.assert_allclose(
-      got, x + np.array([0.1, 0.3])[:, None, None, None] * delta, atol=1e-14)
+  if norm == 'L2':
+    expected = x + eps * delta / size(delta, norm)[:, None, None, None]
+  else:  # Not scaled but projected.
+    expected = geometry.of(norm).project(x + delta, x, (1 - 1e-6) * eps.ravel(),
+                                         BOUNDS)
+  np.testing.assert_allclose(got, expected, atol=1e-14)
 
 
 @every_norm
@@ -338,9 +350,10 @@ def test_l2_query_empties_the_other_window():
   eps = np.array([np.linalg.norm(best - x)])  # All is used: no rescaling.
   inside, other = windows((0, 0, 3)), windows((1, 2, 3))
   cut = pattern((8, 8), np.array([[0, 0]]), np.array([3]), np.array([0]),
-                np.float64)
-  got = np.asarray(jax.jit(square.propose_l2, static_argnums=7)(
-      x, best, eps, inside, other, cut, np.array([[1., -1.]]), BOUNDS)) - x
+                np.float64, 'L2')
+  got = np.asarray(jax.jit(square.propose_moved, static_argnums=(7, 8))(
+      x, best, eps, inside, other, cut, np.array([[1., -1.]]), BOUNDS,
+      'L2')) - x
   np.testing.assert_allclose(np.where(other & ~inside, got, 0), 0, atol=1e-15)
   np.testing.assert_allclose(np.where(inside | other, 0, got),
                              np.where(inside | other, 0, best - x), atol=1e-15)
@@ -348,6 +361,30 @@ def test_l2_query_empties_the_other_window():
     had = np.where(inside | other, best - x, 0)[..., channel]
     has = np.where(inside, got, 0)[..., channel]
     np.testing.assert_allclose(np.linalg.norm(has), np.linalg.norm(had))
+
+
+@pytest.mark.parametrize('left', [0., 0.3])
+def test_l1_query(left):
+  x = draw(1, 8, 8, 2)
+  best = np.clip(x + 0.1 * (draw(1, 8, 8, 2, seed=1) - 0.5), 0, 1)
+  delta = best - x
+  eps = np.abs(delta).sum() + left
+  inside, other = windows((0, 0, 3)), windows((1, 2, 3))
+  cut = pattern((8, 8), np.array([[0, 0]]), np.array([3]), np.array([0]),
+                np.float64, 'L1')
+  cut, signs = np.asarray(cut), np.array([[1., -1.]])
+  got = jax.jit(square.propose_moved, static_argnums=(7, 8))(
+      x, best, np.array([eps]), inside, other, cut, signs, BOUNDS, 'L1')
+  def l1(values):
+    return np.abs(values).sum((0, 1, 2))
+  own = np.where(inside, delta, 0)
+  new = cut * signs[:, None, None] + own / l1(own)
+  # A channel gets what it had and its share of what is left, C times.
+  had = l1(np.where(inside | other, delta, 0))
+  new = new / l1(new) * 2 * (had + left / 2)
+  moved = np.where(inside, new, np.where(other, 0, delta))
+  np.testing.assert_allclose(got, geometry.of('L1').project(
+      x + moved, x, np.array([eps * (1 - 1e-6)]), BOUNDS), atol=1e-12)
 
 
 # The search.
@@ -359,7 +396,7 @@ def test_l2_query_empties_the_other_window():
 @pytest.mark.parametrize('shape', [(30,), (9, 2), (4, 9, 3), (24, 24, 1),
                                    (3, 4, 5, 2)])
 def test_every_state_stays_in_ball_and_bounds(shape, norm):
-  eps = 0.15 if norm == 'Linf' else 0.4
+  eps = {'Linf': 0.15, 'L2': 0.4, 'L1': 2.}[norm]
   x = np.full((5, *shape), 0.5)
   x[:4] = np.round(4 * draw(4, *shape)) / 4  # Some pixels at a bound.
   net = Net(shape, num_classes=2 if len(shape) == 1 else 3)
@@ -371,7 +408,9 @@ def test_every_state_stays_in_ball_and_bounds(shape, norm):
     assert size(images - x, norm).max() <= eps + 1e-12
     assert 0 <= images.min() and images.max() <= 1
   # Where no bound is in the way, the radius is used up.
-  np.testing.assert_allclose(size(states.candidate[:, 4] - 0.5, norm), eps)
+  np.testing.assert_allclose(
+      size(states.candidate[:, 4] - 0.5, norm), eps,
+      rtol=2e-6 if norm == 'L1' else 1e-7)
   lowest = states.margin_best
   assert (np.diff(lowest, axis=0)[1:] <= 0).all()
   assert (lowest[-1] < lowest[1]).any()  # Its start alone does not do it.
@@ -526,7 +565,7 @@ def test_logits_that_are_not_finite_fool_nobody():
 
 
 @pytest.mark.parametrize(('options', 'message'), [
-    (dict(eps=-0.1), 'eps=-0.1'), (dict(norm='L1'), "norm='L1'"),
+    (dict(eps=-0.1), 'eps=-0.1'), (dict(norm='L0'), "norm='L0'"),
     (dict(num_queries=0), 'num_queries=0'), (dict(p_init=0), 'p_init=0'),
     (dict(p_init=1.5), 'p_init=1.5'), (dict(num_restarts=0), 'num_restarts=0'),
     (dict(bounds=(1., 0.)), r'bounds=\(1.0, 0.0\)')])
@@ -546,7 +585,7 @@ def test_settings_are_hashable():
 
 
 @pytest.fixture
-def official():
+def official(monkeypatch):
   """Returns the official attack's class, in float64, which logs its draws."""
   torch = pytest.importorskip('torch')
   module = pytest.importorskip('pyautoattack.square')
@@ -566,6 +605,14 @@ def official():
         return logits
       return predict
 
+    def check_shape(self, x):
+      # In L1 an entry that the projection takes back differs from the image by
+      # rounding; a window of nothing else would be scaled up to noise.
+      x = super().check_shape(x)
+      if self.norm == 'L1':
+        x = torch.where((x - self.image).abs() < 1e-12, self.image, x)
+      return x
+
     def random_choice(self, shape):
       signs = super().random_choice(shape)
       self.signs.append(signs.numpy().copy())
@@ -584,6 +631,8 @@ def official():
 
   before = torch.get_default_dtype()
   torch.set_default_dtype(torch.float64)
+  # Its projection onto the L1 ball casts to float32.
+  monkeypatch.setattr(torch.Tensor, 'float', torch.Tensor.double)
   yield Logged
   torch.set_default_dtype(before)
 
@@ -630,23 +679,23 @@ def lowest_margins(logits, y):
   return np.array(lowest)
 
 
-@pytest.mark.parametrize('rescale', [False, True])
-@pytest.mark.parametrize('norm', geometry.NORMS)
+@pytest.mark.parametrize(('norm', 'rescale'), [
+    ('Linf', False), ('Linf', True), ('L2', False), ('L2', True),
+    ('L1', False)])
 def test_equals_official_given_its_draws(official, monkeypatch, norm, rescale):
   """Every queried image and margin, of images attacked one by one there."""
   torch = pytest.importorskip('torch')
   shape, num_queries, batch = (11, 11, 3), 300, 6
-  eps = 8 / 255 if norm == 'Linf' else 0.5
-  net, torch_net = stepped_nets(torch, shape, smooth=norm == 'L2')
+  eps = {'Linf': 8 / 255, 'L2': 0.5, 'L1': 4.}[norm]
+  net, torch_net = stepped_nets(torch, shape, smooth=norm != 'Linf')
   # Pixels at the bounds keep L2's perturbation shorter than eps. The budget of
   # an empty window is the root of what is left of eps^2: of rounding noise, if
   # nothing is.
   x = np.clip(2 * draw(batch, *shape, seed=5) - 0.5, 0, 1)
   y = np.array(jnp.argmax(net(jnp.asarray(x)), axis=-1))
   num_windows = 1 if norm == 'Linf' else 2
-  start_linf, start_l2 = (jax.jit(start, static_argnums=number) for
-                          start, number in [(square.start_linf, 3),
-                                            (square.start_l2, 4)])
+  start_linf = jax.jit(square.start_linf, static_argnums=3)
+  start_tiled = jax.jit(square.start_tiled, static_argnums=(4, 5))
 
   runs, starts = [], []
   corners = np.zeros((num_queries, batch, 2, 2), np.int32)
@@ -659,21 +708,22 @@ def test_equals_official_given_its_draws(official, monkeypatch, norm, rescale):
     torch.manual_seed(i)
     image = torch.from_numpy(x[i:i + 1].transpose(0, 3, 1, 2).copy())
     run.init_hyperparam(image)
+    run.image = image
     _, run.x_best = run.attack_single_run(image, torch.from_numpy(y[i:i + 1]))
     runs.append(run)
     if norm == 'Linf':
       starts.append(start_linf(x[i:i + 1], np.array([eps]),
                                run.signs[0].transpose(0, 2, 3, 1), BOUNDS))
     else:
-      starts.append(start_l2(x[i:i + 1], np.array([eps]),
-                             np.reshape(run.axes[:25], (1, 5, 5)),
-                             np.reshape(run.signs[:25], (1, 5, 5, 3)), BOUNDS))
+      starts.append(start_tiled(
+          x[i:i + 1], np.array([eps]), np.reshape(run.axes[:25], (1, 5, 5)),
+          np.reshape(run.signs[:25], (1, 5, 5, 3)), BOUNDS, norm))
     count = len(run.queried) - 1
     corners[:count, i, :num_windows] = np.reshape(
         run.offsets, (count, num_windows, 2))
     signs[:count, i] = np.reshape(run.signs[len(run.signs) - count:],
                                   (count, 3))
-    axes[:count, i] = run.axes[25:] if norm == 'L2' else 0
+    axes[:count, i] = run.axes[25:] if norm != 'Linf' else 0
     np.testing.assert_array_equal(
         11 - np.reshape(run.places, (count, 2 * num_windows)),
         np.repeat(sides[:count, None], 2 * num_windows, axis=1))

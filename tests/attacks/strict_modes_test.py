@@ -37,14 +37,18 @@ _ATTACKS = {
     'pgd': attacks.PGD(_EPS, _EPS, 2),
     'cw, not clipped': attacks.PGD(_EPS, _EPS, 2, loss=losses.carlini_wagner,
                                    start='normal', clip_steps=False),
+    'pgd l1': attacks.PGD(_EPS, _EPS, 2, norm='L1'),
     'utae': attacks.UTAE(_EPS, _EPS, 2),
     'apgd-t': attacks.APGD(_EPS, num_iterations=2, num_targets=2),
     'apgd l2 dlr': attacks.APGD(_EPS, 'L2', losses.dlr, 2, keep='first'),
+    'apgd l1': attacks.APGD(_EPS, 'L1', num_iterations=2, large_radii=True),
     'eot': attacks.APGD(_EPS, num_iterations=1, eot=2),
     'fab': attacks.FAB(_EPS, num_iterations=2),
     'fab-t l2': attacks.FAB(_EPS, 'L2', num_iterations=2, num_targets=2),
+    'fab-t l1': attacks.FAB(_EPS, 'L1', num_iterations=2, num_targets=2),
     'square': attacks.Square(_EPS, num_queries=2),
     'square l2': attacks.Square(_EPS, 'L2', num_queries=2),
+    'square l1': attacks.Square(_EPS, 'L1', num_queries=2),
 }
 
 
