@@ -11,6 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 NORMS = ('Linf', 'L2')
+# What images can be measured in; L0 counts entries that differ.
+DISTANCES = ('L0', 'L1', 'L2', 'Linf')
+_DUALS = {'L1': 'Linf', 'L2': 'L2', 'Linf': 'L1'}
 STARTS = ('zero', 'uniform', 'normal')
 TINY = 1e-12  # added to norms that divide, as AutoAttack does
 
@@ -34,8 +37,17 @@ def where(mask: jax.Array, new: jax.Array, old: jax.Array) -> jax.Array:
 
 
 def size(delta: jax.Array, norm: str) -> jax.Array:
-  """Returns the norm of each example of `delta` `[B, ...]`, `[B]`."""
+  """Returns the norm of each example of `delta` `[B, ...]`, `[B]`.
+
+  Args:
+    delta: `[B, ...]`.
+    norm: one of `DISTANCES`.
+  """
   delta = flat(delta)
+  if norm == 'L0':
+    return jnp.sum((delta != 0).astype(delta.dtype), axis=-1)
+  if norm == 'L1':
+    return jnp.sum(jnp.abs(delta), axis=-1)
   if norm == 'Linf':
     return jnp.max(jnp.abs(delta), axis=-1, initial=0)
   return jnp.sqrt(jnp.sum(jnp.square(delta), axis=-1))
@@ -45,7 +57,23 @@ def diameter(shape: tuple[int, ...], norm: str,
              bounds: tuple[float, float]) -> float:
   """Returns the largest distance of two images of a shape within bounds."""
   low, high = bounds
-  return (high - low) * (1 if norm == 'Linf' else math.prod(shape) ** 0.5)
+  entries = float(math.prod(shape))
+  if norm == 'L0':
+    return entries
+  return (high - low) * {'L1': entries, 'L2': entries ** 0.5, 'Linf': 1.}[norm]
+
+
+def dual_size(gradient: jax.Array, norm: str) -> jax.Array:
+  """Returns the norm `[B]` that turns a difference into a distance.
+
+  A linear function of slope `gradient` changes by at most the product of this
+  and of a move's `norm`.
+
+  Args:
+    gradient: `[B, ...]`.
+    norm: 'L1', 'L2' or 'Linf', of the move.
+  """
+  return size(gradient, _DUALS[norm])
 
 
 def rounding(bounds: tuple[float, float], dtype: jax.typing.DTypeLike) -> float:

@@ -84,12 +84,14 @@ def settings_of(autoattack, num_classes=10):
 
 def apgd(loss, **changes):
   return dict(loss=loss, num_iterations=100, rho=0.75, num_restarts=1,
-              num_targets=0, eot=0, keep='first') | changes
+              num_targets=0, eot=0, keep='first',
+              target_order='logits') | changes
 
 
 def fab(**changes):
   return dict(num_iterations=100, num_restarts=1, num_targets=0, alpha_max=0.1,
-              eta=1.05, beta=0.9, keep='first') | changes
+              eta=1.05, beta=0.9, keep='first',
+              target_order='logits') | changes
 
 
 CE, DLR, TARGETED = (losses.cross_entropy, losses.dlr, losses.targeted_dlr)
@@ -163,6 +165,8 @@ def test_custom():
 
 @pytest.mark.parametrize(('settings', 'match'), [
     (dict(norm='L1'), "norm='L1' to be one of 'Linf', 'L2'"),
+    (dict(version='custom', attacks=(('mine', EPS),)),
+     r"attack 'mine' to be an Attack, which is a frozen dataclass, got 0.03"),
     (dict(version='best'), "version='best' to be one of 'standard', 'plus', "),
     (dict(norm='L2', version='torchattacks_compat'), "norm='L2' to be 'Linf'"),
     (dict(version='custom'), r"attacks=\(\) to be given for version='custom'"),
@@ -181,8 +185,8 @@ def test_custom():
     (dict(version='custom', attacks=('fab', 'fab')), '.* one name each'),
     (dict(version='custom', attacks=(
         'fab', ('fab', attacks.FAB(EPS)))), 'attacks=.* to have one name each'),
-    (dict(version='custom', attacks=(('pgd', attacks.PGD(EPS, 0.1, 3)),)),
-     r"attack 'pgd' to be an APGD, FAB or Square, got PGD\("),
+    (dict(version='custom', attacks=(('pgd', attacks.PGD(0.1, 0.1, 3)),)),
+     r"eps=0.1 of attack 'pgd' to be 0.03, as for all"),
     (dict(version='custom', attacks=(('mine', attacks.Square(0.1)),)),
      r"eps=0.1 of attack 'mine' to be 0.03, as for all"),
     (dict(version='custom', attacks=(('mine', attacks.Square(EPS, 'L2')),)),
