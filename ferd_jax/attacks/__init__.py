@@ -24,6 +24,8 @@ from ferd_jax.attacks.ddn import DDN
 from ferd_jax.attacks.ensemble import Result
 from ferd_jax.attacks.fab import FAB
 from ferd_jax.attacks.fmn import FMN
+from ferd_jax.attacks.minimum_norm import Distances
+from ferd_jax.attacks.minimum_norm import MinimumNorm
 from ferd_jax.attacks.pgd import PGD
 from ferd_jax.attacks.presets import PRESETS
 from ferd_jax.attacks.presets import preset
@@ -32,5 +34,6 @@ from ferd_jax.attacks.utae import UTAE
 from ferd_jax.core.collectives import example_keys
 
 __all__ = ['APGD', 'DDN', 'FAB', 'FMN', 'PGD', 'PRESETS', 'UTAE', 'Attack',
-           'AttackResult', 'AutoAttack', 'History', 'Problem', 'Result',
-           'Square', 'ascend', 'example_keys', 'jit', 'preset']
+           'AttackResult', 'AutoAttack', 'Distances', 'History', 'MinimumNorm',
+           'Problem', 'Result', 'Square', 'ascend', 'example_keys', 'jit',
+           'preset']

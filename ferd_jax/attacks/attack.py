@@ -9,6 +9,7 @@ be called, compiled, and put into an ensemble.
 """
 
 from collections.abc import Callable
+import dataclasses
 import inspect
 from typing import Any
 from typing import NamedTuple
@@ -719,6 +720,26 @@ def warn(result: AttackResult) -> None:
         f'The logits or gradients are not finite for {broken} of {len(logits)} '
         'images: they count as not fooled, which is no robustness.',
         stacklevel=3)
+
+
+def check_member(name: str, member: Any, **common: Any) -> None:
+  """Raises ValueError for what is no attack that an ensemble can have.
+
+  Args:
+    name: of the attack.
+    member: frozen dataclass that is an `Attack`.
+    **common: settings that all of the ensemble have. An eps of None is that of
+      all.
+  """
+  if not isinstance(name, str) or not isinstance(member, Attack) or not (
+      dataclasses.is_dataclass(member) and member.__dataclass_params__.frozen):
+    raise ValueError(f'Expected attack {name!r} to be an Attack, which is a '
+                     f'frozen dataclass, got {member!r}.')
+  for setting, expected in common.items():
+    value = getattr(member, setting, None)
+    if value != expected and (setting, value) != ('eps', None):
+      raise ValueError(f'Expected {setting}={value!r} of attack {name!r} to '
+                       f'be {expected!r}, as for all.')
 
 
 def check_call(name: str, function: Callable, **arguments: Any) -> None:

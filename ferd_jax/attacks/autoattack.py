@@ -113,15 +113,8 @@ class AutoAttack:
                        'models all (APGD with eot > 0), or none.')
 
   def _check_own(self, name, own):
-    if not isinstance(name, str) or not isinstance(own, attack.Attack) or not (
-        dataclasses.is_dataclass(own) and own.__dataclass_params__.frozen):
-      raise ValueError(f'Expected attack {name!r} to be an Attack, which is a '
-                       f'frozen dataclass, got {own!r}.')
-    for setting in ('eps', 'norm', 'bounds'):
-      value, expected = (getattr(each, setting, None) for each in (own, self))
-      if value != expected and (setting, value) != ('eps', None):
-        raise ValueError(f'Expected {setting}={value!r} of attack {name!r} to '
-                         f'be {expected!r}, as for all.')
+    attack.check_member(name, own, eps=self.eps, norm=self.norm,
+                        bounds=self.bounds)
     if getattr(own, 'keep', None) == 'best':
       raise ValueError(f"Expected keep='best' of attack {name!r} to be 'first' "
                        "or 'fooling': the best image need not fool.")
