@@ -380,7 +380,7 @@ class Attack:
     predictions = jnp.where(losses.predicts(logits),
                             jnp.argmax(logits, axis=-1), -1)
     labels = inputs.labels_of(problem.y)
-    clean = evaluate(logits_fn, problem.x, key)
+    clean = evaluate(logits_fn, problem.x, _again(key))
     return jax.tree.map(lax.stop_gradient, AttackResult(
         images=images, success=is_fooled(logits, labels) & valid,
         predictions=predictions.astype(jnp.int32), logits=logits,
@@ -465,7 +465,7 @@ class Attack:
       key = self.step_key(problem.keys, i)
       if history is not None:
         history = self.observe(logits_fn, problem, state, history, i, fooled,
-                               key)
+                               _again(key))
       return self.step(logits_fn, problem, state, key), history
     history = None if fooled is None else self.no_history(problem)
     state, history = loops.repeat(
@@ -477,7 +477,7 @@ class Attack:
     """Returns the images of all attempts, merged, and the history."""
     key = self.step_key(problem.keys)
     clean = evaluate(logits_fn, problem.x, key)
-    scores = self.class_scores(logits_fn, problem, clean, key)
+    scores = self.class_scores(logits_fn, problem, clean, _again(key))
     def attempt(number, carry):
       images, fooled, history = carry
       found, new = self._solve(
@@ -812,6 +812,11 @@ def freeze(settings: Any, *names: str) -> None:
 def _or_infinite(mask, values):
   """Returns values `[B]` where the mask is true, else inf."""
   return jnp.where(mask, values, jnp.inf)
+
+
+def _again(key):
+  """Returns a model's key for one more pass with the same noise."""
+  return None if key is None else jax.random.clone(key)
 
 
 def _batch_size(state):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import zlib
 
 import hypothesis
 from hypothesis import strategies as st
@@ -559,3 +560,97 @@ def test_rand_is_as_strong_as_the_official_one():
       batch_size=size)
   official = np.mean(predictions.numpy() == y)
   assert 0.05 < robust < 0.9 and robust < official + 0.03
+
+
+# Attacks of every kind as members.
+
+
+@dataclasses.dataclass(frozen=True)
+class Corners(attacks.Attack):
+  """An attack of one's own: random corners of the ball, until one fools."""
+  eps: float
+  norm: str = 'Linf'
+  bounds: tuple[float, float] = (0., 1.)
+  num_steps: int = 6
+
+  def init(self, problem):
+    return problem.x, problem.keys
+
+  def step(self, logits_fn, problem, state, key=None):
+    images, keys = state
+    missed = logits_fn(images).argmax(-1) != problem.y
+    signs = jax.vmap(lambda key: jax.random.rademacher(
+        key, images.shape[1:], images.dtype))(keys)
+    drawn = jnp.clip(problem.x + self.eps * signs, *self.bounds)
+    keys = jax.vmap(lambda key: jax.random.fold_in(key, 1))(keys)
+    return geometry.where(missed, images, drawn), keys
+
+  def images(self, problem, state):
+    return state[0]
+
+
+def test_every_attack_is_a_member():
+  eps, y = 0.05, labels(net())
+  members = (
+      ('own', Corners(eps)), 'fgsm', ('restarted', attacks.PGD(
+          eps, eps, 2, num_restarts=2)),
+      ('trades', attacks.PGD(eps, eps / 2, 2, losses.divergence_from)),
+      ('utae', attacks.UTAE(eps, eps / 2, 2)), 'fmn',
+      ('fab', attacks.FAB(None, num_iterations=3)))
+  result = run(attacks.AutoAttack(eps, version='custom', attacks=members),
+               net(), y=y, individual=True)
+  assert_promises_of_all(result, eps, y)
+  alone = {name: flags.mean() for name, flags in result.flags.items()}
+  assert len(set(alone.values())) > 2 and alone['own'] < 1
+  # The best of all, image by image.
+  np.testing.assert_array_equal(
+      result.robust, np.logical_and.reduce(list(result.flags.values())))
+  # FMN looks for nothing closer than eps, and stays within.
+  assert alone['fmn'] == min(alone.values())
+  assert result.success_rate == 1 - result.robust_accuracy
+
+
+def assert_promises_of_all(result, eps, y):
+  for name, images in result.images_by_attack.items():
+    robust = labels(net(), images) == y
+    np.testing.assert_array_equal(robust, result.flags[name], err_msg=name)
+    assert size(images - X, 'Linf').max() <= eps * (1 + 1e-5), name
+
+
+def test_members_alone_are_what_they_are():
+  """A member finds what its call finds."""
+  y, own, key = labels(net()), Corners(0.05), jax.random.key(0)
+  result = run(attacks.AutoAttack(0.05, version='custom', attacks=(
+      ('own', own),)), net(), y=y)
+  with_key = jax.random.fold_in(key, zlib.crc32(b'own'))
+  keys = jax.vmap(lambda key: jax.random.fold_in(key, 0))(
+      attacks.example_keys(with_key, jnp.arange(NUM_IMAGES)))
+  called = jax.jit(lambda: own.run(net(), keys, X, y))()
+  np.testing.assert_array_equal(called.success, ~result.robust)
+  np.testing.assert_allclose(called.images[~result.robust],
+                             result.images[~result.robust], atol=1e-6)
+  assert 0 < called.success.mean() < 1
+  text = repr(result)
+  assert 'success rate' in text and 'own' in text and len(text) < 300
+
+
+def test_members_in_l0():
+  """A norm that only some have."""
+  y = labels(net())
+  result = run(attacks.AutoAttack(3, 'L0', 'custom', ('fmn',)), net(), y=y)
+  changed = (result.images != X).reshape(NUM_IMAGES, -1).sum(1)
+  np.testing.assert_array_equal(result.norms, changed)
+  assert changed.max() <= 3 and (changed[~result.robust] > 0).all()
+  assert 0 < result.robust_accuracy
+  with pytest.raises(ValueError, match="attack='square' to be one of 'fmn'"):
+    attacks.AutoAttack(3, 'L0', 'custom', ('square',))
+
+
+def test_a_member_whose_images_are_no_numbers():
+  def breaks(x):
+    far = jnp.abs(x - X[:1]).max() > 1e-6
+    return jnp.where(far, jnp.nan, 1.) * apply_fn(weights(), x)
+  autoattack = attacks.AutoAttack(EPS, version='custom', attacks=(
+      ('pgd', attacks.PGD(EPS, EPS, 2)),))
+  with pytest.raises(ValueError, match='pgd: logits or gradients are not'):
+    run(autoattack, breaks, X[:1])
