@@ -736,7 +736,9 @@ def check_member(name: str, member: Any, **common: Any) -> None:
     raise ValueError(f'Expected attack {name!r} to be an Attack, which is a '
                      f'frozen dataclass, got {member!r}.')
   for setting, expected in common.items():
-    value = getattr(member, setting, None)
+    if not hasattr(member, setting):
+      raise ValueError(f'Expected attack {name!r} to have a setting {setting}.')
+    value = getattr(member, setting)
     if value != expected and (setting, value) != ('eps', None):
       raise ValueError(f'Expected {setting}={value!r} of attack {name!r} to '
                        f'be {expected!r}, as for all.')

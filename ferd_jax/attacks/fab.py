@@ -191,7 +191,8 @@ class FAB(attack.Attack):
   def _linearise(self, logits_fn, problem, x, key):
     """Returns z_c - z_y `[B]`, its gradient `[B, ...]`, and the logits.
 
-    The class c is the target, or that with the closest boundary.
+    The class c is the target, or that with the closest boundary. In place of y
+    stands the highest other logit if the call named the target.
     """
     def evaluate(images):
       logits = attack.evaluate(logits_fn, images, key)
@@ -201,14 +202,19 @@ class FAB(attack.Attack):
     finite, pull_back, logits = jax.vjp(evaluate, x, has_aux=True)
     num_classes = logits.shape[-1]
     labels = inputs.labels_of(problem.y)
-    is_label = jax.nn.one_hot(labels, num_classes, dtype=logits.dtype)
-    def against(classes):
-      difference = losses.targeted_margin(finite, labels, classes)
-      is_class = jax.nn.one_hot(classes, num_classes, dtype=logits.dtype)
-      gradient, = pull_back(is_class - is_label)
+    def one_hot(classes):
+      return jax.nn.one_hot(classes, num_classes, dtype=logits.dtype)
+    def against(classes, rivals=labels):
+      difference = losses.targeted_margin(finite, rivals, classes)
+      gradient, = pull_back(one_hot(classes) - one_hot(rivals))
       return difference.astype(x.dtype), gradient
-    if problem.targets is not None:
+    if problem.targets is not None and self.num_targets:
       return *against(problem.targets), logits
+    if problem.targets is not None:
+      # To be reached it has to be above all others, not the label alone.
+      rivals = jnp.argmax(jnp.where(one_hot(problem.targets) > 0,
+                                    jnp.finfo(finite.dtype).min, finite), -1)
+      return *against(problem.targets, rivals), logits
 
     def compare(number, closest):
       number = jnp.asarray(number, labels.dtype)
