@@ -65,7 +65,7 @@ class Advance:
     zeros = np.zeros(batch, np.int32)
     self._rows = parallel.shard(slots._Rows(
         x=rng.random((batch, *_SHAPE), np.float32), y=zeros, index=zeros,
-        run=zeros, clean_logits=np.zeros((batch, _CLASSES), np.float32)))
+        attempt=zeros, scores=np.zeros((batch, _CLASSES), np.float32)))
     self._variables = jax.jit(
         lambda key: models.init_variables(model, key, _SHAPE))(
             jax.random.key(0))

@@ -4,6 +4,7 @@
   python -m ferd_jax.evaluate runs/digits --eps 0.05 0.1 0.15 --json=eps.json
   python -m ferd_jax.evaluate model.pt --arch=wrn_34_10 --data=cifar10 \
     --attacks=clean,autoattack --eps=8/255 --n-examples=1000 --targets
+  python -m ferd_jax.evaluate runs/digits --curve --norm=L2
 """
 
 # ruff: noqa: E402
@@ -28,6 +29,7 @@ from ferd_jax import data
 from ferd_jax import train
 from ferd_jax.attacks import checks
 from ferd_jax.attacks import geometry
+from ferd_jax.attacks import minimum_norm
 from ferd_jax.core import atomic
 from ferd_jax.core import buckets
 from ferd_jax.core import errors
@@ -91,7 +93,8 @@ _FLAGS = {
     'teacher.path': '--teacher-path', 'n_examples': '--n-examples',
     'batch_size': '--batch-size', 'attacks': '--attacks', 'seed': '--seed',
     'eps': '--eps', 'robustbench': '--robustbench', 'arch': '--arch',
-    'name': '--data', 'split': '--split', 'data_dir': '--data-dir'}
+    'name': '--data', 'split': '--split', 'data_dir': '--data-dir',
+    'curve': '--curve'}
 
 
 def _in_own_words(error):
@@ -276,13 +279,19 @@ def _parser() -> argparse.ArgumentParser:
   add('model', type=_place, nargs='?',
       help='a PyTorch checkpoint (.pt, .pth, .safetensors, .npz), a network '
       'that `convert` wrote, or the work directory of a run')
-  add('--attacks', default=_DEFAULT_ATTACKS,
-      help=f'of {", ".join(robustness.ATTACKS)}; default: %(default)s')
+  add('--attacks',
+      help=f'of {", ".join(robustness.ATTACKS)}; default: {_DEFAULT_ATTACKS}, '
+      'with --curve only clean')
   add('--eps', nargs='+', action=_Radii, metavar='EPS',
       help='radii such as 0.03 or 8/255, separated by commas or spaces; in '
       '2,4,8/255 those without a denominator, none between 0 and 1, have the '
       'last one\'s; default for Linf: the run\'s, 8/255 for a file')
-  add('--norm', choices=geometry.NORMS, default='Linf')
+  add('--norm', choices=(*geometry.NORMS, 'L0'), default='Linf',
+      help='L0 is for --curve')
+  add('--curve', nargs='?', const='', metavar='ATTACKS',
+      help='also the accuracy at all radii of --eps from one run of '
+      'minimum-norm attacks: of fmn, ddn (L2), fab and fab-t (not L0); '
+      'default: fmn, in L2 fmn,ddn. A model that follows: put it first')
   add('--n-examples', type=int, help='the first so many images; default: all')
   add('--seed', type=int, default=0, help='of the attacks')
   add('--targets', action='store_true',
@@ -349,7 +358,10 @@ def _sweep(args, stop):
   """Yields the results at each radius, after checking all there is to."""
   for module in args.imports:
     _import(module)
-  names = [name.strip() for name in args.attacks.split(',')]
+  attacks = args.attacks
+  if attacks is None:
+    attacks = _DEFAULT_ATTACKS if args.curve is None else robustness.CLEAN
+  names = [name.strip() for name in attacks.split(',')]
   robustness.check_names(attacks=names)
   validate.in_range(0, 2 ** 32 - 1, seed=args.seed)
   a_run = (args.model is not None and args.model.is_dir()
@@ -363,7 +375,11 @@ def _sweep(args, stop):
                        f'{len(subject.examples.labels)} images.')
     subject = dataclasses.replace(
         subject, examples=subject.examples.first(args.n_examples))
-  radii = _checked_radii(args, subject)
+  curve_radii, curve_attacks = _curve(args, subject)
+  if curve_radii and args.attacks is None:
+    radii = [max(curve_radii)]
+  else:
+    radii = _checked_radii(args, subject)
   parallel = parallels.create()
   batch_size = args.batch_size
   if batch_size is None:
@@ -378,7 +394,9 @@ def _sweep(args, stop):
   for eps in radii:
     protocol = results.Protocol(
         attacks=names, eps=eps, norm=args.norm, seed=args.seed,
-        batch_size=batch_size, target_examples=None if args.targets else 0)
+        batch_size=batch_size, target_examples=None if args.targets else 0,
+        curve_radii=curve_radii, curve_attacks=curve_attacks)
+    curve_radii = ()  # One run has all of them.
     with stop.deferred():
       found = results.evaluate(subject, protocol, parallel,
                                state_dir=args.state_dir,
@@ -405,6 +423,23 @@ def _check_writable(args):
       probe.unlink()
     except OSError as error:
       raise ValueError(f'Cannot write --{option}={path}: {error}') from error
+
+
+def _curve(args, subject):
+  """Returns the radii of the curve, none without one, and its attacks."""
+  if args.curve is None:
+    return (), None
+  names = [name.strip() for name in args.curve.split(',')] if args.curve else (
+      minimum_norm.defaults(args.norm))
+  for name in names:
+    validate.one_of(minimum_norm.names(args.norm), curve=name)
+  minimum_norm.MinimumNorm(args.norm, tuple(names))
+  if args.eps:
+    return tuple(sorted(_checked_radii(args, subject))), tuple(names)
+  widest = geometry.of(args.norm).diameter(
+      subject.examples.images.shape[1:], (0., 1.))
+  return tuple(eps for eps in minimum_norm.RADII[args.norm]
+               if eps < widest), tuple(names)
 
 
 def _checked_radii(args, subject):

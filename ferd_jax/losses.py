@@ -155,6 +155,9 @@ def divergence_from(logits: jax.Array, target_logits: jax.Array) -> jax.Array:
   return kl_divergence(target_logits, logits)
 
 
+divergence_from.takes_logits = True  # in place of labels
+
+
 def predicts(logits: jax.Array) -> jax.Array:
   """Returns for which examples logits `[B, K]` predict a class, bool `[B]`.
 

@@ -41,6 +41,18 @@ def test_hoisting(tmp_path):
   assert table.splitlines()[-1].split()[:2] == ['cifar_resnet20', '1']
 
 
+@pytest.mark.slow
+def test_minimum_norm(tmp_path):
+  pytest.importorskip('torch')
+  pytest.importorskip('foolbox')
+  table = _run('minimum_norm.py', '--images=3', '--steps=4', '--rounds=1',
+               '--attacks', 'DDN', 'FMN L0', cwd=tmp_path)
+  rows = [line.split(' | ') for line in table.splitlines()
+          if line.startswith(('| DDN |', '| FMN L0 |'))]
+  assert len(rows) == 4
+  assert all(row[6] == '100%' for row in rows[2:])  # norms that agree
+
+
 def test_train_teacher_starts(tmp_path):
   pytest.importorskip('torch')
   assert 'fashion_mnist' in _run('train_teacher.py', '--help', cwd=tmp_path)

@@ -401,3 +401,47 @@ def test_data_are_blamed_before_the_weights(tmp_path):
 def test_a_bucket_without_its_package():
   with pytest.raises(SystemExit, match='Cannot read gs://bucket/run: '):
     evaluate.main(['gs://bucket//run', '--data=digits'])
+
+
+def test_curve(capsys, tmp_path):
+  path, state = tmp_path / 'results.json', tmp_path / 'state'
+  flags = [*_FILE, '--curve=fmn', '--eps=0,0.05,0.1,0.2', f'--json={path}',
+           f'--state-dir={state}']
+  out = _run(capsys, *flags)
+  results, = json.loads(path.read_text())  # One run for all radii.
+  assert list(results['models']['model']) == ['clean']
+  found = results['curves']['model']
+  assert found['norm'] == 'Linf' and found['attacks'] == ['fmn']
+  assert found['eps'] == [0, 0.05, 0.1, 0.2]
+  averages = [at['average'] for at in found['at']]
+  assert averages == sorted(averages, reverse=True)
+  assert averages[0] == found['clean'] > averages[-1]
+  distances = np.array(found['distances'].split(), float)
+  for eps, average in zip(found['eps'], averages, strict=True):
+    assert (distances > eps).mean() == average
+  assert found['median'] == pytest.approx(np.median(distances[distances > 0]))
+  assert found['success_rate'] == 1
+  assert 'model: accuracy over Linf radii, attacks fmn; median' in out
+  kept, = state.glob('curve-*.json')
+  assert kept.exists() and _run(capsys, *flags) == out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('norm', ['L0', 'L1', 'L2'])
+def test_curve_of_other_norms(capsys, norm):
+  out = _run(capsys, *_FILE, '--curve', f'--norm={norm}')
+  assert f'accuracy over {norm} radii, attacks fmn' in out
+  assert 'success rate 100.00%' in out
+
+
+@pytest.mark.parametrize(('argv', 'message'), [
+    (['--curve=fab', '--norm=L0'], "--curve='fab' to be one of 'fmn'"),
+    (['--curve=fgsm'], "--curve='fgsm' to be one of 'fmn', 'fab', 'fab-t'"),
+    (['--curve=fmn,fmn'], 'one name each'),
+    (['--curve', '--norm=L1', '--attacks=fgsm', '--eps=1'], "norm='L1'"),
+    (['--norm=L1', '--attacks=clean'], 'Expected --eps for --norm=L1'),
+    (['--curve', '--eps=2'], 'covers all images')])
+def test_curves_that_are_none(argv, message):
+  with pytest.raises(SystemExit) as exit_:
+    evaluate.main([*map(str, _FILE), *argv])
+  assert message in str(exit_.value)

@@ -16,11 +16,16 @@ from ferd_jax.attacks.apgd import APGD
 from ferd_jax.attacks.ascent import ascend
 from ferd_jax.attacks.attack import Attack
 from ferd_jax.attacks.attack import AttackResult
+from ferd_jax.attacks.attack import History
 from ferd_jax.attacks.attack import Problem
 from ferd_jax.attacks.autoattack import AutoAttack
 from ferd_jax.attacks.compiled import jit
+from ferd_jax.attacks.ddn import DDN
 from ferd_jax.attacks.ensemble import Result
 from ferd_jax.attacks.fab import FAB
+from ferd_jax.attacks.fmn import FMN
+from ferd_jax.attacks.minimum_norm import Distances
+from ferd_jax.attacks.minimum_norm import MinimumNorm
 from ferd_jax.attacks.pgd import PGD
 from ferd_jax.attacks.presets import PRESETS
 from ferd_jax.attacks.presets import preset
@@ -28,6 +33,7 @@ from ferd_jax.attacks.square import Square
 from ferd_jax.attacks.utae import UTAE
 from ferd_jax.core.collectives import example_keys
 
-__all__ = ['APGD', 'FAB', 'PGD', 'PRESETS', 'UTAE', 'Attack', 'AttackResult',
-           'AutoAttack', 'Problem', 'Result', 'Square', 'ascend',
-           'example_keys', 'jit', 'preset']
+__all__ = ['APGD', 'DDN', 'FAB', 'FMN', 'PGD', 'PRESETS', 'UTAE', 'Attack',
+           'AttackResult', 'AutoAttack', 'Distances', 'History', 'MinimumNorm',
+           'Problem', 'Result', 'Square', 'ascend', 'example_keys', 'jit',
+           'preset']

@@ -15,6 +15,7 @@ from ferd_jax.attacks import apgd_steps
 from ferd_jax.attacks import attack
 from ferd_jax.attacks import geometry
 from ferd_jax.attacks import inputs
+from ferd_jax.attacks import targets
 from ferd_jax.core import validate
 
 
@@ -27,9 +28,11 @@ class APGDState(NamedTuple):
     x_last: `[B, ...]`, the iterate before.
     x_best: `[B, ...]`, with the highest loss.
     gradient_best: `[B, ...]`, at `x_best`.
-    x_adv: `[B, ...]`, the last misclassified iterate (the first, where the
-      attack stops then).
-    fooled: bool `[B]`, whether any was.
+    x_adv: `[B, ...]`, the last iterate that reached a target which the caller
+      named; until one does, and without such targets, the last misclassified
+      one (the first, where the attack stops then).
+    fooled: bool `[B]`, whether any reached it, or was misclassified.
+    missed: bool `[B]`, whether any was misclassified.
     finite: bool `[B]`, whether all logits and gradients were.
     zero_gradient: bool `[B]`, whether that of the start is 0 everywhere.
     controller: of the steps, see `apgd_steps`.
@@ -41,6 +44,7 @@ class APGDState(NamedTuple):
   gradient_best: jax.Array
   x_adv: jax.Array
   fooled: jax.Array
+  missed: jax.Array
   finite: jax.Array
   zero_gradient: jax.Array
   controller: Any
@@ -76,16 +80,20 @@ class APGD(attack.Attack):
     num_iterations: how many.
     rho: share of iterations that have to raise the loss; of no effect in L1.
     num_restarts: repetitions from other starts on what is not yet fooled.
-    num_targets: 0, or how many of the classes with the highest logits on the
-      clean image, after the first, are targeted in turn. Any
-      misclassification is a success.
+    num_targets: 0, or how many classes are targeted in turn. Any
+      misclassification is a success. (With 0 and a call's `targets` it is
+      these that are sought.)
+    target_order: which classes: those with the highest logits on the clean
+      image, after the first ('logits'), or those that are closest where the
+      model is linear ('malt', see `targets.malt_scores`).
     eot: 0, or for stochastic models, called as `logits_fn(images, key)`, how
       many passes a gradient is averaged over; loss and prediction are the last
       one's.
     large_radii: whether 30% of the iterations search a ball of 3 eps, 30% one
       of 2 eps, and the rest that of eps, each from the best image of the one
       before. As AutoAttack does in L1.
-    keep: which images are returned: 'fooling', the last misclassified iterate
+    keep: which images are returned: 'fooling', the last iterate that succeeds
+      (of a call's targets that reaches them, else the last misclassified one),
       and the clean image where there is none; 'first', the same with the first
       (iterating ends there); or 'best', those with the highest loss.
     bounds: lowest and highest pixel value.
@@ -111,6 +119,7 @@ class APGD(attack.Attack):
   keep: str = 'fooling'
   bounds: tuple[float, float] = (0., 1.)
   unroll: bool | None = None
+  target_order: str = 'logits'
 
   def __post_init__(self):
     validate.non_negative(eps=self.eps)
@@ -122,6 +131,7 @@ class APGD(attack.Attack):
     if self.large_radii:
       validate.count(2, num_iterations=self.num_iterations)
     validate.one_of(('fooling', 'first', 'best'), keep=self.keep)
+    validate.one_of(targets.ORDERS, target_order=self.target_order)
     attack.freeze(self, 'eps', 'rho')
     if self.num_targets and self.loss is None:  # Known here already.
       object.__setattr__(self, 'loss', losses.targeted_dlr)
@@ -140,6 +150,16 @@ class APGD(attack.Attack):
   def step_cost(self) -> int:
     """Of a step, in forward passes."""
     return 2 * max(self.eot, 1)
+
+  @property
+  def step_queries(self) -> int:
+    """Of a step, with each pass of the expectation."""
+    return max(self.eot, 1)
+
+  def objective(self, logits: jax.Array,
+                problem: attack.Problem) -> jax.Array:
+    """Returns the loss, `[B]`."""
+    return attack.loss_of(self.loss, logits, problem, losses.targeted_dlr)
 
   def init(self, problem: attack.Problem) -> APGDState:
     """Returns the start: noise in the (largest) ball, or `x_init` inside."""
@@ -160,7 +180,7 @@ class APGD(attack.Attack):
         iteration=none,
         x=start, x_last=start, x_best=start,
         gradient_best=jnp.zeros_like(x), x_adv=start,
-        fooled=false, finite=~false, zero_gradient=false,
+        fooled=false, missed=false, finite=~false, zero_gradient=false,
         controller=self._steps.begin(
             start - x, eps,
             chosen=problem.x_init is not None or self.large_radii))
@@ -171,8 +191,10 @@ class APGD(attack.Attack):
     loss, logits, gradient = self._evaluate(logits_fn, problem, state.x, key)
     now = self._now(problem, state.iteration)
     eps = problem.eps * now.radius
+    hit = self.succeeds(logits, problem) & now.counts
     missed = attack.is_fooled(logits, inputs.labels_of(problem.y)) & now.counts
-    x_adv = geometry.where(missed, state.x, state.x_adv)
+    x_adv = geometry.where(hit | (missed & ~state.fooled), state.x,
+                           state.x_adv)
 
     better = now.first | (loss > state.controller.f_best)
     x_best = geometry.where(better, state.x, state.x_best)
@@ -191,7 +213,7 @@ class APGD(attack.Attack):
             apgd_steps.Move(problem.x, eps, x, state.x_last, gradient,
                             now.first), controller, self.bounds),
         x_last=x, x_best=x_best, gradient_best=gradient_best, x_adv=x_adv,
-        fooled=state.fooled | missed,
+        fooled=state.fooled | hit, missed=state.missed | hit | missed,
         finite=(state.finite & losses.predicts(logits)
                 & attack.all_finite(raw_gradient)),
         zero_gradient=jnp.where(state.iteration == 0, zero_gradient,
@@ -212,17 +234,22 @@ class APGD(attack.Attack):
     over = state.iteration >= self.num_steps
     return over | state.fooled if self.keep == 'first' else over
 
+  def iterate(self, problem: attack.Problem, state: APGDState) -> jax.Array:
+    """Returns the images that are evaluated next."""
+    del problem
+    return state.x
+
   def images(self, problem: attack.Problem, state: APGDState) -> jax.Array:
     """Returns what `keep` says."""
     images = (state.x_best if self.keep == 'best' else
-              geometry.where(state.fooled, state.x_adv, problem.x))
-    return attack.or_nan(state.fooled | state.finite, images)
+              geometry.where(state.missed, state.x_adv, problem.x))
+    return attack.or_nan(state.missed | state.finite, images)
 
   def _evaluate(self, logits_fn, problem, x, key):
     """Returns loss, logits and gradient of the loss."""
     def summed_loss(images, key):
       logits = attack.evaluate(logits_fn, images, key)
-      loss = attack.loss_of(self.loss, logits, problem, losses.targeted_dlr)
+      loss = self.objective(logits, problem)
       return jnp.sum(loss), (loss, logits)
     gradient_fn = jax.grad(summed_loss, has_aux=True)
     if not self.stochastic:

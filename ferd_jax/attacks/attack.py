@@ -4,10 +4,12 @@ An attack is a frozen dataclass with `init`, `step` and `images`: a state per
 example, one evaluation of the model, and the adversarial images that a state
 stands for. Everything else is built on these three, here the call that runs
 under `jit`, in `compiled` the loop that Python drives, in `AutoAttack` the one
-that exchanges images while it runs.
+that exchanges images while it runs. So an attack of your own that has them can
+be called, compiled, and put into an ensemble.
 """
 
 from collections.abc import Callable
+import dataclasses
 import inspect
 from typing import Any
 from typing import NamedTuple
@@ -21,6 +23,7 @@ import numpy as np
 from ferd_jax import losses
 from ferd_jax.attacks import geometry
 from ferd_jax.attacks import inputs
+from ferd_jax.attacks import targets as target_orders
 from ferd_jax.core import loops
 
 LogitsFn = Callable[..., jax.Array]
@@ -55,7 +58,8 @@ class AttackResult(NamedTuple):
   model gave logits or gradients that are not finite before it was fooled (of
   logits, -inf is a masked class, one that is never predicted), the
   images and numbers are NaN, the prediction is -1 and the success False, which
-  says nothing about robustness: `run` warns of it outside of `jit`.
+  says nothing about robustness: `run` warns of it outside of `jit`, and the
+  accuracies below leave it out.
 
   Attributes:
     images: `[B, ...]`, adversarial.
@@ -63,37 +67,156 @@ class AttackResult(NamedTuple):
     predictions: int32 `[B]`, the classes predicted on them.
     logits: `[B, K]` on them.
     norm: `[B]`, of images - x in the attack's norm.
+    reached: bool `[B]`, whether the prediction on them is the target, if the
+      call named target classes; else `success`.
+    correct: bool `[B]`, whether the prediction on the clean image is `y`.
   """
   images: jax.Array
   success: jax.Array
   predictions: jax.Array
   logits: jax.Array
   norm: jax.Array
+  reached: jax.Array
+  correct: jax.Array
+
+  @property
+  def distances(self) -> jax.Array:
+    """`norm` where the attack reached what it was after, else inf, `[B]`."""
+    with jax.debug_infs(False):
+      return _or_infinite(self.reached, self.norm)
+
+  @property
+  def clean_accuracy(self) -> float:
+    """The share of the examples that are right as they are."""
+    return self._shares()[0]
+
+  @property
+  def robust_accuracy(self) -> float:
+    """The share that are right as they are and stay so."""
+    return self._shares()[1]
+
+  @property
+  def success_rate(self) -> float:
+    """The share of the right ones that were fooled: 1 - robust / clean.
+
+    It is NaN where none was right.
+    """
+    clean, robust = self._shares()
+    return 1 - robust / clean if clean else float('nan')
+
+  def _shares(self):
+    valid, correct, success = jax.device_get(
+        (self.predictions, self.correct, self.success))
+    valid = valid >= 0
+    if not valid.any():
+      return float('nan'), float('nan')
+    return (float(correct[valid].mean()),
+            float((correct & ~success)[valid].mean()))
+
+  def __repr__(self) -> str:
+    kind = f'AttackResult of {_images_text(self.images)}'
+    if not inputs.is_concrete(tuple(self)):
+      return f'<{kind}, traced>'
+    clean, robust = self._shares()
+    norm, success = jax.device_get((self.norm, self.success))
+    return (f'<{kind}: {int(success.sum())} fooled; accuracy {clean:.2%} '
+            f'clean, {robust:.2%} robust, success rate '
+            f'{self.success_rate:.2%}; '
+            f'largest norm {norm.max():.4g}>')
+
+
+class History(NamedTuple):
+  """What an attack did on the way; see `Attack.record`.
+
+  Attributes:
+    losses: `[B, S]`, `Attack.objective` of the iterate of every step; of
+      several attempts, those of one after those of another.
+    queries: int32 `[B]`, evaluations of the model on an image until the attack
+      was through with it. A gradient is one of them.
+  """
+  losses: jax.Array
+  queries: jax.Array
+
+  def __repr__(self) -> str:
+    number, steps = self.losses.shape
+    if not inputs.is_concrete(tuple(self)):
+      return f'<History of {number} images over {steps} steps, traced>'
+    losses, queries = jax.device_get((self.losses, self.queries))
+    return (f'<History of {number} images over {steps} steps: mean loss '
+            f'{losses[:, 0].mean():.4g} to {losses[:, -1].mean():.4g}, '
+            f'{queries.mean():.1f} queries an image>')
+
+
+class Status(NamedTuple):
+  """What has become of every example, bool `[B]` each.
+
+  Attributes:
+    done: whether further steps would not change it.
+    fooled: whether `images` are worth another look: in an ensemble the
+      prediction on them decides.
+    finite: whether all that the model gave was finite.
+    zero_gradient: whether the gradient at the start was 0 everywhere.
+  """
+  done: jax.Array
+  fooled: jax.Array
+  finite: jax.Array
+  zero_gradient: jax.Array
 
 
 class Attack:
   """Base of all attacks: frozen dataclasses with these settings.
 
+  One of your own has the settings without a default below, `init`, `step` and
+  `images`, and is then called, compiled by `attacks.jit`, and a member of
+  `AutoAttack(version='custom')` or `MinimumNorm` as those here are. It takes
+  images, labels, radii and noise from the `Problem`, not from its settings, and
+  treats each example by itself. A state is any pytree of arrays `[B, ...]`; of
+  one with leaves of these names an ensemble also knows
+
+  * `fooled`: bool `[B]`, whether there is an image worth looking at. Without,
+    every image is looked at in the end;
+  * `finite`: bool `[B]`, whether the model's logits and gradients were.
+    Without, the images are asked;
+  * `zero_gradient`: bool `[B]`, for a warning of masked gradients.
+
   Attributes:
-    eps: radius, in the unit of the images.
-    norm: one of `geometry.NORMS`.
+    eps: radius, in the unit of the images. None, where an attack allows it, is
+      any: the closest image of all attempts is kept then.
+    norm: one of `geometry.DISTANCES`.
     bounds: lowest and highest pixel value.
     num_steps: calls of `step`, one evaluation of the model each.
     num_restarts: repetitions from other starts on what is not yet fooled.
-    num_targets: 0, or how many classes, those with the highest logits on the
-      clean image, are targeted in turn on what is not yet fooled.
+    num_targets: 0, or how many classes are targeted in turn on what is not yet
+      fooled. Any misclassification is a success then.
+    target_order: which classes these are, of `targets.ORDERS`: those with the
+      highest logits on the clean image, or those that the model is steepest
+      towards ('malt').
     unroll: None unrolls short loops on CPU.
+    takes_targets: whether a call may name target classes, which are what is
+      sought then.
+    takes_logits: whether `y` are logits `[B, K]` of a teacher on the clean
+      images. In an ensemble, which knows labels, they are the model's own.
+    stochastic: whether logits_fn is called as logits_fn(images, key).
+    step_cost: of a step, in forward passes; a gradient is two.
+    step_queries: evaluations of the model on an image in a step.
   """
-  eps: float
-  norm: geometry.Norm
+  eps: float | None
+  norm: str
   bounds: tuple[float, float]
   num_steps: int
-  num_restarts: int
-  num_targets: int
-  unroll: bool | None
-  takes_targets = True  # Whether a call may name target classes.
-  stochastic = False  # Whether logits_fn is called as logits_fn(images, key).
-  step_cost = 2  # of a step, in forward passes; a gradient is two
+  num_restarts: int = 1
+  num_targets: int = 0
+  target_order: str = 'logits'
+  unroll: bool | None = None
+  takes_targets = True
+  stochastic = False
+  step_cost = 2
+  step_queries = 1
+
+  @property
+  def takes_logits(self) -> bool:
+    """As its loss says."""
+    return getattr(getattr(self, 'loss', None), 'takes_logits', False)
 
   def init(self, problem: Problem) -> Any:
     """Returns the state before the first step; all leaves `[B, ...]`."""
@@ -114,6 +237,46 @@ class Attack:
   def images(self, problem: Problem, state: Any) -> jax.Array:
     """Returns the adversarial images `[B, ...]` that a state stands for."""
     raise NotImplementedError
+
+  def done(self, state: Any) -> jax.Array:
+    """Returns which examples further steps would not change, bool `[B]`.
+
+    None, here: all take `num_steps`.
+    """
+    return jnp.zeros_like(jax.tree.leaves(state)[0], bool,
+                          shape=_batch_size(state))
+
+  def iterate(self, problem: Problem, state: Any) -> jax.Array:
+    """Returns the images `[B, ...]` that the next step evaluates."""
+    return self.images(problem, state)
+
+  def objective(self, logits: jax.Array, problem: Problem) -> jax.Array:
+    """Returns what is ascended, `[B]`; here `loss` or the cross-entropy."""
+    return loss_of(getattr(self, 'loss', None), logits, problem,
+                   losses.targeted_cross_entropy)
+
+  def succeeds(self, logits: jax.Array, problem: Problem) -> jax.Array:
+    """Returns whether logits predict what is sought, bool `[B]`.
+
+    That is the target if the call named target classes, else any class but the
+    label, also if it is the attack that chooses targets.
+    """
+    targets = None if self.num_targets else target_classes(problem.targets)
+    if targets is None:
+      return is_fooled(logits, inputs.labels_of(problem.y))
+    return losses.predicts(logits) & (
+        jnp.argmax(logits, axis=-1) == targets)
+
+  def status(self, problem: Problem, state: Any) -> Status:
+    """Returns what has become of the examples, from what the state says."""
+    done = self.done(state)
+    finite = getattr(state, 'finite', None)
+    return Status(
+        done=done,
+        fooled=getattr(state, 'fooled', jnp.ones_like(done)),
+        finite=(all_finite(self.images(problem, state)) if finite is None
+                else finite),
+        zero_gradient=getattr(state, 'zero_gradient', jnp.zeros_like(done)))
 
   @property
   def num_attempts(self) -> int:
@@ -172,12 +335,30 @@ class Attack:
     """
     with self._own(key, x, y, targets, eps, x_init) as guarded:
       logits_fn = guarded(logits_fn)
-      problem, images, valid = self._attack(logits_fn, key, x, y, targets, eps,
-                                            x_init)
+      problem, images, valid, _ = self._attack(
+          logits_fn, key, x, y, targets, eps, x_init)
       result = self.result(logits_fn, problem, images, valid,
                            self.step_key(problem.keys))
     warn(result)
     return result
+
+  def record(self, logits_fn: LogitsFn, key: jax.Array, x: jax.Array, y: Any,
+             targets: Any = None, *, eps: jax.Array | float | None = None,
+             x_init: jax.Array | None = None
+             ) -> tuple[AttackResult, History]:
+    """Returns what `run` does, and losses and queries on the way.
+
+    It takes one more forward pass a step where the compiler does not see that
+    it is that of the gradient.
+    """
+    with self._own(key, x, y, targets, eps, x_init) as guarded:
+      logits_fn = guarded(logits_fn)
+      problem, images, valid, history = self._attack(
+          logits_fn, key, x, y, targets, eps, x_init, recorded=True)
+      result = self.result(logits_fn, problem, images, valid,
+                           self.step_key(problem.keys))
+    warn(result)
+    return result, jax.tree.map(lax.stop_gradient, history)
 
   def _own(self, *arrays):
     """Returns the context of a call: a trace transfers nothing."""
@@ -198,11 +379,15 @@ class Attack:
     logits = or_nan(valid, evaluate(logits_fn, images, key))
     predictions = jnp.where(losses.predicts(logits),
                             jnp.argmax(logits, axis=-1), -1)
+    labels = inputs.labels_of(problem.y)
+    clean = evaluate(logits_fn, problem.x, _again(key))
     return jax.tree.map(lax.stop_gradient, AttackResult(
-        images=images,
-        success=is_fooled(logits, inputs.labels_of(problem.y)) & valid,
+        images=images, success=is_fooled(logits, labels) & valid,
         predictions=predictions.astype(jnp.int32), logits=logits,
-        norm=geometry.of(self.norm).size(images - problem.x)))
+        norm=geometry.of(self.norm).size(images - problem.x),
+        reached=self.succeeds(logits, problem) & valid,
+        correct=(losses.predicts(clean) & valid
+                 & (jnp.argmax(clean, axis=-1) == labels))))
 
   def check(self, logits_fn: LogitsFn, key: jax.Array, x: jax.Array, y: Any,
             targets: Any = None, eps: jax.Array | float | None = None,
@@ -215,7 +400,7 @@ class Attack:
     y, targets = inputs.arrays('y', y), inputs.arrays('targets', targets)
     x_init = None if x_init is None else inputs.array('x_init', x_init)
     x = inputs.checked_images(x, y=y, targets=targets, x_init=x_init)
-    eps = self.eps if eps is None else inputs.array('eps', eps)
+    eps = self.radius(eps, x.shape[1:])
     if np.shape(eps) not in ((), x.shape[:1]):
       raise ValueError(f'Expected eps of shape {np.shape(eps)} to be one '
                        f'radius or {x.shape[0]}, one per image.')
@@ -235,6 +420,19 @@ class Attack:
         lax.stop_gradient, (x, y, targets, eps, x_init))
     return Problem(x, y, targets, eps, keys, x_init), valid
 
+  def radius(self, eps: Any, shape: tuple[int, ...]) -> Any:
+    """Returns the radius of a call: its own, the setting's, or any.
+
+    Args:
+      eps: of the call, None for the setting's.
+      shape: of an image.
+    """
+    if eps is not None:
+      return inputs.array('eps', eps)
+    if self.eps is None:
+      return geometry.of(self.norm).diameter(shape, self.bounds)
+    return self.eps
+
   def check_targets(self, targets: Any) -> None:
     """Raises ValueError for targets that the attack would not use."""
     if targets is not None and (self.num_targets or not self.takes_targets):
@@ -248,36 +446,126 @@ class Attack:
       raise ValueError(f'Expected num_targets={self.num_targets} below the '
                        f'{num_classes} classes.')
 
-  def _attack(self, logits_fn, key, x, y, targets, eps, x_init):
-    """Returns the problem, the adversarial images and which are valid."""
+  def _attack(self, logits_fn, key, x, y, targets, eps, x_init,
+              recorded=False):
+    """Returns problem, adversarial images, which are valid, and the history."""
     problem, valid = self.check(logits_fn, key, x, y, targets, eps, x_init)
     if self.num_attempts == 1 and not self.num_targets:
-      images = self._solve(logits_fn, problem)
+      images, history = self._solve(
+          logits_fn, problem, jnp.zeros_like(valid) if recorded else None)
     else:
-      images = self._solve_attempts(logits_fn, problem)
-    return problem, lax.stop_gradient(or_nan(valid, images)), valid
+      images, history = self._solve_attempts(logits_fn, problem, recorded)
+    images = lax.stop_gradient(or_nan(valid, images))
+    return problem, images, valid, history
 
-  def _solve(self, logits_fn, problem):
-    def step(i, state):
+  def _solve(self, logits_fn, problem, fooled=None):
+    """Returns the images, and if told who is fooled already, the history."""
+    def step(i, carry):
+      state, history = carry
       key = self.step_key(problem.keys, i)
-      return self.step(logits_fn, problem, state, key)
-    state = loops.repeat(self.num_steps, step, self.init(problem),
-                         unroll=self.unroll)
-    return self.images(problem, state)
+      if history is not None:
+        history = self.observe(logits_fn, problem, state, history, i, fooled,
+                               _again(key))
+      return self.step(logits_fn, problem, state, key), history
+    history = None if fooled is None else self.no_history(problem)
+    state, history = loops.repeat(
+        self.num_steps, step, (self.init(problem), history),
+        unroll=self.unroll)
+    return self.images(problem, state), history
 
-  def _solve_attempts(self, logits_fn, problem):
-    """Returns the images of the first attempt that fools, else of the last."""
-    labels, key = inputs.labels_of(problem.y), self.step_key(problem.keys)
+  def _solve_attempts(self, logits_fn, problem, recorded):
+    """Returns the images of all attempts, merged, and the history."""
+    key = self.step_key(problem.keys)
     clean = evaluate(logits_fn, problem.x, key)
+    scores = self.class_scores(logits_fn, problem, clean, _again(key))
     def attempt(number, carry):
-      images, fooled = carry
-      found = self._solve(logits_fn, self.nth_attempt(problem, clean, number))
-      now = is_fooled(evaluate(logits_fn, found, key), labels)
-      return geometry.where(fooled, images, found), fooled | now
-    images, _ = loops.repeat(self.num_attempts, attempt,
-                             (problem.x, is_fooled(clean, labels)),
-                             unroll=False)
-    return images
+      images, fooled, history = carry
+      found, new = self._solve(
+          logits_fn, self.nth_attempt(problem, scores, number),
+          fooled if recorded else None)
+      now = self.succeeds(evaluate(logits_fn, found, key), problem)
+      if recorded:
+        history = self.join(history, new, number)
+      return *self.merge(problem, images, fooled, found, now), history
+    history = self.no_history(problem, self.num_attempts) if recorded else None
+    images, _, history = loops.repeat(
+        self.num_attempts, attempt,
+        (problem.x, self.succeeds(clean, problem), history), unroll=False)
+    return images, history
+
+  def merge(self, problem: Problem, images: jax.Array, fooled: jax.Array,
+            found: jax.Array, now: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns the images of all attempts, and which succeed, after one more.
+
+    It is the first that succeeds, else the last; without a radius the closest
+    that succeeds.
+
+    Args:
+      problem: of all attempts.
+      images: `[B, ...]` of those before.
+      fooled: bool `[B]`, whether they succeed.
+      found: `[B, ...]`, of this attempt.
+      now: bool `[B]`, whether they succeed.
+    """
+    taken = ~fooled
+    if self.eps is None:
+      size = geometry.of(self.norm).size
+      closer = size(found - problem.x) < size(images - problem.x)
+      taken = taken | (now & closer)
+    return geometry.where(taken, found, images), fooled | now
+
+  def no_history(self, problem: Problem, num_attempts: int = 1) -> History:
+    """Returns the history before the first step."""
+    zero = jnp.zeros_like(problem.x, shape=problem.x.shape[:1])
+    steps = num_attempts * self.num_steps
+    return History(zero[:, None] + jnp.zeros((1, steps), zero.dtype),
+                   jnp.zeros_like(zero, jnp.int32))
+
+  def observe(self, logits_fn: LogitsFn, problem: Problem, state: Any,
+              history: History, i: jax.Array | int, fooled: jax.Array,
+              key: jax.Array | None) -> History:
+    """Returns the history with the step that follows a state.
+
+    Args:
+      logits_fn: as for the call.
+      problem: of this attempt.
+      state: before the step.
+      history: of this attempt, up to the state.
+      i: number of the step.
+      fooled: bool `[B]`, by attempts before, so that nothing is asked for.
+      key: of this step for stochastic models, else None.
+    """
+    logits = evaluate(logits_fn, self.iterate(problem, state), key)
+    loss = self.objective(logits, problem).astype(history.losses.dtype)
+    asked = jnp.where(fooled | self.done(state), 0, self.step_queries)
+    return History(history.losses.at[:, i].set(loss),
+                   history.queries + asked.astype(jnp.int32))
+
+  def join(self, history: History, attempt: History,
+           number: jax.Array | int) -> History:
+    """Returns the history of all attempts with that of one of them."""
+    return History(
+        lax.dynamic_update_slice_in_dim(
+            history.losses, attempt.losses, number * self.num_steps, axis=1),
+        history.queries + attempt.queries)
+
+  def class_scores(self, logits_fn: LogitsFn, problem: Problem,
+                   clean_logits: jax.Array,
+                   key: jax.Array | None = None) -> jax.Array:
+    """Returns what classes are ranked by to be targets, `[B, K]`.
+
+    Args:
+      logits_fn: as for the call.
+      problem: of all attempts.
+      clean_logits: `[B, K]` on the clean images.
+      key: for a stochastic model, else None.
+    """
+    if not self.num_targets or self.target_order == 'logits':
+      return clean_logits
+    return target_orders.malt_scores(
+        lambda images: evaluate(logits_fn, images, key), problem.x,
+        inputs.labels_of(problem.y), self.norm, self.unroll
+        ).astype(clean_logits.dtype)
 
   def step_key(self, keys: jax.Array,
                step: jax.Array | int = 0) -> jax.Array | None:
@@ -287,13 +575,13 @@ class Attack:
     # To JAX's check for keys used twice, one of several is all of them.
     return jax.random.fold_in(jax.random.clone(keys)[0], step)
 
-  def nth_attempt(self, problem: Problem, clean_logits: jax.Array,
-              number: jax.Array | int) -> Problem:
+  def nth_attempt(self, problem: Problem, scores: jax.Array,
+                  number: jax.Array | int) -> Problem:
     """Returns the problem of one attempt: its noise, restart and targets.
 
     Args:
       problem: of all attempts.
-      clean_logits: `[B, K]` on the clean images.
+      scores: `[B, K]`, of `class_scores`.
       number: 0..num_attempts-1, a scalar or one per example.
     """
     number = jnp.broadcast_to(number, problem.x.shape[:1])
@@ -302,21 +590,27 @@ class Attack:
         restart=(number // max(self.num_targets, 1)).astype(jnp.int32))
     if not self.num_targets:
       return problem
-    return problem._replace(targets=ranked_classes(
-        clean_logits, number % self.num_targets + 2))
+    return problem._replace(targets=target_orders.ranked_classes(
+        scores, number % self.num_targets + 2))
+
+  def of_labels(self, problem: Problem, clean_logits: jax.Array) -> Problem:
+    """Returns an ensemble's problem, with labels, as this attack takes it.
+
+    Args:
+      problem: with labels.
+      clean_logits: `[B, K]` of the model on the clean images.
+    """
+    if not self.takes_logits:
+      return problem
+    return problem._replace(y=losses.unmasked(clean_logits))
 
 
-def ranked_classes(logits: jax.Array, rank: jax.Array) -> jax.Array:
-  """Returns the class with the rank-th highest logit, int32 `[B]`.
-
-  Args:
-    logits: `[B, K]`.
-    rank: `[B]`, 1 for the highest. Among equal logits the later class ranks
-      first, as in AutoAttack.
-  """
-  order = jnp.argsort(logits, axis=-1)
-  position = logits.shape[-1] - rank[:, None]
-  return jnp.take_along_axis(order, position, axis=-1)[:, 0].astype(jnp.int32)
+def target_classes(targets: Any) -> jax.Array | None:
+  """Returns a call's targets if they are classes `[B]`, else None."""
+  shape, dtype = getattr(targets, 'shape', ()), getattr(targets, 'dtype', None)
+  if len(shape) != 1 or not jnp.issubdtype(dtype, jnp.integer):
+    return None
+  return jnp.asarray(targets)
 
 
 def evaluate(logits_fn: LogitsFn, images: jax.Array,
@@ -385,6 +679,24 @@ def loss_of(loss: Callable[..., jax.Array] | None, logits: jax.Array,
   return found.astype(problem.x.dtype)
 
 
+def margin_beyond(logits: jax.Array, problem: Problem) -> jax.Array:
+  """Returns how far logits are beyond the boundary that is sought, `[B]`.
+
+  It is the largest other logit minus the label's; of target classes the
+  target's minus the largest other. In the dtype of the images.
+
+  Args:
+    logits: `[B, K]`.
+    problem: with y and targets.
+  """
+  logits = losses.unmasked(
+      logits.astype(jnp.promote_types(logits.dtype, problem.x.dtype)))
+  targets = problem.targets
+  margin = (-losses.margin(logits, inputs.labels_of(problem.y))
+            if targets is None else losses.margin(logits, targets))
+  return margin.astype(problem.x.dtype)
+
+
 def seem_probabilities(logits: np.ndarray) -> bool:
   """Returns whether logits `[B, K]` look like what a softmax returns."""
   return bool(logits.min() > -1e-5 and logits.max() < 1 + 1e-5
@@ -408,6 +720,28 @@ def warn(result: AttackResult) -> None:
         f'The logits or gradients are not finite for {broken} of {len(logits)} '
         'images: they count as not fooled, which is no robustness.',
         stacklevel=3)
+
+
+def check_member(name: str, member: Any, **common: Any) -> None:
+  """Raises ValueError for what is no attack that an ensemble can have.
+
+  Args:
+    name: of the attack.
+    member: frozen dataclass that is an `Attack`.
+    **common: settings that all of the ensemble have. An eps of None is that of
+      all.
+  """
+  if not isinstance(name, str) or not isinstance(member, Attack) or not (
+      dataclasses.is_dataclass(member) and member.__dataclass_params__.frozen):
+    raise ValueError(f'Expected attack {name!r} to be an Attack, which is a '
+                     f'frozen dataclass, got {member!r}.')
+  for setting, expected in common.items():
+    if not hasattr(member, setting):
+      raise ValueError(f'Expected attack {name!r} to have a setting {setting}.')
+    value = getattr(member, setting)
+    if value != expected and (setting, value) != ('eps', None):
+      raise ValueError(f'Expected {setting}={value!r} of attack {name!r} to '
+                       f'be {expected!r}, as for all.')
 
 
 def check_call(name: str, function: Callable, **arguments: Any) -> None:
@@ -459,16 +793,38 @@ def freeze(settings: Any, *names: str) -> None:
 
   Args:
     settings: frozen dataclass with `bounds`, in its `__post_init__`.
-    *names: of the settings that are floats.
+    *names: of the settings that are floats, or None.
 
   Raises:
     ValueError: unless `bounds` are a finite lower and higher value.
   """
   for name in names:
-    object.__setattr__(settings, name, float(getattr(settings, name)))
+    value = getattr(settings, name)
+    if value is not None:
+      object.__setattr__(settings, name, float(value))
   bounds = tuple(float(bound) for bound in settings.bounds)
   if (len(bounds) != 2 or not bounds[0] < bounds[1]
       or not np.isfinite(bounds).all()):
     raise ValueError(f'Expected bounds={settings.bounds!r} to be two finite '
                      'values, low < high.')
   object.__setattr__(settings, 'bounds', bounds)
+
+
+@jax.jit
+def _or_infinite(mask, values):
+  """Returns values `[B]` where the mask is true, else inf."""
+  return jnp.where(mask, values, jnp.inf)
+
+
+def _again(key):
+  """Returns a model's key for one more pass with the same noise."""
+  return None if key is None else jax.random.clone(key)
+
+
+def _batch_size(state):
+  return jax.tree.leaves(state)[0].shape[:1]
+
+
+def _images_text(images):
+  number, *shape = images.shape
+  return f'{number} images {"x".join(map(str, shape))}'

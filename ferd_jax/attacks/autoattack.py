@@ -10,10 +10,13 @@ import numpy as np
 from ferd_jax import losses
 from ferd_jax.attacks import apgd
 from ferd_jax.attacks import attack
+from ferd_jax.attacks import ddn
 from ferd_jax.attacks import ensemble
 from ferd_jax.attacks import fab
+from ferd_jax.attacks import fmn
 from ferd_jax.attacks import geometry
 from ferd_jax.attacks import inputs
+from ferd_jax.attacks import presets
 from ferd_jax.attacks import square
 from ferd_jax.core import parallel as parallels
 from ferd_jax.core import reporting
@@ -30,6 +33,12 @@ VERSIONS = {
 MEMBERS = ('apgd-ce', 'apgd-dlr', 'apgd-t', 'fab', 'fab-t', 'square')
 
 
+def _names(norm):
+  """Returns the names of attacks that there are in a norm."""
+  names = (*MEMBERS, *presets.PRESETS) if norm in geometry.NORMS else ()
+  return (*names, 'fmn', *(('ddn',) if norm == 'L2' else ()))
+
+
 @dataclasses.dataclass(frozen=True)
 class AutoAttack:
   """The parameter-free ensemble; call it as `autoattack(logits_fn, key, x, y)`.
@@ -39,15 +48,18 @@ class AutoAttack:
 
   Attributes:
     eps: radius, in the unit of the images.
-    norm: 'Linf', 'L2' or 'L1'.
+    norm: 'Linf', 'L2' or 'L1'; of a 'custom' version whatever its attacks have.
     version: 'standard', what published numbers are, 'plus' (more attacks and
       restarts) or 'rand' (for stochastic models) as upstream; 'fast', APGD
       with both losses, close to standard at a fifth of the cost;
       'torchattacks_compat', which reproduces the weaker ensemble of the
       package of that name (L-infinity); or 'custom'.
     attacks: of 'custom', in order: names of `MEMBERS`, set up as in
-      'standard', or pairs of a name and an APGD, FAB or Square of your own,
-      with the same eps, norm and bounds.
+      'standard', 'fmn', 'ddn' (L2 only) and those of `presets.PRESETS`, or
+      pairs of a name and any `Attack`, also one of your own, with the same eps,
+      norm and bounds. (An eps of None becomes that of all; what takes a
+      teacher's logits, as UTAE, gets the model's own.) An image is robust if
+      no attack fools the model, whatever an attack says of itself.
     bounds: lowest and highest pixel value.
 
   Raises:
@@ -67,7 +79,8 @@ class AutoAttack:
 
   def __post_init__(self):
     validate.non_negative(eps=self.eps)
-    validate.one_of(geometry.NORMS, norm=self.norm)
+    validate.one_of(geometry.DISTANCES if self.version == 'custom' else
+                    geometry.NORMS, norm=self.norm)
     validate.one_of((*VERSIONS, 'custom'), version=self.version)
     attack.freeze(self, 'eps')
     if self.version == 'torchattacks_compat' and self.norm != 'Linf':
@@ -83,12 +96,15 @@ class AutoAttack:
         for member in self.attacks))
     for member in self.attacks:
       if isinstance(member, str):
-        validate.one_of(MEMBERS, attack=member)
+        validate.one_of(_names(self.norm), attack=member)
       elif isinstance(member, tuple) and len(member) == 2:
         self._check_own(*member)
       else:
         raise ValueError('Expected attacks to be names, or pairs (name, '
                          f'attack) in brackets of their own, got {member!r}.')
+    object.__setattr__(self, 'attacks', tuple(
+        member if isinstance(member, str) else
+        (member[0], self._with_radius(member[1])) for member in self.attacks))
     if len(set(self.names)) < len(self.names):
       raise ValueError(f'Expected attacks={self.names} to have one name each.')
     if len({not isinstance(member, str) and member[1].stochastic
@@ -97,18 +113,15 @@ class AutoAttack:
                        'models all (APGD with eot > 0), or none.')
 
   def _check_own(self, name, own):
-    if not isinstance(name, str) or not isinstance(
-        own, apgd.APGD | fab.FAB | square.Square):
-      raise ValueError(f'Expected attack {name!r} to be an APGD, FAB or Square,'
-                       f' got {own!r}.')
-    for setting in ('eps', 'norm', 'bounds'):
-      value, expected = getattr(own, setting), getattr(self, setting)
-      if value != expected:
-        raise ValueError(f'Expected {setting}={value!r} of attack {name!r} to '
-                         f'be {expected!r}, as for all.')
+    attack.check_member(name, own, eps=self.eps, norm=self.norm,
+                        bounds=self.bounds)
     if getattr(own, 'keep', None) == 'best':
       raise ValueError(f"Expected keep='best' of attack {name!r} to be 'first' "
                        "or 'fooling': the best image need not fool.")
+
+  def _with_radius(self, own):
+    return own if own.eps is not None else dataclasses.replace(
+        own, eps=self.eps)
 
   @property
   def names(self) -> tuple[str, ...]:
@@ -154,14 +167,24 @@ class AutoAttack:
         'fab': boundary(num_restarts=5 if plus else 1),
         'fab-t': boundary(num_targets=targets),
         'square': square.Square(**common, rescale_schedule=compat),
-    }
+    } if self.norm in geometry.NORMS else {}
     own = dict(member for member in self.attacks
                if not isinstance(member, str))
     for name, member in own.items():
       if member.num_targets >= num_classes:
         raise ValueError(f'Expected num_targets={member.num_targets} of attack '
                          f'{name!r} below the {num_classes} classes.')
-    return {name: own.get(name) or standard[name] for name in self.names}
+    nearest = {'ddn': ddn.DDN, 'fmn': functools.partial(fmn.FMN,
+                                                        norm=self.norm)}
+    def named(name):
+      if name in own:
+        return own[name]
+      if name in presets.PRESETS:
+        return presets.preset(name, **common)
+      if name in nearest:
+        return nearest[name](eps=self.eps, bounds=self.bounds, keep='first')
+      return standard[name]
+    return {name: named(name) for name in self.names}
 
   def __call__(self, logits_fn: attack.LogitsFn, key: jax.Array,
                x: np.ndarray, y: np.ndarray, *, batch_size: int = 256,

@@ -249,9 +249,10 @@ def results(x_adv: np.ndarray, eps: float, norm: geometry.Norm,
   flat = x_adv.reshape(len(x_adv), -1)
   # A NaN is in no interval.
   valid = ((flat >= low - slack) & (flat <= high + slack)).all(-1)
-  # Every pixel may be rounded.
-  valid &= norms <= eps * (1 + 1e-5) + geometry.of(norm).diameter(
-      x_adv.shape[1:], (0, slack))
+  # Every pixel may be rounded, but those that L0 counts differ or do not.
+  valid &= norms <= eps * (1 + 1e-5) + (
+      0 if norm == 'L0' else geometry.of(norm).diameter(
+          x_adv.shape[1:], (0, slack)))
   if not valid.all():
     raise ValueError('An attack returned images that are out of the ball or '
                      f'the bounds: {_some(np.flatnonzero(~valid))}.')

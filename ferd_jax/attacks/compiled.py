@@ -16,7 +16,6 @@ import numpy as np
 
 from ferd_jax import losses
 from ferd_jax.attacks import attack as attacks
-from ferd_jax.attacks import geometry
 from ferd_jax.attacks import inputs
 from ferd_jax.core import collectives
 from ferd_jax.core import loops
@@ -35,11 +34,11 @@ class _Given(NamedTuple):
   x_init: jax.Array | None
   indices: jax.Array
   attempt: jax.Array | None = None  # of several, with
-  clean_logits: jax.Array | None = None
+  scores: jax.Array | None = None  # of classes on the clean images
 
 
 _GIVEN = _Given(key=_R, x=_S, y=_S, targets=_S, eps=_R, x_init=_S, indices=_S,
-                attempt=_R, clean_logits=_S)
+                attempt=_R, scores=_S)
 
 
 def jit(attack: attacks.Attack, apply_fn: Callable[..., jax.Array],
@@ -120,7 +119,27 @@ class CompiledAttack:
           functools.partial(self._apply_fn, variables),
           self._keys(key, indices), x, y, targets, eps=eps, x_init=x_init)
     given = self._given(variables, key, x, y, targets, eps, x_init, indices)
-    result = self._result(variables, given, self._images_of(variables, given))
+    return self._told(
+        self._result(variables, given, self._images_of(variables, given)))
+
+  def record(self, variables: Any, key: jax.Array, x: jax.Array, y: Any,
+             targets: Any = None, *, eps: jax.Array | float | None = None,
+             x_init: jax.Array | None = None, indices: jax.Array | None = None
+             ) -> tuple[attacks.AttackResult, attacks.History]:
+    """Returns what `run` does, and losses and queries on the way."""
+    if inputs.is_tracing(variables, key, x, y, targets, eps, x_init, indices):
+      return self._attack.record(
+          functools.partial(self._apply_fn, variables),
+          self._keys(key, indices), x, y, targets, eps=eps, x_init=x_init)
+    given = self._given(variables, key, x, y, targets, eps, x_init, indices)
+    if loops.unrolled_here():
+      images, history = self._step_by_step(variables, given, recorded=True)
+    else:
+      images, history = self._whole_recorded(variables, given)
+    return self._told(self._result(variables, given, images)), history
+
+  def _told(self, result):
+    """Returns the result, the first with warnings."""
     if not self._was_run and self._parallel.mode == 'jit':
       attacks.warn(result)
     self._was_run = True  # Looking waits for the device: once is enough.
@@ -132,9 +151,8 @@ class CompiledAttack:
 
   def _given(self, variables, key, x, y, targets, eps, x_init, indices):
     """Returns the arguments after the checks of `Attack.check`."""
-    eps = inputs.array('eps', self._attack.eps if eps is None else eps)
-    if eps.shape:
-      raise ValueError(f'Expected eps to be one radius, got shape {eps.shape}.')
+    if eps is not None:
+      eps = _one_radius(eps)
     self._attack.check_targets(targets)
     key = inputs.one_key(key)
     if self._parallel.mode == 'jit':  # Else the caller has laid out arrays.
@@ -147,8 +165,9 @@ class CompiledAttack:
       indices = self._checked_indices(indices, len(x))
     elif indices is None:
       raise ValueError('Expected indices, laid out as x is over devices.')
+    eps = _one_radius(self._attack.radius(eps, x.shape[1:]))
     inputs.checked_radii(eps, x.shape[1:], self._attack.norm,
-                          self._attack.bounds)
+                         self._attack.bounds)
     if isinstance(eps, np.ndarray):
       eps = self._place(eps.astype(x.dtype))
     return inputs.on_device(_Given(key, x, y, targets, eps.astype(x.dtype),
@@ -167,7 +186,8 @@ class CompiledAttack:
 
   def _check_values(self, variables, key, x, y, targets, x_init):
     """Raises ValueError for what is no valid input."""
-    shapes = x.shape, *map(np.shape, jax.tree.leaves(variables))
+    shapes = (x.shape, jax.tree.structure(variables),
+              *map(np.shape, jax.tree.leaves(variables)))
     if shapes not in self._num_classes:  # Tracing a model takes a while.
       self._num_classes[shapes] = attacks.num_classes(
           functools.partial(self._apply_fn, variables), x,
@@ -180,30 +200,50 @@ class CompiledAttack:
     """Returns adversarial images, NaN for examples that are no valid input."""
     if not loops.unrolled_here():
       return self._whole(variables, given)
-    images = (self._solve(variables, given)
-              if self._attack.num_attempts == 1 and not self._attack.num_targets
-              else self._solve_attempts(variables, given))
-    if self._parallel.mode == 'jit':  # All were looked at.
-      return images
-    return self._masked(variables, given, images)
+    return self._step_by_step(variables, given)[0]
 
-  def _solve(self, variables, given):
-    """Returns the images of one attempt, one compiled step after the other."""
+  def _step_by_step(self, variables, given, recorded=False):
+    """Returns the images and, if it is recorded, the history."""
+    history = None
+    if self._attack.num_attempts == 1 and not self._attack.num_targets:
+      if recorded:
+        history = self._history(given)
+      images, history = self._solve(variables, given, history)
+    else:
+      images, history = self._solve_attempts(variables, given, recorded)
+    if self._parallel.mode != 'jit':  # Else all were looked at.
+      images = self._masked(variables, given, images)
+    return images, history
+
+  def _solve(self, variables, given, history, fooled=None):
+    """Returns what one attempt finds, one compiled step after the other."""
     state = self._init(given)
     for i in range(self._attack.num_steps):
-      state = self._step(variables, state, self._place(np.int32(i)), given)
-    return self._images(state, given)
+      number = self._place(np.int32(i))
+      if history is not None:
+        history = self._observe(variables, state, number, given, history,
+                                fooled)
+      state = self._step(variables, state, number, given)
+    return self._images(state, given), history
 
-  def _solve_attempts(self, variables, given):
-    """Returns the images of the first attempt that fools, else of the last."""
+  def _solve_attempts(self, variables, given, recorded):
+    """Returns the images of all attempts, merged, and the history."""
     clean = self._logits(variables, given, given.x)
-    images, fooled = given.x, self._is_fooled(clean, given.y)
-    for attempt in range(self._attack.num_attempts):
-      found = self._solve(variables, given._replace(
-          attempt=self._place(np.int32(attempt)), clean_logits=clean))
+    scores = clean
+    if self._attack.target_order != 'logits':
+      scores = self._scores(variables, given, clean)
+    images, fooled = given.x, self._is_fooled(clean, given)
+    whole = self._whole_history(given) if recorded else None
+    for number in range(self._attack.num_attempts):
+      attempt = self._place(np.int32(number))
+      nth = given._replace(attempt=attempt, scores=scores)
+      found, history = self._solve(
+          variables, nth, self._history(given) if recorded else None, fooled)
       logits = self._logits(variables, given, found)
-      images, fooled = self._merge(images, found, fooled, logits, given.y)
-    return images
+      images, fooled = self._merge(images, found, fooled, logits, given)
+      if recorded:
+        whole = self._join(whole, history, attempt)
+    return images, whole
 
   def _problem(self, given):
     problem = attacks.Problem(
@@ -212,7 +252,7 @@ class CompiledAttack:
         collectives.example_keys(given.key, given.indices), given.x_init)
     if given.attempt is None:
       return problem
-    return self._attack.nth_attempt(problem, given.clean_logits, given.attempt)
+    return self._attack.nth_attempt(problem, given.scores, given.attempt)
 
   def _evaluation_key(self, key, indices):
     """Returns the key that `Attack` evaluates images with, or None."""
@@ -273,15 +313,62 @@ class CompiledAttack:
   @functools.cached_property
   def _is_fooled(self):
     return self._compile(
-        lambda logits, y: attacks.is_fooled(logits, inputs.labels_of(y)),
-        (_S, _S))
+        lambda logits, given: self._attack.succeeds(
+            logits, self._problem(given)), (_S, _GIVEN))
 
   @functools.cached_property
   def _merge(self):
-    def merge(images, found, fooled, logits, y):
-      now = attacks.is_fooled(logits, inputs.labels_of(y))
-      return geometry.where(fooled, images, found), fooled | now
-    return self._compile(merge, (_S, _S, _S, _S, _S))
+    def merge(images, found, fooled, logits, given):
+      problem = self._problem(given)
+      return self._attack.merge(problem, images, fooled, found,
+                                self._attack.succeeds(logits, problem))
+    return self._compile(merge, (_S, _S, _S, _S, _GIVEN))
+
+  @functools.cached_property
+  def _scores(self):
+    def scores(variables, given, clean_logits):
+      return self._attack.class_scores(
+          functools.partial(self._apply_fn, variables), self._problem(given),
+          clean_logits, self._evaluation_key(given.key, given.indices))
+    return self._compile(scores, (_R, _GIVEN, _S))
+
+  @functools.cached_property
+  def _history(self):
+    return self._compile(
+        lambda given: self._attack.no_history(self._problem(given)), (_GIVEN,))
+
+  @functools.cached_property
+  def _whole_history(self):
+    return self._compile(
+        lambda given: self._attack.no_history(
+            self._problem(given), self._attack.num_attempts), (_GIVEN,))
+
+  @functools.cached_property
+  def _observe(self):
+    def observe(variables, state, i, given, history, fooled):
+      problem = self._problem(given)
+      if fooled is None:
+        fooled = jnp.zeros_like(given.indices, bool)
+      return self._attack.observe(
+          functools.partial(self._apply_fn, variables), problem, state,
+          history, i, fooled, self._attack.step_key(problem.keys, i))
+    return self._compile(observe, (_R, _S, _R, _GIVEN, _S, _S))
+
+  @functools.cached_property
+  def _join(self):
+    return self._compile(
+        lambda history, attempt, number: self._attack.join(
+            history, attempt, number), (_S, _S, _R))
+
+  @functools.cached_property
+  def _whole_recorded(self):
+    def whole(variables, given):
+      _, images, _, history = self._attack._attack(
+          functools.partial(self._apply_fn, variables),
+          collectives.example_keys(given.key, given.indices), given.x, given.y,
+          given.targets, given.eps, given.x_init, recorded=True)
+      return images, history
+    return self._compile(whole, (_R, _GIVEN))
 
   @functools.cached_property
   def _masked(self):
@@ -304,3 +391,11 @@ class CompiledAttack:
         functools.partial(self._apply_fn, variables),
         collectives.example_keys(given.key, given.indices), given.x, given.y,
         given.targets, given.eps, given.x_init)[1]
+
+
+def _one_radius(eps):
+  """Returns eps as an array; raises ValueError for several."""
+  eps = inputs.array('eps', eps)
+  if eps.shape:
+    raise ValueError(f'Expected eps to be one radius, got shape {eps.shape}.')
+  return eps

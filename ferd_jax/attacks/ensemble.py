@@ -89,9 +89,29 @@ class Result:
     return float(self.robust.mean())
 
   @property
+  def success_rate(self) -> float:
+    """The share of the images that were right which attacks fooled.
+
+    It is 1 - robust / clean accuracy, and NaN where none was right.
+    """
+    if not self.correct.any():
+      return float('nan')
+    return 1 - self.robust_accuracy / self.clean_accuracy
+
+  @property
   def accuracy_after(self) -> dict[str, float]:
     """Robust accuracy by attack; see `flags`."""
     return {name: float(flags.mean()) for name, flags in self.flags.items()}
+
+  def __repr__(self) -> str:
+    after = ', '.join(f'{name} {accuracy:.2%}' for name, accuracy in
+                      self.accuracy_after.items())
+    warned = f'; {len(self.warnings)} warnings' if self.warnings else ''
+    return (f"<Result of AutoAttack '{self.settings['version']}', "
+            f'{self.settings["norm"]} eps {self.settings["eps"]:.4g}, '
+            f'{len(self.labels)} images: accuracy {self.clean_accuracy:.2%} '
+            f'clean, {self.robust_accuracy:.2%} robust, success rate '
+            f'{self.success_rate:.2%}; after {after}{warned}>')
 
   def per_class(self, num_classes: int | None = None) -> dict[str, np.ndarray]:
     """Returns accuracies `[K]` of 'clean', each attack and 'autoattack'.
@@ -263,8 +283,10 @@ class Session:
   def _attack(self, position, name, clean_logits, save):
     """Runs one attack on all images that it has not been through."""
     attack = self._members[name]
-    engine = self._compiled.slots(dataclasses.replace(attack, eps=0.),
-                                  self._parallel, self._batch_size)
+    # One here reads its radius from the problem, another may not.
+    general = (dataclasses.replace(attack, eps=0.)
+               if type(attack).__module__.startswith('ferd_jax.') else attack)
+    engine = self._compiled.slots(general, self._parallel, self._batch_size)
     key = jax.random.fold_in(self._key, zlib.crc32(name.encode()))
     attempts_done = self._attempts_done[name]
     left = self._correct & ~self._fooled[name]
@@ -274,6 +296,8 @@ class Session:
         (index, int(attempts_done[index])) for index in np.flatnonzero(left)
         if attempts_done[index] < attack.num_attempts)
     started, before = time.monotonic(), self._seconds[name]
+    scores = self._scores(general, clean_logits, sorted(
+        {index for index, _ in tasks}))
     unclear = set()  # images whose logits are not finite
     def tick(image_steps):
       self._seconds[name] = before + time.monotonic() - started
@@ -287,7 +311,7 @@ class Session:
     while tasks:
       found = []
       for outcome in engine.run(self._model, key, self._eps, self._x, self._y,
-                                clean_logits, tasks, tick):
+                                scores, tasks, tick):
         self._zero_gradient[name][outcome.index] |= outcome.zero_gradient
         if not outcome.finite:
           # No attempt is counted as done: one that goes on from the saved state
@@ -298,29 +322,56 @@ class Session:
         else:
           unfooled(outcome.index, outcome.attempt)
         if len(found) >= self._batch_size:
-          self._verify(position, name, found, unfooled)
+          self._verify(position, name, found, unfooled, unclear)
           found = []
         save()
-      self._verify(position, name, found, unfooled)
+      self._verify(position, name, found, unfooled, unclear)
     if unclear:
       raise ValueError(
           f'{name}: logits or gradients are not finite for adversarial images '
           f'of examples {sorted(unclear)[:10]} ({len(unclear)} in all).')
 
-  def _verify(self, position, name, found, unfooled):
+  def _scores(self, attack, clean_logits, indices):
+    """Returns what targets are ranked by, `[N, K]`; of no others there is any.
+
+    Args:
+      attack: whose targets they are.
+      clean_logits: `[N, K]`.
+      indices: of the images that are attacked.
+    """
+    if not attack.num_targets or attack.target_order == 'logits':
+      return clean_logits
+    rank = self._compiled.scores(attack, self._parallel)
+    scores, size = np.array(clean_logits), self._batch_size
+    for first in range(0, len(indices), size):
+      chosen = indices[first:first + size]
+      padded = np.resize(chosen, size)
+      scores[chosen] = self._parallel.gather(rank(
+          self._model, self._parallel.shard(self._x[padded]),
+          self._parallel.shard(self._y[padded]),
+          self._parallel.shard(clean_logits[padded]),
+          self._parallel.replicate(self._key)))[:len(chosen)]
+    return scores
+
+  def _verify(self, position, name, found, unfooled, unclear):
     """Takes the images that fool the model once more; others had not."""
     if not found:
       return
     images = np.stack([outcome.image for outcome in found])
-    predictions = self._logits(images).argmax(-1)
-    for outcome, image, prediction in zip(found, images, predictions,
-                                          strict=True):
+    logits = self._logits(images)
+    # Of one that is no number a prediction says nothing.
+    fine = (np.isfinite(images).reshape(len(images), -1).all(-1)
+            & np.asarray(losses.predicts(logits)))
+    for outcome, image, prediction, clear in zip(
+        found, images, logits.argmax(-1), fine, strict=True):
       index = outcome.index
-      if prediction == self._y[index]:  # By rounding, or by a tie.
+      if not clear:
+        unclear.add(index)
+      elif prediction == self._y[index]:  # By rounding, or by a tie.
         unfooled(index, outcome.attempt)
-        continue
-      self._found[name][index] = image, prediction
-      self._note(position, name, index)
+      else:
+        self._found[name][index] = image, prediction
+        self._note(position, name, index)
 
   def _note(self, position, name, index):
     """Notes what follows from an image that was found."""
@@ -406,9 +457,10 @@ class Session:
   def _code(self, attack):
     """Returns a digest of what an attack computes, loss and gradient too."""
     def step(model, x, y, eps, keys):
+      scores = jnp.zeros((1, self._num_classes), x.dtype)
       problem = attack.nth_attempt(
-          attacks.Problem(x, y, None, eps, keys),
-          jnp.zeros((1, self._num_classes), x.dtype), 0)
+          attack.of_labels(attacks.Problem(x, y, None, eps, keys), scores),
+          scores, 0)
       return attack.step(model, problem, attack.init(problem),
                          attack.step_key(keys))
     jaxpr = jax.make_jaxpr(step)(
@@ -603,6 +655,7 @@ class _Compiled:
         lambda attack, parallel, batch_size: slots.Slots(
             attack, _call, parallel, batch_size))
     self.predict = functools.lru_cache(maxsize=8)(_compiled_predict)
+    self.scores = functools.lru_cache(maxsize=64)(_compiled_scores)
 
 
 def _compiled_predict(parallel):
@@ -610,6 +663,16 @@ def _compiled_predict(parallel):
     del axis_name  # Examples do not interact.
     return attacks.evaluate(model, images, key)
   return parallel.compile(predict, (_R, _S, _R), _S)
+
+
+def _compiled_scores(attack, parallel):
+  def scores(model, x, y, clean_logits, key, *, axis_name=None):
+    del axis_name
+    # Only the model's own noise, if any, is drawn here.
+    problem = attacks.Problem(x, y, None, None, None)
+    return attack.class_scores(model, problem, clean_logits,
+                               key if attack.stochastic else None)
+  return parallel.compile(scores, (_R, _S, _S, _S, _R), _S)
 
 
 def _call(model, *args):

@@ -11,6 +11,7 @@ from ferd_jax.attacks import attack
 from ferd_jax.attacks import box_projection
 from ferd_jax.attacks import geometry
 from ferd_jax.attacks import inputs
+from ferd_jax.attacks import targets
 from ferd_jax.core import loops
 from ferd_jax.core import validate
 
@@ -24,7 +25,7 @@ class FABState(NamedTuple):
   Attributes:
     iteration: int32 `[B]`, how many are done.
     x: `[B, ...]`, to linearise the model at next.
-    x_best: `[B, ...]`, the misclassified iterate closest to the image, or the
+    x_best: `[B, ...]`, the iterate that succeeds closest to the image, or the
       image where there is none.
     norm_best: `[B]`, its distance, 1e10 where there is none.
     fooled: bool `[B]`, whether that is at most eps.
@@ -53,16 +54,18 @@ class FAB(attack.Attack):
 
   Attributes:
     eps: radius that the result is accepted within, at least 0, in the unit of
-      the images.
+      the images; None for any. With it an image is done with the first target
+      that is found within; without, the closest of all targets is kept.
     norm: 'Linf', 'L2' or 'L1', to be minimised.
     num_iterations: how many; each takes a gradient (without targets K - 1 of
       them, K classes) and one more forward pass.
     num_restarts: repetitions on what is not yet fooled, from noise of norm
       eps / 2 around the image.
-    num_targets: 0, or how many of the classes with the highest logits on the
-      clean image, after the first, give the boundary to go to in turn. Any
+    num_targets: 0, or how many classes give the boundary to go to in turn. Any
       misclassification is a success. With 0 it is the boundary to the call's
-      `targets`, and without these, in every iteration, to the closest class.
+      `targets`, which are what is sought then, and without these, in every
+      iteration, to the closest class.
+    target_order: which classes, as of `APGD`.
     alpha_max: largest share of the clean image's own projection in a step.
     eta: length of a move, 1 ends on the linearised boundary.
     beta: what is left of the distance to the image after each step that
@@ -79,7 +82,7 @@ class FAB(attack.Attack):
   References: Croce & Hein 2020, arXiv:1907.02044, Algorithm 1; GitHub
     fra31/auto-attack autoattack/fab_base.py.
   """
-  eps: float
+  eps: float | None
   norm: geometry.Norm = 'Linf'
   num_iterations: int = 100
   num_restarts: int = 1
@@ -90,11 +93,17 @@ class FAB(attack.Attack):
   keep: str = 'smallest'
   bounds: tuple[float, float] = (0., 1.)
   unroll: bool | None = None
+  target_order: str = 'logits'
 
   step_cost = 3  # A gradient, and the prediction where it leads.
+  step_queries = 2
 
   def __post_init__(self):
-    validate.non_negative(eps=self.eps)
+    if self.eps is not None:
+      validate.non_negative(eps=self.eps)
+    elif self.num_restarts != 1:
+      raise ValueError(f'Expected eps for num_restarts={self.num_restarts}, '
+                       'which start at noise of norm eps / 2.')
     validate.positive(eta=self.eta)
     validate.count(num_iterations=self.num_iterations,
                    num_restarts=self.num_restarts)
@@ -102,6 +111,7 @@ class FAB(attack.Attack):
     validate.in_range(0, 1, alpha_max=self.alpha_max, beta=self.beta)
     validate.one_of(geometry.NORMS, norm=self.norm)
     validate.one_of(('smallest', 'first'), keep=self.keep)
+    validate.one_of(targets.ORDERS, target_order=self.target_order)
     attack.freeze(self, 'eps', 'alpha_max', 'eta', 'beta')
 
   @property
@@ -131,21 +141,20 @@ class FAB(attack.Attack):
   def step(self, logits_fn: attack.LogitsFn, problem: attack.Problem,
            state: FABState, key: jax.Array | None = None) -> FABState:
     """Returns the state after one iteration."""
-    labels = inputs.labels_of(problem.y)
     difference, gradient, logits = self._linearise(logits_fn, problem, state.x,
                                                    key)
     finite = (state.finite & losses.predicts(logits)
               & attack.all_finite(gradient)
               # The largest number stands for no boundary at all.
               & (jnp.abs(difference) < jnp.finfo(difference.dtype).max))
-    # Clean images that are wrong already: nothing is closer.
-    stays = (attack.is_fooled(logits, labels)
+    # Clean images that succeed already: nothing is closer.
+    stays = (self.succeeds(logits, problem)
              & (self._space.size(state.x - problem.x) == 0))
     x = geometry.where(
         stays, state.x, self._move(problem, state.x, difference, gradient))
 
     logits = attack.evaluate(logits_fn, x, key)
-    missed = attack.is_fooled(logits, labels)
+    missed = self.succeeds(logits, problem)
     norm = self._space.size(x - problem.x)
     closer = missed & (norm < state.norm_best)
     norm_best = jnp.where(closer, norm, state.norm_best)
@@ -167,6 +176,16 @@ class FAB(attack.Attack):
     over = state.iteration >= self.num_steps
     return over | state.fooled if self.keep == 'first' else over
 
+  def iterate(self, problem: attack.Problem, state: FABState) -> jax.Array:
+    """Returns the images that the model is linearised at next."""
+    del problem
+    return state.x
+
+  def objective(self, logits: jax.Array,
+                problem: attack.Problem) -> jax.Array:
+    """Returns how far an image is beyond the boundary, in logits, `[B]`."""
+    return attack.margin_beyond(logits, problem)
+
   def images(self, problem: attack.Problem, state: FABState) -> jax.Array:
     """Returns `x_best` where it is within eps, else the clean image."""
     return attack.or_nan(
@@ -176,7 +195,8 @@ class FAB(attack.Attack):
   def _linearise(self, logits_fn, problem, x, key):
     """Returns z_c - z_y `[B]`, its gradient `[B, ...]`, and the logits.
 
-    The class c is the target, or that with the closest boundary.
+    The class c is the target, or that with the closest boundary. In place of y
+    stands the highest other logit if the call named the target.
     """
     def evaluate(images):
       logits = attack.evaluate(logits_fn, images, key)
@@ -186,14 +206,19 @@ class FAB(attack.Attack):
     finite, pull_back, logits = jax.vjp(evaluate, x, has_aux=True)
     num_classes = logits.shape[-1]
     labels = inputs.labels_of(problem.y)
-    is_label = jax.nn.one_hot(labels, num_classes, dtype=logits.dtype)
-    def against(classes):
-      difference = losses.targeted_margin(finite, labels, classes)
-      is_class = jax.nn.one_hot(classes, num_classes, dtype=logits.dtype)
-      gradient, = pull_back(is_class - is_label)
+    def one_hot(classes):
+      return jax.nn.one_hot(classes, num_classes, dtype=logits.dtype)
+    def against(classes, rivals=labels):
+      difference = losses.targeted_margin(finite, rivals, classes)
+      gradient, = pull_back(one_hot(classes) - one_hot(rivals))
       return difference.astype(x.dtype), gradient
-    if problem.targets is not None:
+    if problem.targets is not None and self.num_targets:
       return *against(problem.targets), logits
+    if problem.targets is not None:
+      # To be reached it has to be above all others, not the label alone.
+      rivals = jnp.argmax(jnp.where(one_hot(problem.targets) > 0,
+                                    jnp.finfo(finite.dtype).min, finite), -1)
+      return *against(problem.targets, rivals), logits
 
     def compare(number, closest):
       number = jnp.asarray(number, labels.dtype)

@@ -15,8 +15,11 @@ import numpy as np
 
 from ferd_jax.attacks import bisection
 
+# Of balls; L0 counts entries that differ, and only measures.
 Norm = Literal['Linf', 'L2', 'L1']
+Distance = Literal['L0', 'L1', 'L2', 'Linf']
 NORMS: tuple[str, ...] = typing.get_args(Norm)
+DISTANCES: tuple[str, ...] = typing.get_args(Distance)
 STARTS = ('zero', 'uniform', 'normal')
 TINY = 1e-12  # added to norms that divide, as AutoAttack does
 _ONE_IN = 100  # of the entries is moved by a step of L1, as in SLIDE
@@ -248,12 +251,24 @@ class _L1(Geometry):
     return eps * signs * (sizes[:size] / jnp.sum(sizes)).reshape(shape)
 
 
+class _L0(Geometry):
+  """Only measures: its balls are searched by attacks of their own."""
+  order = 0
+
+  def length(self, values, axis, keepdims=False):
+    return jnp.sum((values != 0).astype(values.dtype), axis=axis,
+                   keepdims=keepdims)
+
+  def diameter(self, shape, bounds):
+    return float(math.prod(shape))
+
+
 _GEOMETRIES: dict[str, Geometry] = {
-    'Linf': _Linf(), 'L2': _L2(), 'L1': _L1()}
+    'Linf': _Linf(), 'L2': _L2(), 'L1': _L1(), 'L0': _L0()}
 
 
-def of(norm: Norm) -> Geometry:
-  """Returns the geometry of one of `NORMS`."""
+def of(norm: Distance) -> Geometry:
+  """Returns the geometry of one of `DISTANCES`; L0 has no balls."""
   return _GEOMETRIES[norm]
 
 

@@ -7,7 +7,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ferd_jax import losses
 from ferd_jax.attacks import ascent
 from ferd_jax.attacks import attack
 from ferd_jax.attacks import geometry
@@ -65,8 +64,6 @@ class PGD(attack.Attack):
   num_restarts: int = 1
   clip_steps: bool = True
 
-  num_targets = 0
-
   def __post_init__(self):
     validate.non_negative(eps=self.eps, step_size=self.step_size,
                           noise=self.noise)
@@ -89,17 +86,21 @@ class PGD(attack.Attack):
   def step(self, logits_fn: attack.LogitsFn, problem: attack.Problem,
            state: PGDState, key: jax.Array | None = None) -> PGDState:
     """Returns the next iterate, projected."""
-    def objective(images):
+    def total(images):
       logits = attack.evaluate(logits_fn, images, key)
       # The sum keeps examples apart.
-      return jnp.sum(attack.loss_of(self.loss, logits, problem,
-                                    losses.targeted_cross_entropy))
+      return jnp.sum(self.objective(logits, problem))
     limits = jnp.finfo(problem.x.dtype)  # No infinities for `jax_debug_infs`.
     bounds = (self.bounds if self.clip_steps else
               (float(limits.min), float(limits.max)))
     return PGDState(ascent.advance(
-        state.x_adv, jax.grad(objective)(state.x_adv), problem.x, problem.eps,
+        state.x_adv, jax.grad(total)(state.x_adv), problem.x, problem.eps,
         self.step_size, norm=self.norm, bounds=bounds))
+
+  def iterate(self, problem: attack.Problem, state: PGDState) -> jax.Array:
+    """Returns the images that the next gradient is taken at."""
+    del problem
+    return state.x_adv
 
   def images(self, problem: attack.Problem, state: PGDState) -> jax.Array:
     """Returns the last iterate, inside the bounds."""

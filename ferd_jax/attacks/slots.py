@@ -54,7 +54,13 @@ class _Rows(NamedTuple):
   y: Any
   index: Any
   attempt: Any
-  clean_logits: Any
+  scores: Any
+
+
+class _Slot(NamedTuple):
+  """How far the attack in each slot is."""
+  steps: jax.Array
+  state: Any
 
 
 class Slots:
@@ -65,7 +71,7 @@ class Slots:
     """Prepares the compiled functions.
 
     Args:
-      attack: with `done`, and a state that has `fooled` and `finite`.
+      attack: any; its `status` says what has become of an image.
       apply_fn: (variables, images[, key]) -> logits.
       parallel: mapping over devices.
       batch_size: number of slots, over all devices.
@@ -84,31 +90,37 @@ class Slots:
       problem = attacks.Problem(
           rows.x, rows.y, None, jnp.broadcast_to(eps, rows.y.shape),
           collectives.example_keys(key, rows.index))
-      return attack.nth_attempt(problem, rows.clean_logits, rows.attempt)
+      return attack.nth_attempt(attack.of_labels(problem, rows.scores),
+                                rows.scores, rows.attempt)
 
     def start(rows, key, eps, *, axis_name=None):
       del axis_name  # Examples do not interact, here and below.
-      return attack.init(problem_of(rows, key, eps))
+      return _Slot(jnp.zeros_like(rows.index),
+                   attack.init(problem_of(rows, key, eps)))
 
-    def admit(rows, fresh, state, key, eps, *, axis_name=None):
+    def admit(rows, fresh, slot, key, eps, *, axis_name=None):
       del axis_name
       return jax.tree.map(functools.partial(geometry.where, fresh),
-                          start(rows, key, eps), state)
+                          start(rows, key, eps), slot)
 
-    def step(variables, rows, state, key, eps, model_key, i):
+    def done(slot):
+      return (slot.steps >= attack.num_steps) | attack.done(slot.state)
+
+    def step(variables, rows, slot, key, eps, model_key, i):
       if model_key is not None:
         model_key = jax.random.fold_in(model_key, i)
-      after = attack.step(functools.partial(apply_fn, variables),
-                          problem_of(rows, key, eps), state, model_key)
-      return jax.tree.map(functools.partial(geometry.where, attack.done(state)),
-                          state, after)
+      after = _Slot(slot.steps + 1, attack.step(
+          functools.partial(apply_fn, variables), problem_of(rows, key, eps),
+          slot.state, model_key))
+      return jax.tree.map(functools.partial(geometry.where, done(slot)), slot,
+                          after)
 
-    def advance(variables, rows, state, key, eps, model_key, first):
+    def advance(variables, rows, slot, key, eps, model_key, first):
       return loops.repeat(
           self._call_steps,
-          lambda i, state: step(variables, rows, state, key, eps, model_key,
-                                first + i),
-          state, unroll=self._call_steps == 1)
+          lambda i, slot: step(variables, rows, slot, key, eps, model_key,
+                               first + i),
+          slot, unroll=self._call_steps == 1)
 
     def turn(*args, axis_name=None):
       del axis_name
@@ -121,14 +133,14 @@ class Slots:
         return advance(variables, *args)
       return hoisting.remaining(advance, variables, turned, *args)
 
-    def look(state, *, axis_name=None):
+    def look(rows, slot, key, eps, *, axis_name=None):
       del axis_name
-      zero = getattr(state, 'zero_gradient', jnp.zeros_like(state.fooled))
-      return attack.done(state), state.fooled, state.finite, zero
+      status = attack.status(problem_of(rows, key, eps), slot.state)
+      return status._replace(done=done(slot))
 
-    def images(rows, state, key, eps, *, axis_name=None):
+    def images(rows, slot, key, eps, *, axis_name=None):
       del axis_name
-      return attack.images(problem_of(rows, key, eps), state)
+      return attack.images(problem_of(rows, key, eps), slot.state)
 
     compiled = parallel.compile
     self._start = compiled(start, (_S, _R, _R), _S)
@@ -136,11 +148,11 @@ class Slots:
     self._turn = compiled(turn, (_R, _S, _S, _R, _R, _R, _R), _R)
     self._advance = compiled(
         advance_with, (_R, _R, _S, _S, _R, _R, _R, _R), _S, donate=(3,))
-    self._look = compiled(look, (_S,), _S)
+    self._look = compiled(look, (_S, _S, _R, _R), _S)
     self._images = compiled(images, (_S, _S, _R, _R), _S)
 
   def run(self, variables: Any, key: jax.Array, eps: float, x: np.ndarray,
-          y: np.ndarray, clean_logits: np.ndarray,
+          y: np.ndarray, scores: np.ndarray,
           tasks: collections.deque[tuple[int, int]],
           tick: Callable[[int], None]) -> Iterator[Outcome]:
     """Yields the outcomes of (index, attempt) tasks until there are no more.
@@ -151,7 +163,7 @@ class Slots:
       eps: radius.
       x: images `[N, ...]`.
       y: int32 labels `[N]`.
-      clean_logits: `[N, K]`.
+      scores: `[N, K]`, of `Attack.class_scores`.
       tasks: taken from the left; the caller may append to it meanwhile.
       tick: called with the steps taken, over all images.
     """
@@ -159,7 +171,7 @@ class Slots:
     key, eps = place(key), place(np.asarray(eps, x.dtype))
     size = self._fitting(len(tasks))
     rows = _Rows(*(np.zeros((size, *like.shape[1:]), like.dtype)
-                   for like in (x, y, y, y, clean_logits)))
+                   for like in (x, y, y, y, scores)))
     rows.x[:] = x[0]  # A valid image in slots that stay empty.
     used, state, turned, steps = np.zeros(size, bool), None, None, 0
     while True:
@@ -171,7 +183,7 @@ class Slots:
           break
         index, attempt = tasks.popleft()
         for filled, new in zip(rows, (x[index], y[index], index, attempt,
-                                      clean_logits[index]), strict=True):
+                                      scores[index]), strict=True):
           filled[slot] = new
         used[slot] = fresh[slot] = True
       if not used.any():
@@ -199,7 +211,8 @@ class Slots:
                               model_key, np.int32(call * self._call_steps))
       steps += self._calls * self._call_steps
       tick(int(used.sum()) * self._calls * self._call_steps)
-      done, fooled, finite, zero = gather(self._look(state))
+      done, fooled, finite, zero = gather(
+          self._look(sharded, state, key, eps))
       leaving = used & done
       if (leaving & fooled).any():
         images = gather(self._images(sharded, state, key, eps))

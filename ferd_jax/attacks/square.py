@@ -18,7 +18,6 @@ import numpy as np
 from ferd_jax import losses
 from ferd_jax.attacks import attack
 from ferd_jax.attacks import geometry
-from ferd_jax.attacks import inputs
 from ferd_jax.core import validate
 
 # After these queries, of 10000, the window's share of the image is halved.
@@ -48,10 +47,11 @@ class SquareState(NamedTuple):
     iteration: int32 `[B]`, 0 before the start was evaluated.
     candidate: `[B, ...]`, to be evaluated next.
     x_best: `[B, ...]`, with the lowest margin.
-    margin_best: `[B]`, z_y - max_{j != y} z_j of `x_best`, the largest number
-      before an evaluation gave finite logits.
-    fooled: bool `[B]`, whether `margin_best` is at most 0, which ends the
-      search. At exactly 0 the model may still predict y.
+    margin_best: `[B]`, z_y - max_{j != y} z_j of `x_best`, with targets their
+      cross-entropy; the largest number before an evaluation gave finite logits.
+    fooled: bool `[B]`, whether the margin of `x_best` (of targets
+      max_{j != t} z_j - z_t) is at most 0, which ends the search. At exactly 0
+      the model may still predict y.
     finite: bool `[B]`, whether all logits were.
   """
   iteration: jax.Array
@@ -321,6 +321,8 @@ class Square(attack.Attack):
   image's search has the same distribution, and here it does not depend on the
   images it shares a batch with.
 
+  With a call's targets it lowers their cross-entropy until they are reached.
+
   Attributes:
     eps: radius of the ball, at least 0, in the unit of the images.
     norm: 'Linf', 'L2' or 'L1'.
@@ -348,7 +350,6 @@ class Square(attack.Attack):
   bounds: tuple[float, float] = (0., 1.)
   unroll: bool | None = None
 
-  num_targets, takes_targets = 0, False
   step_cost = 1  # It asks for no gradient.
 
   def __post_init__(self):
@@ -388,22 +389,34 @@ class Square(attack.Attack):
     """Returns the state after the evaluation of `state.candidate`."""
     logits = attack.evaluate(logits_fn, state.candidate, key)
     finite = losses.predicts(logits)
-    dtype = state.margin_best.dtype
-    margin = losses.margin(
-        losses.unmasked(logits.astype(jnp.promote_types(logits.dtype, dtype))),
-        inputs.labels_of(problem.y)).astype(dtype)
-    accepted = finite & ((margin < state.margin_best) | (margin <= 0))
+    margin = -attack.margin_beyond(logits, problem)
+    lowered = -self.objective(logits, problem)
+    accepted = finite & ((lowered < state.margin_best) | (margin <= 0))
     x_best = geometry.where(accepted, state.candidate, state.x_best)
-    margin_best = jnp.where(accepted, margin, state.margin_best)
+    margin_best = jnp.where(accepted, lowered, state.margin_best)
     after = SquareState(
         iteration=state.iteration + 1,
         candidate=self._propose(problem, x_best, state.iteration),
-        x_best=x_best, margin_best=margin_best, fooled=margin_best <= 0,
+        x_best=x_best, margin_best=margin_best,
+        fooled=state.fooled | (accepted & (margin <= 0)),
         finite=state.finite & finite)
     done = self.done(state)
     return jax.tree.map(
         lambda before, after: geometry.where(done, before, after),
         state, after)
+
+  def iterate(self, problem: attack.Problem, state: SquareState) -> jax.Array:
+    """Returns the images that are evaluated next."""
+    del problem
+    return state.candidate
+
+  def objective(self, logits: jax.Array,
+                problem: attack.Problem) -> jax.Array:
+    """Returns minus what is lowered, `[B]`."""
+    if problem.targets is None:
+      return attack.margin_beyond(logits, problem)
+    return attack.loss_of(losses.targeted_cross_entropy, logits, problem,
+                          losses.targeted_cross_entropy)
 
   def done(self, state: SquareState) -> jax.Array:
     """Returns which examples further steps do not change, `[B]`."""

@@ -28,6 +28,8 @@ class UniformTargetLoss:
   """
   gamma: float
 
+  takes_logits = True  # in place of labels
+
   def __call__(self, logits: jax.Array,
                teacher_logits: jax.Array) -> jax.Array:
     """Returns the loss `[B]`.
@@ -79,7 +81,7 @@ class UTAE(attack.Attack):
   unroll: bool | None = None
 
   norm = 'Linf'
-  num_restarts, num_targets, takes_targets = 1, 0, False
+  takes_targets = False
 
   def __post_init__(self):
     validate.non_negative(gamma=self.gamma)
@@ -105,6 +107,11 @@ class UTAE(attack.Attack):
            state: pgd.PGDState, key: jax.Array | None = None) -> pgd.PGDState:
     """Returns the next iterate, projected."""
     return self._pgd.step(logits_fn, problem, state, key)
+
+  def iterate(self, problem: attack.Problem,
+              state: pgd.PGDState) -> jax.Array:
+    """Returns the images that the next gradient is taken at."""
+    return self._pgd.iterate(problem, state)
 
   def images(self, problem: attack.Problem,
              state: pgd.PGDState) -> jax.Array:

@@ -16,10 +16,12 @@ import numpy as np
 import ferd_jax
 from ferd_jax import data
 from ferd_jax.attacks import geometry
+from ferd_jax.attacks import minimum_norm
 from ferd_jax.attacks import saved
 from ferd_jax.core import digests
 from ferd_jax.core import parallel as parallels
 from ferd_jax.core import reporting
+from ferd_jax.evaluation import curves
 from ferd_jax.evaluation import finished
 from ferd_jax.evaluation import per_image
 from ferd_jax.evaluation import robustness
@@ -69,6 +71,9 @@ class Protocol:
     autoattack_examples: how many images, the first, AutoAttack gets; 0: all.
     target_examples: how many images, the first, are attacked towards every
       wrong class; 0: none, None: all.
+    curve_radii: at which the accuracy that minimum-norm attacks leave is said;
+      none: they do not run.
+    curve_attacks: which of `minimum_norm.names` they are; None: the default.
   """
   attacks: Sequence[str]
   eps: float
@@ -78,6 +83,15 @@ class Protocol:
   ddof: int = 0
   autoattack_examples: int = 0
   target_examples: int | None = 0
+  curve_radii: Sequence[float] = ()
+  curve_attacks: Sequence[str] | None = None
+
+  @property
+  def minimum_norm(self) -> minimum_norm.MinimumNorm:
+    """What the curve is made by."""
+    names = self.curve_attacks
+    return minimum_norm.MinimumNorm(
+        self.norm, None if names is None else tuple(names))
 
   def evaluator(self, model: nn.Module, num_classes: int,
                 parallel: parallels.Parallel) -> robustness.Evaluator:
@@ -137,6 +151,8 @@ def evaluate(subject: Subject, protocol: Protocol,
       'class_names': list(subject.examples.class_names), 'models': {}}
   if number:
     results['targets'] = {}
+  if protocol.curve_radii:
+    results['curves'] = {}
   for name, (model, variables) in subject.models.items():
     reporter.line(f'{name}, {protocol.norm} eps {protocol.eps:.5f}:')
     variables = parallel.replicate(variables)
@@ -157,6 +173,10 @@ def evaluate(subject: Subject, protocol: Protocol,
       results['targets'][name] = _targets(
           protocol, model, variables, num_classes, images[:number],
           labels[:number], key, parallel, state_dir, reporter)
+    if protocol.curve_radii:
+      results['curves'][name] = _curve(
+          protocol, model, variables, num_classes, images, labels, key,
+          parallel, state_dir, reporter)
   return tables.json_values(results)
 
 
@@ -167,9 +187,30 @@ def _targets(protocol, model, variables, num_classes, images, labels, key,
     analysis = protocol.target_analysis(model, num_classes, parallel)
     return analysis(variables, images, labels, key,
                     reporter=reporter).json_values()
-  run = '' if state_dir is None else digests.of_arrays(
-      (variables, images, labels, jax.random.key_data(key), np.frombuffer(
-          '\n'.join([saved.described(model), str(num_classes), protocol.norm,
-                     repr(protocol.eps), jax.__version__,
-                     ferd_jax.__version__]).encode(), np.uint8)))
+  run = '' if state_dir is None else _digest(
+      variables, images, labels, key, saved.described(model), str(num_classes),
+      protocol.norm, repr(protocol.eps))
   return finished.once(state_dir, 'targets', run, compute, parallel, reporter)
+
+
+def _curve(protocol, model, variables, num_classes, images, labels, key,
+           parallel, state_dir, reporter):
+  """Returns the curve of a model, computed or kept."""
+  def compute():
+    return curves.curve(
+        model, variables, images, labels, key, num_classes,
+        protocol.minimum_norm, protocol.curve_radii, protocol.batch_size,
+        parallel, ddof=protocol.ddof, reporter=reporter)
+  run = '' if state_dir is None else _digest(
+      variables, images, labels, key, saved.described(model), str(num_classes),
+      saved.described(protocol.minimum_norm), repr(protocol.curve_radii),
+      str(protocol.ddof))
+  return finished.once(state_dir, 'curve', run, compute, parallel, reporter)
+
+
+def _digest(variables, images, labels, key, *settings):
+  """Returns a digest of all that a table depends on."""
+  text = '\n'.join([*settings, jax.__version__, ferd_jax.__version__])
+  return digests.of_arrays(
+      (variables, images, labels, jax.random.key_data(key),
+       np.frombuffer(text.encode(), np.uint8)))

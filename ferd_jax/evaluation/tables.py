@@ -20,13 +20,15 @@ def not_data_free(training_data: Mapping) -> str:
 
 
 def text(results: Mapping) -> str:
-  """Returns all that is printed of results: `table` and `target_table`s."""
+  """Returns all that is printed of results: all tables below."""
   tables = [table(results)]
   for name, matrix in results.get('targets', {}).items():
     number = matrix.get('num_examples')
     if number is not None and number < results['num_examples']:
       name = f'{name} (first {number} images)'
     tables.append(target_table(name, results['class_names'], matrix))
+  tables += [curve_table(name, found)
+             for name, found in results.get('curves', {}).items()]
   return '\n\n'.join(tables)
 
 
@@ -109,6 +111,26 @@ def target_table(name: str, class_names: Sequence[str],
            f'std / mean over all {_cell("nsd", matrix["unevenness"])}')
   return '\n'.join([title, '', *markdown(
       ['class', 'images', *class_names, 'std / mean'], rows)])
+
+
+def curve_table(name: str, found: Mapping) -> str:
+  """Returns accuracies over radii as a Markdown table.
+
+  Args:
+    name: of the model.
+    found: of `curves.curve`.
+  """
+  rows = [[f'{eps:g}' if found['norm'] == 'L0' else f'{eps:.5f}',
+           *(_cell(column, at[column]) for column in _COLUMNS)]
+          for eps, at in zip(found['eps'], found['at'], strict=True)]
+  median = found['median']
+  title = (f'{name}: accuracy over {found["norm"]} radii, attacks '
+           f'{", ".join(found["attacks"])}; median distance of what is right '
+           f'{"-" if median is None else format(median, ".4g")}, success rate '
+           f'{_cell("average", found["success_rate"])}')
+  warnings = [f'Warning: {text}' for text in found['warnings']]
+  return '\n'.join([title, '', *markdown(['eps', *_COLUMNS], rows),
+                    *([''] if warnings else []), *warnings])
 
 
 def json_values(tree: Any) -> Any:

@@ -98,7 +98,12 @@ def step(attack, net, problem, state):
 
 
 def trace(attack, net, problem):
-  """Returns the states `[steps + 1, B, ...]`; queried are all `x[:-1]`."""
+  """Returns the states `[steps + 1, B, ...]`; queried are all `x[:-1]`.
+
+  Targets are those that the attack chooses: any misclassification counts.
+  """
+  if problem.targets is not None:
+    attack = dataclasses.replace(attack, num_targets=1)
   states = [init(attack, problem)]
   for _ in range(attack.num_steps):
     states.append(step(attack, net, problem, states[-1]))

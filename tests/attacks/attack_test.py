@@ -41,6 +41,8 @@ _ATTACKS = {
     'fab_l2': attacks.FAB(_EPS, 'L2', num_iterations=4, **_common),
     'fab_l1': attacks.FAB(_EPS, 'L1', num_iterations=4, **_common),
     'fab_t': attacks.FAB(_EPS, num_targets=2, num_iterations=4, **_common),
+    'ddn': attacks.DDN(_EPS, 8, init_radius=0.1, **_common),
+    'fmn_l1': attacks.FMN(_EPS, 'L1', 6, keep='first', **_common),
     'square': attacks.Square(_EPS, num_queries=8, **_common),
     'square_l2': attacks.Square(_EPS, 'L2', num_queries=8, **_common),
     'square_l1': attacks.Square(_EPS, 'L1', num_queries=8, **_common),
@@ -236,3 +238,63 @@ def test_gradients_do_not_leak(name):
   gradients = jax.jit(jax.grad(total, argnums=(0, 1, 2)))(x, _EPS, 0.)
   for gradient in gradients:
     np.testing.assert_array_equal(gradient, jnp.zeros_like(gradient))
+
+
+# What is told besides.
+
+
+@pytest.mark.parametrize('name', ['pgd', 'square'])
+def test_record(name):
+  keys, x, y, _ = _examples(0)
+  attack = _ATTACKS[name]
+  result, history = jax.jit(lambda: attack.record(_net, keys, x, y))()
+  for found, expected in zip(result, _jitted(name)(keys, x, y, None, _EPS),
+                             strict=True):
+    np.testing.assert_allclose(found, expected, atol=1e-9)
+  steps = attack.num_attempts * attack.num_steps
+  assert history.losses.shape == (_BATCH, steps)
+  problem, _ = attack.check(_net, keys, x, y)
+  if name == 'pgd':  # Of the iterates of both attempts, by hand.
+    problem = attack.nth_attempt(problem, _net(x), 1)
+    state, step = attack.init(problem), jax.jit(
+        lambda state: attack.step(_net, problem, state))
+    for i in range(attack.num_steps):
+      expected = losses.cross_entropy(_net(state.x_adv), y)
+      np.testing.assert_allclose(history.losses[:, attack.num_steps + i],
+                                 expected, atol=1e-9)
+      state = step(state)
+    assert history.queries[0] == 0  # It is wrong as it is.
+    assert set(np.unique(history.queries[1:])) <= {4, 8}
+  else:  # A search ends with the first that fools.
+    margins = np.asarray(history.losses)
+    ends = np.where((margins >= 0).any(1), (margins >= 0).argmax(1) + 1, steps)
+    np.testing.assert_array_equal(history.queries, ends)
+    assert history.queries[0] == 1
+  compiled = attacks.jit(attack, lambda _, x: _net(x))
+  same, told = compiled.record((), jax.random.key(0), x, y)
+  assert told.losses.shape == history.losses.shape
+  np.testing.assert_allclose(
+      same.images, compiled((), jax.random.key(0), x, y), atol=1e-12)
+  assert len(repr(told)) < 200 and '[' not in repr(told)
+
+
+def test_accuracies_and_a_short_text():
+  keys, x, y, targets = _examples(0, wrong=2)
+  result = _jitted('apgd')(keys, x, y, targets, 0.05)
+  correct, success = (np.asarray(each) for each in (result.correct,
+                                                    result.success))
+  np.testing.assert_array_equal(correct, np.arange(_BATCH) >= 2)
+  robust = (correct & ~success).mean()
+  assert result.clean_accuracy == 0.75 and result.robust_accuracy == robust
+  assert result.success_rate == 1 - robust / 0.75
+  assert result.success_rate == pytest.approx(success[2:].mean())
+  text = repr(result)
+  assert '8 images 3x2x2' in text and '75.00% clean' in text
+  assert f'success rate {result.success_rate:.2%}' in text
+  assert len(text) < 250 and '[' not in text
+  seen = []
+  jax.eval_shape(lambda: seen.append(repr(
+      _call('pgd')(keys, x, y, targets, _EPS))))
+  assert seen[0].endswith('traced>')
+  broken = result._replace(predictions=np.full(_BATCH, -1))
+  assert np.isnan(broken.success_rate) and np.isnan(broken.robust_accuracy)

@@ -456,7 +456,7 @@ def test_targets_without_a_batch_axis():
 
 
 @pytest.mark.parametrize('attack', [
-    attacks.Square(EPS, num_queries=2), attacks.UTAE(EPS, EPS, 1),
+    attacks.UTAE(EPS, EPS, 1),
     attacks.APGD(EPS, num_iterations=1, num_targets=2),
     attacks.FAB(EPS, num_iterations=1, num_targets=2)])
 def test_targets_that_would_not_be_used(attack):

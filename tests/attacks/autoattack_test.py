@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import zlib
 
 import hypothesis
 from hypothesis import strategies as st
@@ -12,6 +13,7 @@ import pytest
 
 from ferd_jax import attacks
 from ferd_jax import losses
+from ferd_jax.attacks import attack as attack_lib
 from ferd_jax.attacks import autoattack as autoattacks
 from ferd_jax.attacks import geometry
 from ferd_jax.core import parallel
@@ -85,12 +87,14 @@ def settings_of(autoattack, num_classes=10):
 
 def apgd(loss, **changes):
   return dict(loss=loss, num_iterations=100, rho=0.75, num_restarts=1,
-              num_targets=0, eot=0, large_radii=False, keep='first') | changes
+              num_targets=0, eot=0, large_radii=False, keep='first',
+              target_order='logits') | changes
 
 
 def fab(**changes):
   return dict(num_iterations=100, num_restarts=1, num_targets=0, alpha_max=0.1,
-              eta=1.05, beta=0.9, keep='first') | changes
+              eta=1.05, beta=0.9, keep='first',
+              target_order='logits') | changes
 
 
 CE, DLR, TARGETED = (losses.cross_entropy, losses.dlr, losses.targeted_dlr)
@@ -203,8 +207,19 @@ def test_custom():
   assert hash(autoattack) == hash(dataclasses.replace(autoattack))
 
 
+@dataclasses.dataclass(frozen=True)
+class Nameless(attacks.Attack):
+  """It lacks what all have."""
+
+
 @pytest.mark.parametrize(('settings', 'match'), [
     (dict(norm='L0'), "norm='L0' to be one of 'Linf', 'L2', 'L1'"),
+    (dict(version='custom', attacks=(('mine', attack_lib.Attack()),)),
+     "attack 'mine' to be an Attack, which is a frozen dataclass, got"),
+    (dict(version='custom', attacks=(('mine', Nameless()),)),
+     "attack 'mine' to have a setting eps"),
+    (dict(version='custom', attacks=(('mine', EPS),)),
+     r"attack 'mine' to be an Attack, which is a frozen dataclass, got 0.03"),
     (dict(version='best'), "version='best' to be one of 'standard', 'plus', "),
     (dict(norm='L2', version='torchattacks_compat'), "norm='L2' to be 'Linf'"),
     (dict(version='custom'), r"attacks=\(\) to be given for version='custom'"),
@@ -223,8 +238,8 @@ def test_custom():
     (dict(version='custom', attacks=('fab', 'fab')), '.* one name each'),
     (dict(version='custom', attacks=(
         'fab', ('fab', attacks.FAB(EPS)))), 'attacks=.* to have one name each'),
-    (dict(version='custom', attacks=(('pgd', attacks.PGD(EPS, 0.1, 3)),)),
-     r"attack 'pgd' to be an APGD, FAB or Square, got PGD\("),
+    (dict(version='custom', attacks=(('pgd', attacks.PGD(0.1, 0.1, 3)),)),
+     r"eps=0.1 of attack 'pgd' to be 0.03, as for all"),
     (dict(version='custom', attacks=(('mine', attacks.Square(0.1)),)),
      r"eps=0.1 of attack 'mine' to be 0.03, as for all"),
     (dict(version='custom', attacks=(('mine', attacks.Square(EPS, 'L2')),)),
@@ -610,3 +625,97 @@ def test_rand_is_as_strong_as_the_official_one():
       batch_size=size)
   official = np.mean(predictions.numpy() == y)
   assert 0.05 < robust < 0.9 and robust < official + 0.03
+
+
+# Attacks of every kind as members.
+
+
+@dataclasses.dataclass(frozen=True)
+class Corners(attacks.Attack):
+  """An attack of one's own: random corners of the ball, until one fools."""
+  eps: float
+  norm: str = 'Linf'
+  bounds: tuple[float, float] = (0., 1.)
+  num_steps: int = 6
+
+  def init(self, problem):
+    return problem.x, problem.keys
+
+  def step(self, logits_fn, problem, state, key=None):
+    images, keys = state
+    missed = logits_fn(images).argmax(-1) != problem.y
+    signs = jax.vmap(lambda key: jax.random.rademacher(
+        key, images.shape[1:], images.dtype))(keys)
+    drawn = jnp.clip(problem.x + self.eps * signs, *self.bounds)
+    keys = jax.vmap(lambda key: jax.random.fold_in(key, 1))(keys)
+    return geometry.where(missed, images, drawn), keys
+
+  def images(self, problem, state):
+    return state[0]
+
+
+def test_every_attack_is_a_member():
+  eps, y = 0.05, labels(net())
+  members = (
+      ('own', Corners(eps)), 'fgsm', ('restarted', attacks.PGD(
+          eps, eps, 2, num_restarts=2)),
+      ('trades', attacks.PGD(eps, eps / 2, 2, losses.divergence_from)),
+      ('utae', attacks.UTAE(eps, eps / 2, 2)), 'fmn',
+      ('fab', attacks.FAB(None, num_iterations=3)))
+  result = run(attacks.AutoAttack(eps, version='custom', attacks=members),
+               net(), y=y, individual=True)
+  assert_promises_of_all(result, eps, y)
+  alone = {name: flags.mean() for name, flags in result.flags.items()}
+  assert len(set(alone.values())) > 2 and alone['own'] < 1
+  # The best of all, image by image.
+  np.testing.assert_array_equal(
+      result.robust, np.logical_and.reduce(list(result.flags.values())))
+  # FMN looks for nothing closer than eps, and stays within.
+  assert alone['fmn'] == min(alone.values())
+  assert result.success_rate == 1 - result.robust_accuracy
+
+
+def assert_promises_of_all(result, eps, y):
+  for name, images in result.images_by_attack.items():
+    robust = labels(net(), images) == y
+    np.testing.assert_array_equal(robust, result.flags[name], err_msg=name)
+    assert size(images - X, 'Linf').max() <= eps * (1 + 1e-5), name
+
+
+def test_members_alone_are_what_they_are():
+  """A member finds what its call finds."""
+  y, own, key = labels(net()), Corners(0.05), jax.random.key(0)
+  result = run(attacks.AutoAttack(0.05, version='custom', attacks=(
+      ('own', own),)), net(), y=y)
+  with_key = jax.random.fold_in(key, zlib.crc32(b'own'))
+  keys = jax.vmap(lambda key: jax.random.fold_in(key, 0))(
+      attacks.example_keys(with_key, jnp.arange(NUM_IMAGES)))
+  called = jax.jit(lambda: own.run(net(), keys, X, y))()
+  np.testing.assert_array_equal(called.success, ~result.robust)
+  np.testing.assert_allclose(called.images[~result.robust],
+                             result.images[~result.robust], atol=1e-6)
+  assert 0 < called.success.mean() < 1
+  text = repr(result)
+  assert 'success rate' in text and 'own' in text and len(text) < 300
+
+
+def test_members_in_l0():
+  """A norm that only some have."""
+  y = labels(net())
+  result = run(attacks.AutoAttack(1, 'L0', 'custom', ('fmn',)), net(), y=y)
+  changed = (result.images != X).reshape(NUM_IMAGES, -1).sum(1)
+  np.testing.assert_array_equal(result.norms, changed)
+  assert changed.max() == 1 and (changed[~result.robust] > 0).all()
+  assert 0 < result.robust_accuracy < 1
+  with pytest.raises(ValueError, match="attack='square' to be one of 'fmn'"):
+    attacks.AutoAttack(3, 'L0', 'custom', ('square',))
+
+
+def test_a_member_whose_images_are_no_numbers():
+  def breaks(x):
+    far = jnp.abs(x - X[:1]).max() > 1e-6
+    return jnp.where(far, jnp.nan, 1.) * apply_fn(weights(), x)
+  autoattack = attacks.AutoAttack(EPS, version='custom', attacks=(
+      ('pgd', attacks.PGD(EPS, EPS, 2)),))
+  with pytest.raises(ValueError, match='pgd: logits or gradients are not'):
+    run(autoattack, breaks, X[:1])

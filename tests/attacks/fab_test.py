@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ferd_jax.attacks import attack
 from ferd_jax.attacks import fab
 from ferd_jax.attacks import geometry
+from ferd_jax.attacks import targets
 
 EPS = {'Linf': 0.02, 'L2': 0.15, 'L1': 0.5}
 ORDERS = {'Linf': np.inf, 'L2': 2, 'L1': 1}
@@ -83,8 +83,14 @@ def step(settings, net, problem, state):
 
 
 def trace(settings, net, x, y, num_steps, targets=None, **options):
-  """Returns the problem and the states before and after every step."""
-  problem, _ = settings.check(net, key(), x, y, targets, **options)
+  """Returns the problem and the states before and after every step.
+
+  Targets are those that the attack chooses: any misclassification counts.
+  """
+  problem, _ = settings.check(net, key(), x, y, **options)
+  if targets is not None:
+    settings = dataclasses.replace(settings, num_targets=1)
+    problem = problem._replace(targets=jnp.asarray(targets))
   states = [settings.init(problem)]
   for _ in range(num_steps):
     states.append(step(settings, net, problem, states[-1]))
@@ -140,7 +146,7 @@ def ranked(net, x, rank):
   """Returns the targets of the run on one rank, or None."""
   if rank is None:
     return None
-  return attack.ranked_classes(net(jnp.asarray(x)), jnp.full(len(x), rank))
+  return targets.ranked_classes(net(jnp.asarray(x)), jnp.full(len(x), rank))
 
 
 @every_norm

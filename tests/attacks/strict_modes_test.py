@@ -46,6 +46,8 @@ _ATTACKS = {
     'fab': attacks.FAB(_EPS, num_iterations=2),
     'fab-t l2': attacks.FAB(_EPS, 'L2', num_iterations=2, num_targets=2),
     'fab-t l1': attacks.FAB(_EPS, 'L1', num_iterations=2, num_targets=2),
+    'ddn': attacks.DDN(num_steps=2),
+    'fmn l1': attacks.FMN(norm='L1', num_steps=2),
     'square': attacks.Square(_EPS, num_queries=2),
     'square l2': attacks.Square(_EPS, 'L2', num_queries=2),
     'square l1': attacks.Square(_EPS, 'L1', num_queries=2),

@@ -1,0 +1,78 @@
+"""In which order a targeted attack takes the wrong classes."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from ferd_jax import losses
+from ferd_jax.attacks import geometry
+from ferd_jax.core import loops
+
+# 'logits': the highest first; 'malt': those the model is steepest towards.
+ORDERS = ('logits', 'malt')
+CANDIDATES = 100  # of MALT, the classes with the highest logits
+
+
+def ranked_classes(scores: jax.Array, rank: jax.Array) -> jax.Array:
+  """Returns the class with the rank-th highest score, int32 `[B]`.
+
+  Args:
+    scores: `[B, K]`, such as logits.
+    rank: `[B]`, 1 for the highest. Among equal scores the later class ranks
+      first, as in AutoAttack.
+  """
+  order = jnp.argsort(scores, axis=-1)
+  position = scores.shape[-1] - rank[:, None]
+  return jnp.take_along_axis(order, position, axis=-1)[:, 0].astype(jnp.int32)
+
+
+def malt_scores(evaluate: Callable[[jax.Array], jax.Array], x: jax.Array,
+                labels: jax.Array, norm: str,
+                unroll: bool | None = None) -> jax.Array:
+  """Returns how close the classes are where the model is linear, `[B, K]`.
+
+  The score of class t is minus `(max_j z_j - z_t) / ||grad (z_t - z_y)||_q`,
+  q dual to the norm of the attack: minus the way to the class. The label is
+  given the highest score of all, so that targets begin at rank 2. Only the 100
+  wrong classes with the highest logits are candidates; all others, and
+  candidates without a gradient, rank behind. One gradient is computed at a
+  time, so that memory does not grow with the number of classes.
+
+  Args:
+    evaluate: images `[B, ...]` -> logits `[B, K]`.
+    x: clean images `[B, ...]`.
+    labels: int `[B]`.
+    norm: 'L1', 'L2' or 'Linf'.
+    unroll: None unrolls short loops on CPU.
+
+  References: Melamed et al. 2024, arXiv:2407.02240, Sec. 3; GitHub
+    odeliamel/MALT, which leaves classes without a gradient in, as the first.
+  """
+  def finite(images):
+    logits = evaluate(images)
+    return losses.unmasked(
+        logits.astype(jnp.promote_types(logits.dtype, x.dtype)))
+  logits, pull_back = jax.vjp(finite, x)
+  num_classes = logits.shape[-1]
+  def one_hot(classes):
+    return jax.nn.one_hot(classes, num_classes, dtype=logits.dtype)
+  highest = jnp.max(logits, axis=-1)
+  limits = jnp.finfo(logits.dtype)
+  is_label = one_hot(labels)
+  others = jnp.where(is_label > 0, limits.min, logits)
+
+  def score(number, scores):
+    classes = ranked_classes(others, jnp.broadcast_to(
+        jnp.asarray(number + 1, jnp.int32), labels.shape))
+    is_class = one_hot(classes)
+    gradient, = pull_back(is_class - is_label)
+    slope = geometry.of(norm).dual_size(gradient).astype(logits.dtype)
+    gap = highest - jnp.sum(logits * is_class, axis=-1)
+    distance = jnp.where(slope > 0, gap / jnp.where(slope > 0, slope, 1),
+                         limits.max / 4)
+    return jnp.where(is_class > 0, -distance[:, None], scores)
+  start = jnp.where(is_label > 0, limits.max, jnp.zeros_like(logits)
+                    + limits.min / 2)
+  return loops.repeat(min(CANDIDATES, num_classes - 1), score, start,
+                      unroll=unroll)
