@@ -140,7 +140,15 @@ def from_file(path: epath.Path | None,
   arch, select, published = args.arch or loading.AUTO, args.select, None
   if args.robustbench is not None:
     _refuse(args, ('arch',), '--robustbench')
+    if args.norm == 'L2' and robustbench.in_both_norms(args.data,
+                                                       args.robustbench):
+      raise ValueError(
+          f'Expected --robustbench={args.robustbench} to say which of two, '
+          f'beside --norm=L2: L2/{args.robustbench}, or '
+          f'Linf/{args.robustbench}, trained against Linf.')
     entry = robustbench.find(args.data, args.robustbench)
+    if entry.remark:
+      print(f'Warning: {entry.remark}', file=sys.stderr)
     options, published = entry.options_with(options), entry.clean
     arch, select = entry.arch, select or entry.select
   elif path is None:
@@ -300,8 +308,9 @@ def _parser() -> argparse.ArgumentParser:
   add('--split', help='in TFDS syntax; default: test, or the run\'s')
   file = parser.add_argument_group('a model from a file')
   file.add_argument('--robustbench', metavar='ID',
-                    help='a network of RobustBench, fetched if no model is '
-                    'named; python -m ferd_jax.teachers list shows all')
+                    help='a network of RobustBench, L2/ID for one against '
+                    'L2, fetched if no model is named; python -m '
+                    'ferd_jax.teachers list shows all')
   file_options.add(file)
   run = parser.add_argument_group('a run')
   run.add_argument('--teacher-path', help='if the file was moved')

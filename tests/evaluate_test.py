@@ -211,6 +211,8 @@ def test_l2(capsys):
     (['--data=digits'], 'Expected a model'),
     (['--robustbench=Standard', '--data=digits'], 'data set cifar10 or'),
     (['--robustbench=Rice2020', '--data=cifar10'], 'Rice2020Overfitting'),
+    (['--robustbench=Rice2020Overfitting', '--data=cifar10', '--norm=L2'],
+     'which of two, beside --norm=L2: L2/Rice2020Overfitting'),
     (['--robustbench=Standard', '--arch=wrn_28_10', '--data=cifar10'],
      'no --arch for --robustbench'),
     ([_FILE[0], '--arch=cifar_resnet8'], '--data'),

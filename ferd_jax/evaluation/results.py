@@ -25,6 +25,7 @@ from ferd_jax.evaluation import robustness
 from ferd_jax.evaluation import tables
 from ferd_jax.evaluation import target_analysis
 from ferd_jax.models import frozen as frozens
+from ferd_jax.models import mean_sparse
 from ferd_jax.weights import loading
 
 
@@ -138,6 +139,9 @@ def evaluate(subject: Subject, protocol: Protocol,
     results['targets'] = {}
   for name, (model, variables) in subject.models.items():
     reporter.line(f'{name}, {protocol.norm} eps {protocol.eps:.5f}:')
+    doubt = mean_sparse.doubt(model)
+    if doubt:
+      reporter.line(f'Warning: {doubt}')
     variables = parallel.replicate(variables)
     evaluator = (evaluators or {}).get(name) or protocol.evaluator(
         model, num_classes, parallel)
@@ -146,6 +150,10 @@ def evaluate(subject: Subject, protocol: Protocol,
         on_result=lambda attack, summary: reporter.line(
             f'{attack}: {summary["average"]:.2%}, worst class '
             f'{summary["worst"]:.2%}'), reporter=reporter)
+    if doubt:  # What a table would hide.
+      for attack, summary in found.items():
+        if attack != robustness.CLEAN:
+          summary['warnings'] = [*summary['warnings'], doubt]
     clean = found.get(robustness.CLEAN)
     if clean is not None and name != frozens.STUDENT:
       doubt = loading.implausible(clean['average'], len(labels), num_classes,
