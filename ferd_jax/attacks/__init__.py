@@ -19,15 +19,20 @@ from ferd_jax.attacks.attack import AttackResult
 from ferd_jax.attacks.attack import Problem
 from ferd_jax.attacks.autoattack import AutoAttack
 from ferd_jax.attacks.compiled import jit
+from ferd_jax.attacks.diagnosis import Diagnosis
+from ferd_jax.attacks.diagnosis import diagnose
 from ferd_jax.attacks.ensemble import Result
 from ferd_jax.attacks.fab import FAB
 from ferd_jax.attacks.pgd import PGD
 from ferd_jax.attacks.presets import PRESETS
 from ferd_jax.attacks.presets import preset
+from ferd_jax.attacks.randomised import Randomised
+from ferd_jax.attacks.randomised import RandomisedResult
 from ferd_jax.attacks.square import Square
 from ferd_jax.attacks.utae import UTAE
 from ferd_jax.core.collectives import example_keys
 
 __all__ = ['APGD', 'FAB', 'PGD', 'PRESETS', 'UTAE', 'Attack', 'AttackResult',
-           'AutoAttack', 'Problem', 'Result', 'Square', 'ascend',
+           'AutoAttack', 'Diagnosis', 'Problem', 'Randomised',
+           'RandomisedResult', 'Result', 'Square', 'ascend', 'diagnose',
            'example_keys', 'jit', 'preset']
