@@ -2,6 +2,7 @@
 
   python -m ferd_jax.evaluate --robustbench=Rice2020Overfitting --data=cifar10
   python -m ferd_jax.evaluate runs/digits --eps 0.05 0.1 0.15 --json=eps.json
+  python -m ferd_jax.evaluate runs/digits --attacks=clean,pgd20 --diagnose
   python -m ferd_jax.evaluate model.pt --arch=wrn_34_10 --data=cifar10 \
     --attacks=clean,autoattack --eps=8/255 --n-examples=1000 --targets
 """
@@ -46,6 +47,7 @@ from ferd_jax.weights import native
 from ferd_jax.weights import options as file_options
 from ferd_jax.weights import robustbench
 
+_DIAGNOSED = 64  # images
 _DEFAULT_ATTACKS = 'clean,fgsm,pgd20,cw20,autoattack'
 
 
@@ -294,6 +296,9 @@ def _parser() -> argparse.ArgumentParser:
   add('--seed', type=int, default=0, help='of the attacks')
   add('--targets', action='store_true',
       help='also the success rate of attacks by source and target class')
+  add('--diagnose', action='store_true',
+      help=f'also check on {_DIAGNOSED} images whether gradients are masked or '
+      'the numbers otherwise not to be believed')
   add('--batch-size', type=int,
       help='images a step, over all devices; default: 256 per '
       'accelerator, on CPU what fits the cache')
@@ -386,7 +391,8 @@ def _sweep(args, stop):
   for eps in radii:
     protocol = results.Protocol(
         attacks=names, eps=eps, norm=args.norm, seed=args.seed,
-        batch_size=batch_size, target_examples=None if args.targets else 0)
+        batch_size=batch_size, target_examples=None if args.targets else 0,
+        diagnosed_examples=_DIAGNOSED if args.diagnose else 0)
     with stop.deferred():
       found = results.evaluate(subject, protocol, parallel,
                                state_dir=args.state_dir,

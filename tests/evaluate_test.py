@@ -199,6 +199,26 @@ def test_run_directory_on_all_images_as_the_run_itself(capsys, run_dir,
     assert results['models'][model]['clean'] == own['models'][model]['clean']
 
 
+def test_diagnose(capsys, tmp_path, monkeypatch):
+  monkeypatch.setattr(evaluate, '_DIAGNOSED', 4)
+  path = tmp_path / 'results.json'
+  out = _run(capsys, *_FILE, '--attacks=clean', '--eps=0.3', '--diagnose',
+             f'--json={path}', f'--state-dir={tmp_path / "state"}')
+  found, = json.loads(path.read_text())
+  values = found['diagnosis']['model']
+  assert (values['num_images'], values['eps'], values['norm']) == (
+      4, 0.3, 'Linf')
+  assert {check['name']: check['passed'] for check in values['checks']
+          }['traced again']
+  assert 'model: can these numbers be believed? 4 images' in out
+  assert '| zero gradients | 0 | <= 0.05 | ok |' in out
+  # It is kept as attacks are.
+  assert len(list((tmp_path / 'state').glob('diagnosis-*.json'))) == 1
+  evaluate.main([*_FILE, '--attacks=clean', '--eps=0.3', '--diagnose',
+                 f'--state-dir={tmp_path / "state"}'])
+  assert capsys.readouterr().out == out
+
+
 def test_l2(capsys):
   out = _run(capsys, *_FILE, '--attacks=clean,pgd20', '--norm=L2', '--eps=0.5')
   assert 'L2 eps 0.50000' in out

@@ -6,6 +6,7 @@ should find more, or looks at what no model should do.
 """
 
 from collections.abc import Callable
+from collections.abc import Mapping
 import dataclasses
 import functools
 from typing import Any
@@ -39,6 +40,10 @@ _TINY_NOISE, _UNSTABLE = 0.01, 0.05  # of eps, and what it may do to logits
 _NO_GRADIENTS = 0.05  # of the images
 _STEPS = 20  # of PGD; five times as many are the longer attack
 _R, _S = parallels.REPLICATED, parallels.SHARDED
+
+
+class NothingToAttack(ValueError):
+  """A model that is right about none of the images."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,9 +114,15 @@ class Diagnosis:
     return '\n'.join(lines + [''] * bool(notes) + notes)
 
   def json_values(self) -> dict[str, Any]:
-    """Returns all of it as JSON values."""
+    """Returns all of it as JSON values, for `from_json`."""
     return dataclasses.asdict(self) | {
         'checks': [dataclasses.asdict(check) for check in self.checks]}
+
+  @classmethod
+  def from_json(cls, values: Mapping[str, Any]) -> 'Diagnosis':
+    """Returns what `json_values` is of."""
+    return cls(**values | {
+        'checks': tuple(Check(**check) for check in values['checks'])})
 
   def __repr__(self) -> str:
     what = (f'failed: {", ".join(self.failed)}' if self.failed
@@ -156,8 +167,8 @@ def diagnose(logits_fn: attacks.LogitsFn, key: jax.Array, x: np.ndarray,
 
   Raises:
     ValueError: for images, labels or a radius that are none, a model that
-      returns no logits `[B, K]` or none that are finite, or one that
-      classifies no image right.
+      returns no logits `[B, K]` or none that are finite, or (NothingToAttack)
+      one that classifies no image right.
 
   References: Athalye et al. 2018, arXiv:1802.00420, Sec. 3.1; Carlini et al.
     2019, arXiv:1902.06705; Pintor et al. 2022, arXiv:2106.09947 (unavailable
@@ -242,8 +253,9 @@ class _Examination:
     """Goes on with the images that are classified right."""
     right = np.flatnonzero(self._clean.argmax(-1) == self._labels)[:num_images]
     if not len(right):
-      raise ValueError(f'Expected some of the {len(self._labels)} images to be '
-                       'classified right; there is nothing to attack.')
+      raise NothingToAttack(
+          f'Expected some of the {len(self._labels)} images to be classified '
+          'right; there is nothing to attack.')
     self._x, self._y = self._all[right], self._labels[right]
     # Once more: what is drawn under a key is drawn for a batch.
     self._clean = self._logits(self._x)

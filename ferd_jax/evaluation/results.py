@@ -6,6 +6,7 @@ A run's end and `python -m ferd_jax.evaluate` build their results here.
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
+import functools
 from typing import Any
 
 from etils import epath
@@ -14,7 +15,9 @@ import jax
 import numpy as np
 
 import ferd_jax
+from ferd_jax import attacks
 from ferd_jax import data
+from ferd_jax.attacks import diagnosis
 from ferd_jax.attacks import saved
 from ferd_jax.core import digests
 from ferd_jax.core import parallel as parallels
@@ -24,6 +27,7 @@ from ferd_jax.evaluation import per_image
 from ferd_jax.evaluation import robustness
 from ferd_jax.evaluation import tables
 from ferd_jax.evaluation import target_analysis
+from ferd_jax.models import forward
 from ferd_jax.models import frozen as frozens
 from ferd_jax.models import mean_sparse
 from ferd_jax.weights import loading
@@ -69,6 +73,8 @@ class Protocol:
     autoattack_examples: how many images, the first, AutoAttack gets; 0: all.
     target_examples: how many images, the first, are attacked towards every
       wrong class; 0: none, None: all.
+    diagnosed_examples: on how many images, the first that are classified right,
+      `attacks.diagnose` looks for masked gradients; 0: it does not.
   """
   attacks: Sequence[str]
   eps: float
@@ -78,6 +84,7 @@ class Protocol:
   ddof: int = 0
   autoattack_examples: int = 0
   target_examples: int | None = 0
+  diagnosed_examples: int = 0
 
   def evaluator(self, model: nn.Module, num_classes: int,
                 parallel: parallels.Parallel) -> robustness.Evaluator:
@@ -164,7 +171,43 @@ def evaluate(subject: Subject, protocol: Protocol,
       results['targets'][name] = _targets(
           protocol, model, variables, num_classes, images[:number],
           labels[:number], key, parallel, state_dir, reporter)
+    if protocol.diagnosed_examples:
+      try:
+        results.setdefault('diagnosis', {})[name] = _diagnosis(
+            protocol, model, variables, images, labels, key, parallel,
+            state_dir, reporter)
+      except diagnosis.NothingToAttack as error:  # Its accuracies say so, too.
+        reporter.line(f'Warning: {name} is not diagnosed. {error}')
   return tables.json_values(results)
+
+
+def _diagnosis(protocol, model, variables, images, labels, key, parallel,
+               state_dir, reporter):
+  """Returns what `attacks.diagnose` says of a model, computed or kept."""
+  number = protocol.diagnosed_examples
+  # Also of a model that is wrong about half there are enough.
+  images = robustness.as_float(images[:4 * number])
+  labels = labels[:4 * number]
+  each = -(-min(number, protocol.batch_size) // parallel.num_devices)
+  def compute():
+    return attacks.diagnose(
+        jax.tree_util.Partial(functools.partial(forward.logits, model),
+                              variables),
+        key, images, labels, protocol.eps, norm=protocol.norm,
+        num_images=number, batch_size=each * parallel.num_devices,
+        progress=reporter, parallel=parallel).json_values()
+  run = '' if state_dir is None else _run_of(
+      protocol, model, variables, images, labels, key, f'{number} {each}')
+  return finished.once(state_dir, 'diagnosis', run, compute, parallel, reporter)
+
+
+def _run_of(protocol, model, variables, images, labels, key, more):
+  """Returns a digest of all that decides what is found of a model."""
+  return digests.of_arrays(
+      (variables, images, labels, jax.random.key_data(key), np.frombuffer(
+          '\n'.join([saved.described(model), more, protocol.norm,
+                     repr(protocol.eps), jax.__version__,
+                     ferd_jax.__version__]).encode(), np.uint8)))
 
 
 def _targets(protocol, model, variables, num_classes, images, labels, key,
@@ -174,9 +217,6 @@ def _targets(protocol, model, variables, num_classes, images, labels, key,
     analysis = protocol.target_analysis(model, num_classes, parallel)
     return analysis(variables, images, labels, key,
                     reporter=reporter).json_values()
-  run = '' if state_dir is None else digests.of_arrays(
-      (variables, images, labels, jax.random.key_data(key), np.frombuffer(
-          '\n'.join([saved.described(model), str(num_classes), protocol.norm,
-                     repr(protocol.eps), jax.__version__,
-                     ferd_jax.__version__]).encode(), np.uint8)))
+  run = '' if state_dir is None else _run_of(
+      protocol, model, variables, images, labels, key, str(num_classes))
   return finished.once(state_dir, 'targets', run, compute, parallel, reporter)

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import math
 from typing import Any
 
+from ferd_jax.attacks import diagnosis
+
 _COLUMNS = ('average', 'worst', 'worst10', 'nsd')
 
 
@@ -20,13 +22,16 @@ def not_data_free(training_data: Mapping) -> str:
 
 
 def text(results: Mapping) -> str:
-  """Returns all that is printed of results: `table` and `target_table`s."""
+  """Returns all that is printed of results: all tables, and the diagnosis."""
   tables = [table(results)]
   for name, matrix in results.get('targets', {}).items():
     number = matrix.get('num_examples')
     if number is not None and number < results['num_examples']:
       name = f'{name} (first {number} images)'
     tables.append(target_table(name, results['class_names'], matrix))
+  for name, values in results.get('diagnosis', {}).items():
+    found = diagnosis.Diagnosis.from_json(values)
+    tables.append(f'{name}: can these numbers be believed? {found.table()}')
   return '\n\n'.join(tables)
 
 

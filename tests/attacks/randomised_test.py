@@ -64,7 +64,8 @@ def test_probabilities_are_the_true_ones(norm):
   # The error is that of 200 draws of 12 images.
   expected = np.sqrt((worst * (1 - worst)).mean() / 200 / 12)
   assert found.standard_error == pytest.approx(expected, rel=0.25)
-  assert found.ever_wrong == found.clean_ever_wrong == 1
+  # Asked two hundred times, nearly every image is wrong once.
+  assert found.ever_wrong >= found.clean_ever_wrong > 0.9
   np.testing.assert_array_less(np.abs(found.images - X).max(), EPS + 1e-6)
   assert set(np.unique(found.chosen)) <= {-1, 0, 1}
 
