@@ -199,6 +199,7 @@ def test_run_directory_on_all_images_as_the_run_itself(capsys, run_dir,
     assert results['models'][model]['clean'] == own['models'][model]['clean']
 
 
+@pytest.mark.slow  # As results_test does, with a network of some size.
 def test_diagnose(capsys, tmp_path, monkeypatch):
   monkeypatch.setattr(evaluate, '_DIAGNOSED', 4)
   path = tmp_path / 'results.json'

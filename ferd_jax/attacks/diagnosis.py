@@ -351,7 +351,7 @@ class _Examination:
                for before, after in zip((left[1], left[3]), left[3:],
                                         strict=True))
     self._note(
-        'accuracy rises with eps', rise, f'<= {slack}', rise <= self._slack,
+        'accuracy gained with eps', rise, f'<= {slack}', rise <= self._slack,
         'a wider ball holds fewer adversarial images that are found.')
     remaining = 1 - unbounded.mean()
     self._note(
