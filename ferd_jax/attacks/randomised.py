@@ -64,7 +64,7 @@ class MeanAPGD(apgd.APGD):
     keys = jax.random.split(key, self.eot)
     def add(total, key):
       return jax.tree.map(jnp.add, total, gradient_fn(x, key)), None
-    shapes = jax.eval_shape(gradient_fn, x, keys[0])
+    shapes = jax.eval_shape(gradient_fn, x, jax.random.clone(keys)[0])
     start = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
     total, _ = jax.lax.scan(add, start, keys)
     gradient, (loss, logits) = jax.tree.map(lambda leaf: leaf / self.eot, total)
@@ -97,7 +97,8 @@ class MeanSquare(square.Square):
     """Returns the state after the comparison of `state.candidate`."""
     keys = jax.random.split(key, self.eot)
     new, fine = self._mean_margin(logits_fn, problem, state.candidate, keys)
-    old, _ = self._mean_margin(logits_fn, problem, state.x_best, keys)
+    old, _ = self._mean_margin(logits_fn, problem, state.x_best,
+                               jax.random.clone(keys))
     accepted = fine & ((new < old) | (state.iteration == 0))
     x_best = geometry.where(accepted, state.candidate, state.x_best)
     margin = jnp.where(accepted, new, old)
@@ -433,7 +434,9 @@ class _Session:
       return lambda images, key: model(images, key)
     def logits_fn(images, key):
       bits = jax.random.bits(key, (), jnp.uint32)
-      own = jax.vmap(jax.random.fold_in, (0, None))(keys, bits)
+      # Each pass folds them anew, with bits of its own.
+      own = jax.vmap(jax.random.fold_in, (0, None))(jax.random.clone(keys),
+                                                    bits)
       return jax.vmap(lambda image, key: model(image[None], key)[0])(
           images, own)
     return logits_fn

@@ -112,6 +112,36 @@ def test_stochastic_layer_that_calls_back():
   assert 'called again' in diagnose(noisy).failed
 
 
+def test_gradients_that_lead_back():
+  """The first step goes up, all that follow go down again."""
+  def uphill(x):
+    on_grid = jnp.all(jnp.round(255 * x) == 255 * x, axis=(1, 2, 3),
+                      keepdims=True)
+    return jnp.where(on_grid, 1., -1.)
+  @jax.custom_vjp
+  def model(x):
+    return plain(x)
+  def backwards(x, pull):
+    return (jax.vjp(plain, x)[1](pull)[0] * uphill(x),)
+  model.defvjp(lambda x: (plain(x), x), backwards)
+  grid = (np.round(255 * X) / np.float32(255)).astype('f')
+  y = np.array(jnp.argmax(plain(jnp.asarray(grid)), -1))
+  found = attacks.diagnose(model, jax.random.key(0), grid, y, EPS,
+                           num_queries=100, num_draws=100, batch_size=24)
+  assert {'one step less iterative', 'found by noise alone'} <= set(
+      found.failed)
+  assert not {'zero gradients', 'called again', 'traced again'
+              } & set(found.failed)
+
+
+def test_labels_of_chance():
+  few = np.where(np.arange(NUM_IMAGES) < 6, Y, (Y + 1) % 4)
+  found = attacks.diagnose(plain, jax.random.key(0), X, few, EPS,
+                           num_queries=2, num_draws=2, batch_size=6)
+  assert found['clean accuracy'].value == 0.25 and found.num_images == 6
+  assert 'clean accuracy' in found.failed
+
+
 def test_probabilities():
   found = diagnose(lambda x: jax.nn.softmax(30 * plain(x)))
   assert 'probabilities in place of logits' in found.failed
@@ -171,12 +201,11 @@ def test_what_cannot_be_diagnosed():
     attacks.diagnose(plain, jax.random.key(0), X, Y, 9)
 
 
-@pytest.mark.parametrize('mode', ['shard_map'])
-def test_several_devices(mode):
-  over = parallel.create(mode, tuple(jax.devices()[:4]))
+def test_several_devices():
+  over = parallel.create('shard_map', tuple(jax.devices()[:4]))
   model = jax.tree_util.Partial(net, WEIGHTS)
   alone, found = (diagnose(model, batch_size=24, parallel=where,
-                           num_queries=20, num_draws=3)
+                           num_queries=2, num_draws=2)
                   for where in (None, over))
   assert found.accuracies == alone.accuracies
   assert found.failed == alone.failed

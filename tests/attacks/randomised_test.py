@@ -50,7 +50,8 @@ def measured(norm, attacks_=('apgd-ce', 'square')):
       num_draws=200))
 
 
-@pytest.mark.parametrize('norm', ['Linf', 'L2'])
+@pytest.mark.parametrize('norm', ['Linf', pytest.param(
+    'L2', marks=pytest.mark.slow)])
 def test_probabilities_are_the_true_ones(norm):
   found = measured(norm)
   reach = EPS * np.linalg.norm(WEIGHTS, 1 if norm == 'Linf' else 2)

@@ -84,6 +84,11 @@ def test_recognised_transformers_and_normalisation(tmp_path):
     loading.load(path, options={'mean': (0,), 'std': (1,)})
   with pytest.raises(ValueError, match='options of .xcit_2_4.*got activation'):
     loading.load(path, options=said | {'activation': 'relu'})
+  # What has other strides has other keys.
+  state_dict = {key: value for key, value in state_dict.items()
+                if not key.startswith('patch_embed.proj.6')}
+  with pytest.raises(ValueError, match='three convolutions'):
+    loading.load(written(tmp_path / 'p8.pt', state_dict), options=said)
   # Each image by its own mean and deviation is a normalisation.
   model, state_dict = weights('wrn_10_1', width=4, standardise=True)
   path = written(tmp_path / 'net.pt', state_dict)
