@@ -7,6 +7,7 @@ from typing import Any
 
 from ferd_jax.attacks import diagnosis
 
+_MOST_CLASSES = 200  # of a table of targets
 _COLUMNS = ('average', 'worst', 'worst10', 'nsd')
 
 
@@ -103,15 +104,18 @@ def target_table(name: str, class_names: Sequence[str],
     class_names: of the K classes.
     matrix: `target_analysis.TargetMatrix.json_values`.
   """
+  title = (f'{name}: how often an attack on the class of a row reaches that '
+           f'of a column, {_cell("average", matrix["mean"])} on average, '
+           f'std / mean over all {_cell("nsd", matrix["unevenness"])}')
+  if len(class_names) > _MOST_CLASSES:  # A million cells are in the JSON.
+    return (f'{title}; {len(class_names)} classes are more than a table '
+            'shows.')
   rows = []
   for source, rates in enumerate(matrix['reached']):
     rows.append([
         class_names[source], str(matrix['counts'][source]),
         *('' if rate is None else f'{rate:.0%}' for rate in rates),
         _cell('nsd', matrix['source_unevenness'][source])])
-  title = (f'{name}: how often an attack on the class of a row reaches that '
-           f'of a column, {_cell("average", matrix["mean"])} on average, '
-           f'std / mean over all {_cell("nsd", matrix["unevenness"])}')
   return '\n'.join([title, '', *markdown(
       ['class', 'images', *class_names, 'std / mean'], rows)])
 
