@@ -38,6 +38,14 @@ def test_size_of_published_networks(arch, parameters):
       leaf.size for leaf in jax.tree.leaves(variables['params']))
 
 
+@pytest.mark.parametrize(('arch', 'width'), [
+    ('xcit_1_2', 1), ('meansparse_ra_wrn_1_1_1', 4)])
+def test_moments_of_teachers_are_those_of_their_batch_norms(arch, width):
+  model = models.build(arch, 3, width=width)
+  variables = models.abstract_variables(model, (8, 8, 1))
+  assert forward.reports_moments(model, variables, (8, 8, 1))
+
+
 def test_training_pass_moves_statistics_and_has_gradients():
   model = models.build('xcit_1_2', 3, width=1)
   variables = as_if_trained.random_variables(model, (8, 8, 1), seed=0)
