@@ -49,11 +49,11 @@ def test_sound(norm):
   assert 0 < found.accuracies['PGD-20'] < 1
   assert found.accuracies['APGD-CE'] <= found.accuracies['one step']
   assert found.accuracies['4 eps'] < found.accuracies['PGD-20']
-  assert len(found.checks) == 15 and found.num_images == NUM_IMAGES
+  assert len(found.checks) == 16 and found.num_images == NUM_IMAGES
   assert repr(found) == (
-      f'Diagnosis(15 checks on 24 images, {norm} eps {eps:.4g}, all passed)')
+      f'Diagnosis(16 checks on 24 images, {norm} eps {eps:.4g}, all passed)')
   lines = found.table().splitlines()
-  assert len(lines) == 4 + 15 and all(line.endswith('| ok |')
+  assert len(lines) == 4 + 16 and all(line.endswith('| ok |')
                                       for line in lines[4:])
   assert json.loads(json.dumps(found.json_values()))['eps'] == eps
 
@@ -188,6 +188,16 @@ def test_images_scaled_twice():
       num_queries=20, num_draws=2, batch_size=NUM_IMAGES)
   assert 'largest pixel' in found.failed
   assert found['largest pixel'].value == pytest.approx(X.max() / 255)
+
+
+def test_a_model_that_scales_images_again():
+  def model(x):
+    return plain(x / 255)
+  y = np.array(jnp.argmax(model(jnp.asarray(X)), -1))
+  found = attacks.diagnose(model, jax.random.key(0), X, y, EPS, num_queries=2,
+                           num_draws=2, batch_size=NUM_IMAGES)
+  assert {'differs between images', 'left by an unbounded attack'} == set(
+      found.failed)
 
 
 def test_what_cannot_be_diagnosed():
