@@ -10,6 +10,8 @@ import pytest
 from ferd_jax import attacks
 from ferd_jax.core import parallel
 
+# Each is a dozen compilations; of those of one kind, one is enough every time.
+slow = pytest.mark.slow
 SHAPE, NUM_IMAGES, EPS = (3, 3, 1), 24, 0.06
 RNG = np.random.default_rng(0)
 X = RNG.uniform(size=(NUM_IMAGES, *SHAPE)).astype('f')
@@ -37,7 +39,8 @@ def diagnose(model, x=X, **options):
   return attacks.diagnose(model, jax.random.key(0), x, Y, EPS, **options)
 
 
-@pytest.mark.parametrize('norm', ['Linf', 'L2'])
+@pytest.mark.parametrize('norm', [
+    'Linf', pytest.param('L2', marks=pytest.mark.slow)])
 def test_sound(norm):
   # Variables as an argument of what is compiled, and more images than a batch.
   model = jax.tree_util.Partial(net, WEIGHTS)
@@ -86,6 +89,7 @@ def from_pixels(x):
       jax.random.key(seed), (4,)))(seeds)
 
 
+@slow
 def test_stochastic_layer_of_fixed_seeds():
   found = diagnose(lambda x: plain(x) + 0.7 * from_pixels(x))
   assert 'moved by tiny noise' in found.failed
@@ -102,6 +106,7 @@ def test_stochastic_layer_with_a_key():
               'left by an unbounded attack'} & set(found.failed)
 
 
+@slow
 def test_stochastic_layer_that_calls_back():
   rng = np.random.default_rng(0)
   def noisy(x):
@@ -134,6 +139,7 @@ def test_gradients_that_lead_back():
               } & set(found.failed)
 
 
+@slow
 def test_labels_of_chance():
   few = np.where(np.arange(NUM_IMAGES) < 6, Y, (Y + 1) % 4)
   found = attacks.diagnose(plain, jax.random.key(0), X, few, EPS,
@@ -142,6 +148,7 @@ def test_labels_of_chance():
   assert 'clean accuracy' in found.failed
 
 
+@slow
 def test_probabilities():
   found = diagnose(lambda x: jax.nn.softmax(30 * plain(x)))
   assert 'probabilities in place of logits' in found.failed
@@ -170,6 +177,7 @@ def test_other_when_gradients_are_taken():
   assert 'traced again' in diagnose(shown).failed
 
 
+@slow
 def test_other_when_nobody_compiles():
   def model(x):
     return plain(x) if isinstance(x, jax.core.Tracer) else plain(-x)
@@ -211,6 +219,7 @@ def test_what_cannot_be_diagnosed():
     attacks.diagnose(plain, jax.random.key(0), X, Y, 9)
 
 
+@slow
 def test_several_devices():
   over = parallel.create('shard_map', tuple(jax.devices()[:4]))
   model = jax.tree_util.Partial(net, WEIGHTS)

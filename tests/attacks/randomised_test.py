@@ -100,15 +100,15 @@ def test_what_is_chosen_by_is_not_what_is_reported():
 
 
 def test_results_do_not_depend_on_batches_or_devices():
-  settings = attacks.Randomised(EPS, attacks=('apgd-dlr', 'square'), eot=2,
-                                num_iterations=3, num_queries=4, num_draws=3)
+  settings = attacks.Randomised(EPS, attacks=('apgd-dlr',), eot=2,
+                                num_iterations=3, num_draws=3)
   whole = run(settings)
   over = parallel.create('shard_map', tuple(jax.devices()[:4]))
   for found in (run(settings, batch_size=5),
                 run(settings, batch_size=8, parallel=over)):
     np.testing.assert_allclose(found.images, whole.images, atol=1e-6)
     np.testing.assert_array_equal(found.correct, whole.correct)
-    assert found.names == ('apgd-dlr', 'square')
+    assert found.names == ('apgd-dlr',)
 
 
 def test_draws_that_a_batch_shares():
