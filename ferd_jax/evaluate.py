@@ -2,6 +2,7 @@
 
   python -m ferd_jax.evaluate --robustbench=Rice2020Overfitting --data=cifar10
   python -m ferd_jax.evaluate runs/digits --eps 0.05 0.1 0.15 --json=eps.json
+  python -m ferd_jax.evaluate runs/digits --attacks=clean,pgd20 --diagnose
   python -m ferd_jax.evaluate model.pt --arch=wrn_34_10 --data=cifar10 \
     --attacks=clean,autoattack --eps=8/255 --n-examples=1000 --targets
   python -m ferd_jax.evaluate runs/digits --curve --norm=L2
@@ -49,6 +50,7 @@ from ferd_jax.weights import native
 from ferd_jax.weights import options as file_options
 from ferd_jax.weights import robustbench
 
+_DIAGNOSED = 64  # images
 _DEFAULT_ATTACKS = 'clean,fgsm,pgd20,cw20,autoattack'
 
 
@@ -144,7 +146,15 @@ def from_file(path: epath.Path | None,
   arch, select, published = args.arch or loading.AUTO, args.select, None
   if args.robustbench is not None:
     _refuse(args, ('arch',), '--robustbench')
+    if args.norm == 'L2' and robustbench.in_both_norms(args.data,
+                                                       args.robustbench):
+      raise ValueError(
+          f'Expected --robustbench={args.robustbench} to say which of two, '
+          f'beside --norm=L2: L2/{args.robustbench}, or '
+          f'Linf/{args.robustbench}, trained against Linf.')
     entry = robustbench.find(args.data, args.robustbench)
+    if entry.remark:
+      print(f'Warning: {entry.remark}', file=sys.stderr)
     options, published = entry.options_with(options), entry.clean
     arch, select = entry.arch, select or entry.select
   elif path is None:
@@ -296,6 +306,9 @@ def _parser() -> argparse.ArgumentParser:
   add('--seed', type=int, default=0, help='of the attacks')
   add('--targets', action='store_true',
       help='also the success rate of attacks by source and target class')
+  add('--diagnose', action='store_true',
+      help=f'also check on {_DIAGNOSED} images whether gradients are masked or '
+      'the numbers otherwise not to be believed')
   add('--batch-size', type=int,
       help='images a step, over all devices; default: 256 per '
       'accelerator, on CPU what fits the cache')
@@ -310,8 +323,9 @@ def _parser() -> argparse.ArgumentParser:
   add('--split', help='in TFDS syntax; default: test, or the run\'s')
   file = parser.add_argument_group('a model from a file')
   file.add_argument('--robustbench', metavar='ID',
-                    help='a network of RobustBench, fetched if no model is '
-                    'named; python -m ferd_jax.teachers list shows all')
+                    help='a network of RobustBench, L2/ID for one against '
+                    'L2, fetched if no model is named; python -m '
+                    'ferd_jax.teachers list shows all')
   file_options.add(file)
   run = parser.add_argument_group('a run')
   run.add_argument('--teacher-path', help='if the file was moved')
@@ -395,7 +409,8 @@ def _sweep(args, stop):
     protocol = results.Protocol(
         attacks=names, eps=eps, norm=args.norm, seed=args.seed,
         batch_size=batch_size, target_examples=None if args.targets else 0,
-        curve_radii=curve_radii, curve_attacks=curve_attacks)
+        curve_radii=curve_radii, curve_attacks=curve_attacks,
+        diagnosed_examples=_DIAGNOSED if args.diagnose else 0)
     curve_radii = ()  # One run has all of them.
     with stop.deferred():
       found = results.evaluate(subject, protocol, parallel,

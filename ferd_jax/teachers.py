@@ -26,9 +26,11 @@ def _parser() -> argparse.ArgumentParser:
   datasets = sorted({entry.dataset for entry in robustbench.entries()})
   listing = commands.add_parser('list', help='print the supported ids')
   listing.add_argument('--dataset', choices=datasets)
+  listing.add_argument('--norm', choices=robustbench.NORMS)
   fetching = commands.add_parser('fetch', help='download a file, print where')
   fetching.add_argument('dataset', choices=datasets)
-  fetching.add_argument('id')
+  fetching.add_argument('id', help='as listed; L2/ID for one against L2')
+  fetching.add_argument('--norm', choices=robustbench.NORMS)
   return parser
 
 
@@ -36,10 +38,13 @@ def main(argv: Sequence[str] | None = None) -> None:
   """Lists the table or fetches a file, as the command line says."""
   args = _parser().parse_args(argv)
   if args.command == 'list':
-    reporting.show(robustbench.table(args.dataset))
+    reporting.show(robustbench.table(args.dataset, args.norm))
     return
   try:
-    print(robustbench.fetch(robustbench.find(args.dataset, args.id)))
+    teacher = robustbench.find(args.dataset, args.id, args.norm)
+    print(robustbench.fetch(teacher))
+    if teacher.remark:
+      reporting.TERMINAL.line(f'Warning: {teacher.remark}')
   except (OSError, ValueError) as error:
     sys.exit(f'error: {error}')
 

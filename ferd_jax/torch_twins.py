@@ -21,6 +21,7 @@ from ferd_jax.models import preact_resnet
 from ferd_jax.models import resnet
 from ferd_jax.models import staged
 from ferd_jax.models import wide_resnet
+from ferd_jax.models import xcit
 
 _NAMINGS = {'pad_both': 'akamaster', 'pad_after': 'stage', 'conv': 'chenyaofo'}
 
@@ -39,37 +40,49 @@ def twin(model, channels: int = 3, nz: int | None = None) -> nn.Module:
   if isinstance(model, models.Generator):
     return Generator(nz, model.side, model.channels, model.width,
                      model.wide_start)
-  if not isinstance(model, staged.StyledModel):
+  if not isinstance(model, staged.StyledModel | xcit.Xcit):
     raise _no_twin(model)
+  net = _twin(model, channels)
+  if model.mean is not None:
+    net.mean_std = (model.mean, model.std)
+  net.standardise = model.standardise
+  return net
+
+
+def _twin(model, channels):
+  """Returns the twin of a classifier, without its normalisation."""
   classes = model.num_classes
+  if isinstance(model, xcit.Xcit):
+    return Xcit(model.depth, model.heads, model.width, classes, model.patch,
+                channels)
   options = dict(channels=channels, style=Style(model.activation,
                                                 model.padding))
   match model:
-    case wide_resnet.WideResNet(padding='same'):
-      net = DMWideResNet(model.depth, model.widen, model.width, classes,
-                         **options)
+    case wide_resnet.RaWideResNet():
+      return DMWideResNet(model.groups, model.width, classes, squeeze=True,
+                          sparse=model.sparse, **options)
+    case wide_resnet.WideResNet() if model.padding == 'same' or model.sparse:
+      return DMWideResNet(model.groups, model.width, classes,
+                          sparse=model.sparse, **options)
     case wide_resnet.WideResNet():
-      net = WideResNet(model.depth, model.widen, model.width, classes,
-                       **options)
+      return WideResNet(model.depth, model.widen, model.width, classes,
+                          **options)
     case resnet.ResNet():
-      net = ResNet(model.blocks, model.width, classes,
-                   bottleneck=model.bottleneck, stem=model.stem,
-                   pooling=model.pooling, **options)
+      return ResNet(model.blocks, model.width, classes,
+                      bottleneck=model.bottleneck, stem=model.stem,
+                      pooling=model.pooling, **options)
     case cifar_resnet.CifarResNet():
-      net = CifarResNet(model.depth, model.width, classes, model.shortcut,
-                        _NAMINGS[model.shortcut], **options)
+      return CifarResNet(model.depth, model.width, classes, model.shortcut,
+                           _NAMINGS[model.shortcut], **options)
     case preact_resnet.PreActResNet(shortcut_size=3):
-      net = DMPreActResNet(model.blocks, model.width, classes, **options)
+      return DMPreActResNet(model.blocks, model.width, classes, **options)
     case preact_resnet.PreActResNet():
-      net = PreActResNet(model.blocks, model.width, classes,
-                         model.shortcut_input, model.final_bn, **options)
+      return PreActResNet(model.blocks, model.width, classes,
+                            model.shortcut_input, model.final_bn, **options)
     case mobilenet_v2.MobileNetV2():
-      net = MobileNetV2(model.width, classes, **options)
+      return MobileNetV2(model.width, classes, **options)
     case _:
       raise _no_twin(model)
-  if model.mean is not None:
-    net.mean_std = (model.mean, model.std)
-  return net
 
 
 def _no_twin(model):
@@ -140,14 +153,18 @@ def load_published(net, path):
 
 
 class Twin(nn.Module):
-  """Logits, and images normalised first if `mean` and `std` are set."""
-  mean_std = None
+  """Logits, and images normalised first, by themselves or as is set."""
+  mean_std, standardise = None, False
 
   def forward(self, x):
     *_, (_, logits) = self.stages(x)
     return logits
 
   def normalised(self, x):
+    if self.standardise:
+      mean = x.mean((1, 2, 3), keepdim=True)
+      std = x.std((1, 2, 3), keepdim=True)
+      return (x - mean) / std.clamp(min=x[0].numel() ** -0.5)
     if self.mean_std is None:
       return x
     mean, std = (torch.tensor(values, dtype=x.dtype).view(1, -1, 1, 1)
@@ -210,10 +227,44 @@ class WideResNet(Twin):
     yield 'head', self.fc(pooled(self.style.act(x)))
 
 
+class MeanSparse(nn.Module):
+  """With a gradient of 0 where a value is moved, as published."""
+
+  def __init__(self, channels):
+    super().__init__()
+    for name in ('running_mean', 'running_var'):
+      self.register_buffer(name, torch.zeros(channels))
+    for name, start in (('threshold', 0.), ('flag_update_statistics', 0),
+                        ('batch_num', 0.)):
+      self.register_buffer(name, torch.tensor(start))
+
+  def forward(self, x):
+    mean = self.running_mean.view(1, -1, 1, 1).expand_as(x)
+    nearest = self.threshold * self.running_var.sqrt().view(1, -1, 1, 1)
+    return torch.where((x - mean).abs() < nearest, mean, x)
+
+
+class SqueezeExcitation(nn.Module):
+
+  def __init__(self, channels):
+    super().__init__()
+    inside = round(0.25 * channels)
+    self.fc1 = nn.Conv2d(channels, inside, 1)
+    self.fc2 = nn.Conv2d(inside, channels, 1)
+
+  def forward(self, x):
+    hidden = F.relu(self.fc1(x.mean((2, 3), keepdim=True)))
+    return x * torch.sigmoid(self.fc2(hidden))
+
+
 class DMWideBlock(nn.Module):
 
-  def __init__(self, inputs, outputs, stride, style):
+  def __init__(self, inputs, outputs, stride, style, squeeze, sparse):
     super().__init__()
+    sizes = (inputs, outputs, outputs) if sparse else ()
+    for i, size in enumerate(sizes):
+      self.add_module(f'meansparse_{i}', MeanSparse(size))
+    self.se = SqueezeExcitation(outputs) if squeeze else nn.Identity()
     self.batchnorm_0 = nn.BatchNorm2d(inputs)
     self.conv_0 = style.conv3(inputs, outputs, stride)
     self.batchnorm_1 = nn.BatchNorm2d(outputs)
@@ -223,36 +274,46 @@ class DMWideBlock(nn.Module):
       self.shortcut = conv1(inputs, outputs, stride)
 
   def forward(self, x):
-    hidden = self.act(self.batchnorm_0(x))
-    out = self.conv_1(self.act(self.batchnorm_1(self.conv_0(hidden))))
-    return out + (self.shortcut(hidden) if self.changes else x)
+    hidden = self.act(self._sparse(0, self.batchnorm_0(x)))
+    out = self._sparse(1, self.batchnorm_1(self.conv_0(hidden)))
+    out = self.se(self.conv_1(self.act(out)))
+    return self._sparse(
+        2, out + (self.shortcut(hidden) if self.changes else x))
+
+  def _sparse(self, number, x):
+    return getattr(self, f'meansparse_{number}', nn.Identity())(x)
 
 
 class DMWideGroup(nn.Module):
 
-  def __init__(self, count, inputs, outputs, stride, style):
+  def __init__(self, count, inputs, outputs, stride, *options):
     super().__init__()
     self.block = nn.Sequential(*(
         DMWideBlock(inputs if i == 0 else outputs, outputs,
-                    stride if i == 0 else 1, style) for i in range(count)))
+                    stride if i == 0 else 1, *options) for i in range(count)))
 
   def forward(self, x):
     return self.block(x)
 
 
 class DMWideResNet(Twin):
+  """`groups` are blocks and channels of each group."""
 
-  def __init__(self, depth, widen, width, classes, channels=3, style=STYLE):
+  def __init__(self, groups, width, classes, channels=3, style=STYLE,
+               squeeze=False, sparse=False):
     super().__init__()
-    n, w = (depth - 4) // 6, width * widen
     self.style = style
     self.init_conv = style.conv3(channels, width)
-    self.layer = nn.Sequential(
-        DMWideGroup(n, width, w, 1, style),
-        DMWideGroup(n, w, 2 * w, 2, style),
-        DMWideGroup(n, 2 * w, 4 * w, 2, style))
-    self.batchnorm = nn.BatchNorm2d(4 * w)
-    self.logits = nn.Linear(4 * w, classes)
+    parts, inputs = [], width
+    for i, (count, outputs) in enumerate(groups):
+      parts.append(DMWideGroup(count, inputs, outputs, 2 if i else 1, style,
+                               squeeze, sparse))
+      inputs = outputs
+    self.layer = nn.Sequential(*parts)
+    self.batchnorm = nn.BatchNorm2d(inputs)
+    if sparse:
+      self.meansparse_end = MeanSparse(inputs)
+    self.logits = nn.Linear(inputs, classes)
 
   def stages(self, x):
     x = self.init_conv(self.normalised(x))
@@ -261,6 +322,8 @@ class DMWideResNet(Twin):
       x = group(x)
       yield f'block{i + 1}', x
     x = self.batchnorm(x)
+    if hasattr(self, 'meansparse_end'):
+      x = self.meansparse_end(x)
     yield 'bn1', x
     yield 'head', self.logits(pooled(self.style.act(x)))
 
@@ -548,6 +611,170 @@ class MobileNetV2(Twin):
     yield 'head', getattr(self, self.classifier)(pooled(x))
 
 
+class PatchEmbed(nn.Module):
+
+  def __init__(self, channels, features, patch):
+    super().__init__()
+    parts = []
+    for left in (3, 2, 1, 0):
+      outputs = features // 2 ** left
+      stride = 2 if 2 ** (left + 1) <= patch else 1
+      parts += [nn.Sequential(
+          nn.Conv2d(channels, outputs, 3, stride, 1, bias=False),
+          nn.BatchNorm2d(outputs)), nn.GELU()]
+      channels = outputs
+    self.proj = nn.Sequential(*parts[:-1])
+
+  def forward(self, x):
+    return self.proj(x)
+
+
+class Positions(nn.Module):
+
+  def __init__(self, features):
+    super().__init__()
+    self.token_projection = nn.Conv2d(64, features, 1)
+
+  def forward(self, x):
+    height, width = x.shape[2:]
+    number = torch.arange(32, dtype=torch.float64)
+    scale = 10000 ** (2 * torch.div(number, 2, rounding_mode='floor') / 32)
+    def along(count):
+      places = torch.arange(1, count + 1, dtype=torch.float64)
+      angles = (places / (count + 1e-6) * 2 * torch.pi)[:, None] / scale
+      return torch.stack([angles[:, 0::2].sin(), angles[:, 1::2].cos()],
+                         dim=2).flatten(1)
+    waves = torch.cat([along(height)[:, None].expand(-1, width, -1),
+                       along(width)[None].expand(height, -1, -1)], dim=2)
+    return self.token_projection(waves.permute(2, 0, 1)[None].to(x.dtype))
+
+
+class ChannelAttention(nn.Module):
+
+  def __init__(self, features, heads):
+    super().__init__()
+    self.heads = heads
+    self.temperature = nn.Parameter(torch.ones(heads, 1, 1))
+    self.qkv = nn.Linear(features, 3 * features)
+    self.proj = nn.Linear(features, features)
+
+  def forward(self, x):
+    batch, number, features = x.shape
+    qkv = self.qkv(x).reshape(batch, number, 3, self.heads, -1)
+    query, key, value = qkv.permute(2, 0, 3, 4, 1)
+    scores = (F.normalize(query, dim=-1)
+              @ F.normalize(key, dim=-1).transpose(-2, -1))
+    x = (scores * self.temperature).softmax(-1) @ value
+    return self.proj(x.permute(0, 3, 1, 2).reshape(batch, number, features))
+
+
+class ClassAttention(nn.Module):
+
+  def __init__(self, features, heads):
+    super().__init__()
+    self.heads = heads
+    for name in ('q', 'k', 'v', 'proj'):
+      self.add_module(name, nn.Linear(features, features))
+
+  def forward(self, x):
+    def split(values):
+      return values.unflatten(2, (self.heads, -1)).transpose(1, 2)
+    x = F.scaled_dot_product_attention(
+        split(self.q(x[:, :1])), split(self.k(x)), split(self.v(x)))
+    return self.proj(x.transpose(1, 2).flatten(2))
+
+
+class Mlp(nn.Module):
+
+  def __init__(self, features):
+    super().__init__()
+    self.fc1 = nn.Linear(features, 4 * features)
+    self.fc2 = nn.Linear(4 * features, features)
+
+  def forward(self, x):
+    return self.fc2(F.gelu(self.fc1(x)))
+
+
+class LocalPatches(nn.Module):
+
+  def __init__(self, features):
+    super().__init__()
+    self.conv1 = nn.Conv2d(features, features, 3, 1, 1, groups=features)
+    self.bn = nn.BatchNorm2d(features)
+    self.conv2 = nn.Conv2d(features, features, 3, 1, 1, groups=features)
+
+  def forward(self, x):
+    return self.conv2(self.bn(F.gelu(self.conv1(x))))
+
+
+class TokenBlock(nn.Module):
+  """Of images [B, C, H, W]."""
+
+  def __init__(self, features, heads):
+    super().__init__()
+    for i in (1, 2, 3):
+      self.add_module(f'norm{i}', nn.LayerNorm(features, eps=1e-6))
+      self.register_parameter(f'gamma{i}', nn.Parameter(torch.ones(features)))
+    self.attn = ChannelAttention(features, heads)
+    self.local_mp, self.mlp = LocalPatches(features), Mlp(features)
+
+  def forward(self, x):
+    height, width = x.shape[2:]
+    def image(tokens):
+      return tokens.transpose(1, 2).unflatten(2, (height, width))
+    x = x.flatten(2).transpose(1, 2)
+    x = x + self.gamma1 * self.attn(self.norm1(x))
+    local = self.local_mp(image(self.norm3(x))).flatten(2).transpose(1, 2)
+    x = x + self.gamma3 * local
+    return image(x + self.gamma2 * self.mlp(self.norm2(x)))
+
+
+class ClassBlock(nn.Module):
+
+  def __init__(self, features, heads):
+    super().__init__()
+    for i in (1, 2):
+      self.add_module(f'norm{i}', nn.LayerNorm(features, eps=1e-6))
+      self.register_parameter(f'gamma{i}', nn.Parameter(torch.ones(features)))
+    self.attn, self.mlp = ClassAttention(features, heads), Mlp(features)
+
+  def forward(self, x):
+    hidden = self.norm1(x)
+    x = x + self.gamma1 * torch.cat([self.attn(hidden), hidden[:, 1:]], 1)
+    x = self.norm2(x)
+    changed = self.gamma2 * self.mlp(x[:, :1])
+    return x + torch.cat([changed, x[:, 1:]], 1)
+
+
+class Xcit(Twin):
+
+  def __init__(self, depth, heads, width, classes, patch, channels=3):
+    super().__init__()
+    features = 8 * width
+    self.cls_token = nn.Parameter(torch.zeros(1, 1, features))
+    self.patch_embed = PatchEmbed(channels, features, patch)
+    self.pos_embed = Positions(features)
+    self.blocks = nn.ModuleList(
+        TokenBlock(features, heads) for _ in range(depth))
+    self.cls_attn_blocks = nn.ModuleList(
+        ClassBlock(features, heads) for _ in range(2))
+    self.norm = nn.LayerNorm(features, eps=1e-6)
+    self.head = nn.Linear(features, classes)
+
+  def stages(self, x):
+    x = self.patch_embed(self.normalised(x))
+    x = x + self.pos_embed(x)
+    yield 'patch_embed', x
+    for i, block in enumerate(self.blocks):
+      x = block(x)
+      yield f'blocks_{i}', x
+    x = torch.cat([self.cls_token.expand(len(x), -1, -1),
+                   x.flatten(2).transpose(1, 2)], 1)
+    for block in self.cls_attn_blocks:
+      x = block(x)
+    yield 'head', self.head(self.norm(x)[:, 0])
+
+
 class Generator(nn.Module):
 
   def __init__(self, latent_size, side, channels, width, wide_start=False):
@@ -584,4 +811,14 @@ def randomise(net, seed=0):
       nn.init.normal_(module.bias, 0, 0.1)
     elif isinstance(module, nn.Conv2d | nn.Linear):
       nn.init.kaiming_normal_(module.weight)
+    elif hasattr(module, 'threshold'):  # RobustBench's MeanSparse, too.
+      nn.init.normal_(module.running_mean, 0, 0.1)
+      nn.init.uniform_(module.running_var, 0.5, 1.5)
+      nn.init.constant_(module.threshold, 0.3)
+    elif isinstance(module, nn.LayerNorm):
+      nn.init.uniform_(module.weight, 0.5, 1.5)
+      nn.init.normal_(module.bias, 0, 0.1)
+    elif isinstance(module, TokenBlock | ClassBlock | Xcit | ChannelAttention):
+      for parameter in module.parameters(recurse=False):
+        nn.init.uniform_(parameter, 0.5, 1.5)
   return net.eval()

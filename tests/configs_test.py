@@ -11,6 +11,7 @@ from configs import cifar100
 from configs import default
 from configs import tiny_imagenet
 from configs import variants
+from ferd_jax.run import networks
 from ferd_jax.run import settings
 from ferd_jax.weights import robustbench
 
@@ -292,6 +293,20 @@ def test_order_of_variants_does_not_matter():
   other = cifar10_resnet20.get_config('paper_length,released')
   assert one.to_dict() == other.to_dict()
   assert one.inner.gamma == 0 and one.num_epochs == 220
+
+
+def test_teachers_against_l2():
+  config = cifar10.get_config()
+  config.teacher.robustbench = 'L2/Rice2020Overfitting'
+  networks.check_teacher('teacher', config.teacher, config)
+  config.teacher.robustbench = 'Rony2019Decoupling'
+  with pytest.raises(ValueError, match='teacher.robustbench=.*'
+                     'against L2, L2/Rony2019Decoupling'):
+    networks.check_teacher('teacher', config.teacher, config)
+  # How MeanSparse is attacked may be said beside an id.
+  config.teacher.robustbench = 'Amini2024MeanSparse_S-WRN-94-16'
+  config.teacher.straight_through = True
+  networks.check_teacher('teacher', config.teacher, config)
 
 
 @pytest.mark.parametrize('name', ['cifar10', 'cifar100'])

@@ -206,6 +206,27 @@ def test_other_norms(capsys, norm, eps):
   assert f'{norm} eps {eps:.5f}' in out
 
 
+@pytest.mark.slow  # As results_test does, with a network of some size.
+def test_diagnose(capsys, tmp_path, monkeypatch):
+  monkeypatch.setattr(evaluate, '_DIAGNOSED', 4)
+  path = tmp_path / 'results.json'
+  out = _run(capsys, *_FILE, '--attacks=clean', '--eps=0.3', '--diagnose',
+             f'--json={path}', f'--state-dir={tmp_path / "state"}')
+  found, = json.loads(path.read_text())
+  values = found['diagnosis']['model']
+  assert (values['num_images'], values['eps'], values['norm']) == (
+      4, 0.3, 'Linf')
+  assert {check['name']: check['passed'] for check in values['checks']
+          }['traced again']
+  assert 'model: can these numbers be believed? 4 images' in out
+  assert '| zero gradients | 0 | <= 0.05 | ok |' in out
+  # It is kept as attacks are.
+  assert len(list((tmp_path / 'state').glob('diagnosis-*.json'))) == 1
+  evaluate.main([*_FILE, '--attacks=clean', '--eps=0.3', '--diagnose',
+                 f'--state-dir={tmp_path / "state"}'])
+  assert capsys.readouterr().out == out
+
+
 @pytest.mark.parametrize(('argv', 'message'), [
     (['absent.pth', '--arch=resnet18', '--data=digits'], 'absent.pth'),
     ([_FILE[0], '--data=digits'], 'do not reveal activation'),
@@ -213,6 +234,8 @@ def test_other_norms(capsys, norm, eps):
     (['--data=digits'], 'Expected a model'),
     (['--robustbench=Standard', '--data=digits'], 'data set cifar10 or'),
     (['--robustbench=Rice2020', '--data=cifar10'], 'Rice2020Overfitting'),
+    (['--robustbench=Rice2020Overfitting', '--data=cifar10', '--norm=L2'],
+     'which of two, beside --norm=L2: L2/Rice2020Overfitting'),
     (['--robustbench=Standard', '--arch=wrn_28_10', '--data=cifar10'],
      'no --arch for --robustbench'),
     ([_FILE[0], '--arch=cifar_resnet8'], '--data'),

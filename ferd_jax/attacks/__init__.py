@@ -21,6 +21,8 @@ from ferd_jax.attacks.attack import Problem
 from ferd_jax.attacks.autoattack import AutoAttack
 from ferd_jax.attacks.compiled import jit
 from ferd_jax.attacks.ddn import DDN
+from ferd_jax.attacks.diagnosis import Diagnosis
+from ferd_jax.attacks.diagnosis import diagnose
 from ferd_jax.attacks.ensemble import Result
 from ferd_jax.attacks.fab import FAB
 from ferd_jax.attacks.fmn import FMN
@@ -29,11 +31,13 @@ from ferd_jax.attacks.minimum_norm import MinimumNorm
 from ferd_jax.attacks.pgd import PGD
 from ferd_jax.attacks.presets import PRESETS
 from ferd_jax.attacks.presets import preset
+from ferd_jax.attacks.randomised import Randomised
+from ferd_jax.attacks.randomised import RandomisedResult
 from ferd_jax.attacks.square import Square
 from ferd_jax.attacks.utae import UTAE
 from ferd_jax.core.collectives import example_keys
 
 __all__ = ['APGD', 'DDN', 'FAB', 'FMN', 'PGD', 'PRESETS', 'UTAE', 'Attack',
-           'AttackResult', 'AutoAttack', 'Distances', 'History', 'MinimumNorm',
-           'Problem', 'Result', 'Square', 'ascend', 'example_keys', 'jit',
-           'preset']
+           'AttackResult', 'AutoAttack', 'Diagnosis', 'Distances', 'History',
+           'MinimumNorm', 'Problem', 'Randomised', 'RandomisedResult', 'Result',
+           'Square', 'ascend', 'diagnose', 'example_keys', 'jit', 'preset']

@@ -129,8 +129,8 @@ def determinism(predict: Callable[[np.ndarray], np.ndarray],
   if (variation > _VARIATION
       or saved.code_of(traced) != saved.code_of(again)
       or digests.of_arrays(traced.consts) != digests.of_arrays(again.consts)):
-    return ["The model seems to be stochastic. Use version 'rand' and a "
-            'logits_fn(images, key).']
+    return ["The model seems to be stochastic. Use version 'rand', or "
+            'attacks.Randomised, and a logits_fn(images, key).']
   return []
 
 

@@ -142,8 +142,8 @@ class FMN(nearest.Nearest):
         self.reach(x))
     step = (high - low) * self.annealed(state, self.step_size,
                                         self.step_size / 100)
-    delta = delta + (geometry.per_example(step, x) * geometry.of('L2').direction(
-        gradient, x, self.bounds))
+    uphill = geometry.of('L2').direction(gradient, x, self.bounds)
+    delta = delta + geometry.per_example(step, x) * uphill
     return x + project(delta, radius, self.norm), radius
 
   def _shrunk(self, state, gamma):

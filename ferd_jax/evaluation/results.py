@@ -6,6 +6,7 @@ A run's end and `python -m ferd_jax.evaluate` build their results here.
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
+import functools
 from typing import Any
 
 from etils import epath
@@ -14,7 +15,9 @@ import jax
 import numpy as np
 
 import ferd_jax
+from ferd_jax import attacks
 from ferd_jax import data
+from ferd_jax.attacks import diagnosis
 from ferd_jax.attacks import geometry
 from ferd_jax.attacks import minimum_norm
 from ferd_jax.attacks import saved
@@ -27,7 +30,9 @@ from ferd_jax.evaluation import per_image
 from ferd_jax.evaluation import robustness
 from ferd_jax.evaluation import tables
 from ferd_jax.evaluation import target_analysis
+from ferd_jax.models import forward
 from ferd_jax.models import frozen as frozens
+from ferd_jax.models import mean_sparse
 from ferd_jax.weights import loading
 
 
@@ -74,6 +79,8 @@ class Protocol:
     curve_radii: at which the accuracy that minimum-norm attacks leave is said;
       none: they do not run.
     curve_attacks: which of `minimum_norm.names` they are; None: the default.
+    diagnosed_examples: on how many images, the first that are classified right,
+      `attacks.diagnose` looks for masked gradients; 0: it does not.
   """
   attacks: Sequence[str]
   eps: float
@@ -85,6 +92,7 @@ class Protocol:
   target_examples: int | None = 0
   curve_radii: Sequence[float] = ()
   curve_attacks: Sequence[str] | None = None
+  diagnosed_examples: int = 0
 
   @property
   def minimum_norm(self) -> minimum_norm.MinimumNorm:
@@ -155,6 +163,9 @@ def evaluate(subject: Subject, protocol: Protocol,
     results['curves'] = {}
   for name, (model, variables) in subject.models.items():
     reporter.line(f'{name}, {protocol.norm} eps {protocol.eps:.5f}:')
+    doubt = mean_sparse.doubt(model)
+    if doubt:
+      reporter.line(f'Warning: {doubt}')
     variables = parallel.replicate(variables)
     evaluator = (evaluators or {}).get(name) or protocol.evaluator(
         model, num_classes, parallel)
@@ -163,6 +174,10 @@ def evaluate(subject: Subject, protocol: Protocol,
         on_result=lambda attack, summary: reporter.line(
             f'{attack}: {summary["average"]:.2%}, worst class '
             f'{summary["worst"]:.2%}'), reporter=reporter)
+    if doubt:  # What a table would hide.
+      for attack, summary in found.items():
+        if attack != robustness.CLEAN:
+          summary['warnings'] = [*summary['warnings'], doubt]
     clean = found.get(robustness.CLEAN)
     if clean is not None and name != frozens.STUDENT:
       doubt = loading.implausible(clean['average'], len(labels), num_classes,
@@ -177,7 +192,43 @@ def evaluate(subject: Subject, protocol: Protocol,
       results['curves'][name] = _curve(
           protocol, model, variables, num_classes, images, labels, key,
           parallel, state_dir, reporter)
+    if protocol.diagnosed_examples:
+      try:
+        results.setdefault('diagnosis', {})[name] = _diagnosis(
+            protocol, model, variables, images, labels, key, parallel,
+            state_dir, reporter)
+      except diagnosis.NothingToAttack as error:  # Its accuracies say so, too.
+        reporter.line(f'Warning: {name} is not diagnosed. {error}')
   return tables.json_values(results)
+
+
+def _diagnosis(protocol, model, variables, images, labels, key, parallel,
+               state_dir, reporter):
+  """Returns what `attacks.diagnose` says of a model, computed or kept."""
+  number = protocol.diagnosed_examples
+  # Also of a model that is wrong about half there are enough.
+  images = robustness.as_float(images[:4 * number])
+  labels = labels[:4 * number]
+  each = -(-min(number, protocol.batch_size) // parallel.num_devices)
+  def compute():
+    return attacks.diagnose(
+        jax.tree_util.Partial(functools.partial(forward.logits, model),
+                              variables),
+        key, images, labels, protocol.eps, norm=protocol.norm,
+        num_images=number, batch_size=each * parallel.num_devices,
+        progress=reporter, parallel=parallel).json_values()
+  run = '' if state_dir is None else _run_of(
+      protocol, model, variables, images, labels, key, f'{number} {each}')
+  return finished.once(state_dir, 'diagnosis', run, compute, parallel, reporter)
+
+
+def _run_of(protocol, model, variables, images, labels, key, more):
+  """Returns a digest of all that decides what is found of a model."""
+  return digests.of_arrays(
+      (variables, images, labels, jax.random.key_data(key), np.frombuffer(
+          '\n'.join([saved.described(model), more, protocol.norm,
+                     repr(protocol.eps), jax.__version__,
+                     ferd_jax.__version__]).encode(), np.uint8)))
 
 
 def _targets(protocol, model, variables, num_classes, images, labels, key,
@@ -187,9 +238,8 @@ def _targets(protocol, model, variables, num_classes, images, labels, key,
     analysis = protocol.target_analysis(model, num_classes, parallel)
     return analysis(variables, images, labels, key,
                     reporter=reporter).json_values()
-  run = '' if state_dir is None else _digest(
-      variables, images, labels, key, saved.described(model), str(num_classes),
-      protocol.norm, repr(protocol.eps))
+  run = '' if state_dir is None else _run_of(
+      protocol, model, variables, images, labels, key, str(num_classes))
   return finished.once(state_dir, 'targets', run, compute, parallel, reporter)
 
 
@@ -201,16 +251,8 @@ def _curve(protocol, model, variables, num_classes, images, labels, key,
         model, variables, images, labels, key, num_classes,
         protocol.minimum_norm, protocol.curve_radii, protocol.batch_size,
         parallel, ddof=protocol.ddof, reporter=reporter)
-  run = '' if state_dir is None else _digest(
-      variables, images, labels, key, saved.described(model), str(num_classes),
-      saved.described(protocol.minimum_norm), repr(protocol.curve_radii),
-      str(protocol.ddof))
+  run = '' if state_dir is None else _run_of(
+      protocol, model, variables, images, labels, key,
+      f'{num_classes} {saved.described(protocol.minimum_norm)} '
+      f'{protocol.curve_radii} {protocol.ddof}')
   return finished.once(state_dir, 'curve', run, compute, parallel, reporter)
-
-
-def _digest(variables, images, labels, key, *settings):
-  """Returns a digest of all that a table depends on."""
-  text = '\n'.join([*settings, jax.__version__, ferd_jax.__version__])
-  return digests.of_arrays(
-      (variables, images, labels, jax.random.key_data(key),
-       np.frombuffer(text.encode(), np.uint8)))

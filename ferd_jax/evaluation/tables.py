@@ -5,6 +5,9 @@ from collections.abc import Sequence
 import math
 from typing import Any
 
+from ferd_jax.attacks import diagnosis
+
+_MOST_CLASSES = 200  # of a table of targets
 _COLUMNS = ('average', 'worst', 'worst10', 'nsd')
 
 
@@ -20,7 +23,7 @@ def not_data_free(training_data: Mapping) -> str:
 
 
 def text(results: Mapping) -> str:
-  """Returns all that is printed of results: all tables below."""
+  """Returns all that is printed of results: all tables, and the diagnosis."""
   tables = [table(results)]
   for name, matrix in results.get('targets', {}).items():
     number = matrix.get('num_examples')
@@ -29,6 +32,9 @@ def text(results: Mapping) -> str:
     tables.append(target_table(name, results['class_names'], matrix))
   tables += [curve_table(name, found)
              for name, found in results.get('curves', {}).items()]
+  for name, values in results.get('diagnosis', {}).items():
+    found = diagnosis.Diagnosis.from_json(values)
+    tables.append(f'{name}: can these numbers be believed? {found.table()}')
   return '\n\n'.join(tables)
 
 
@@ -100,15 +106,18 @@ def target_table(name: str, class_names: Sequence[str],
     class_names: of the K classes.
     matrix: `target_analysis.TargetMatrix.json_values`.
   """
+  title = (f'{name}: how often an attack on the class of a row reaches that '
+           f'of a column, {_cell("average", matrix["mean"])} on average, '
+           f'std / mean over all {_cell("nsd", matrix["unevenness"])}')
+  if len(class_names) > _MOST_CLASSES:  # A million cells are in the JSON.
+    return (f'{title}; {len(class_names)} classes are more than a table '
+            'shows.')
   rows = []
   for source, rates in enumerate(matrix['reached']):
     rows.append([
         class_names[source], str(matrix['counts'][source]),
         *('' if rate is None else f'{rate:.0%}' for rate in rates),
         _cell('nsd', matrix['source_unevenness'][source])])
-  title = (f'{name}: how often an attack on the class of a row reaches that '
-           f'of a column, {_cell("average", matrix["mean"])} on average, '
-           f'std / mean over all {_cell("nsd", matrix["unevenness"])}')
   return '\n'.join([title, '', *markdown(
       ['class', 'images', *class_names, 'std / mean'], rows)])
 

@@ -17,7 +17,6 @@ import numpy as np
 from ferd_jax import attacks
 from ferd_jax import losses
 from ferd_jax.attacks import geometry
-from ferd_jax.core import collectives
 from ferd_jax.core import parallel as parallels
 from ferd_jax.core import reporting
 from ferd_jax.evaluation import robustness
@@ -99,8 +98,8 @@ class TargetAnalysis:
         attack, functools.partial(forward.logits, model), parallel)
     self._targets = parallel.compile(
         functools.partial(_targets, num_classes), (_S, _R), _S)
-    self._count = parallel.compile(
-        functools.partial(_count, model, num_classes), (_R, _S, _S, _S), _R)
+    self._outcomes = parallel.compile(
+        functools.partial(_outcomes, model), (_R, _S, _S, _S), _S)
 
   def __call__(self, variables: Any, images: np.ndarray, labels: np.ndarray,
                key: jax.Array, *,
@@ -133,14 +132,16 @@ class TargetAnalysis:
                                   self._parallel.replicate(np.int32(offset)))
           attacked = self._attack(variables, key, batch.images, batch.labels,
                                   targets, indices=batch.indices)
-          *found, broken = jax.tree.map(np.asarray, self._count(
+          # Of each image, and summed here: by source and target, a batch of
+          # 256 has a gigabyte with a thousand classes.
+          cells, *found, broken = self._parallel.gather(self._outcomes(
               variables, batch, targets, attacked))
-          if broken:
+          if broken.any():
             raise FloatingPointError(
-                f'targets: the logits of {broken} images in a batch are not '
-                'finite.')
-          for total, count in zip((reached, fooled, tried), found, strict=True):
-            total += count
+                f'targets: the logits of {int(broken.sum())} images in a batch '
+                'are not finite.')
+          for total, hits in zip((reached, fooled, tried), found, strict=True):
+            np.add.at(total, tuple(cells.T), hits)
           task.advance(size)
     with np.errstate(invalid='ignore'):
       return TargetMatrix(reached / tried, fooled / tried, tried.max(axis=1),
@@ -153,25 +154,22 @@ def _targets(num_classes, labels, offset, *, axis_name=None):
   return (labels + offset) % num_classes
 
 
-def _count(model, num_classes, variables, batch, targets, attacked, *,
-           axis_name=None):
-  """Returns by source and target how many reached, fooled and were tried.
+def _outcomes(model, variables, batch, targets, attacked, *, axis_name=None):
+  """Returns source and target `[B, 2]` of each image, and four bools `[B]`.
 
-  Also of how many images logits predict nothing, see `losses.predicts`.
+  Whether the target was reached, whether the model was fooled, whether it was
+  tried, being right about the clean image, and whether logits predict nothing,
+  see `losses.predicts`.
   """
+  del axis_name  # Each on its own.
   logits = [forward.logits(model, variables, images)
             for images in (batch.images, attacked)]
   clean, found = (jnp.argmax(values, axis=-1) for values in logits)
   finite = functools.reduce(jnp.logical_and, map(losses.predicts, logits))
   tried = batch.mask & (clean == batch.labels)
-  cells = (jax.nn.one_hot(batch.labels, num_classes, dtype=jnp.int32)[..., None]
-           * jax.nn.one_hot(targets, num_classes, dtype=jnp.int32)[:, None])
-  def total(hits):
-    return jnp.einsum('b,bst->st', hits.astype(jnp.int32), cells)
-  return collectives.psum(
-      (total(tried & (found == targets)),
-       total(tried & (found != batch.labels)), total(tried),
-       jnp.sum((~finite & batch.mask).astype(jnp.int32))), axis_name)
+  return (jnp.stack([batch.labels, targets], axis=-1),
+          tried & (found == targets), tried & (found != batch.labels), tried,
+          ~finite & batch.mask)
 
 
 def _known(rates):

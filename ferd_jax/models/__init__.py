@@ -26,7 +26,9 @@ from ferd_jax.models import mobilenet_v2
 from ferd_jax.models import preact_resnet
 from ferd_jax.models import registry
 from ferd_jax.models import resnet
+from ferd_jax.models import staged
 from ferd_jax.models import wide_resnet
+from ferd_jax.models import xcit
 from ferd_jax.models.generator import Generator
 from ferd_jax.models.staged import StagedModel
 
@@ -53,11 +55,16 @@ ARCHITECTURES = (
     'dm_preact_resnet18',
     'dm_preact_resnet34 (DeepMind\'s)',
     'mobilenet_v2',
+    'ra_wrn_70_16, or by its blocks (ra_wrn_30_31_10)',
+    'meansparse_dm_wrn_{6n+4}_{widen}, meansparse_ra_wrn_70_16',
+    'xcit_{t, s, m or l}{blocks} (xcit_s12, ...), or by blocks and heads '
+    '(xcit_12_8)',
     'any of the ResNets of four groups by its blocks (resnet_2_2_2_2, '
     'resnet_bottleneck_3_4_6_3, preact_resnet_1_1_1_1, ...)',
 )
 
-_COMMON = ('width', 'mean', 'std', 'activation', 'padding', 'axis_name')
+_COMMON = ('width', 'mean', 'std', 'standardise', 'axis_name')
+_STYLED = ('activation', 'padding')
 _STEM = ('stem', 'pooling')
 # Calls of modules' methods for each array, more than networks have: those of
 # stages have half a call, others may have modules without arrays.
@@ -72,10 +79,15 @@ _COUNTS = r'_(\d+)_(\d+)_(\d+)_(\d+)'
 class _Family:
   """Names of one kind, what the numbers in them set, and the options."""
   pattern: str
-  module: Callable[..., StagedModel]
+  module: type[StagedModel]
   fields: Callable[..., dict[str, Any] | None]
   options: tuple[str, ...] = ()
   defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+  @property
+  def valid_options(self) -> tuple[str, ...]:
+    styled = _STYLED if issubclass(self.module, staged.StyledModel) else ()
+    return _COMMON + styled + self.options
 
 
 def _depth(number, remainder):
@@ -103,8 +115,20 @@ def _counted_fields(*counts):
   return {'blocks': blocks} if min(blocks) else None
 
 
+def _sized_fields(letter, depth):
+  features, heads = xcit.SIZES[letter]
+  fields = {'depth': int(depth), 'heads': heads, 'width': features // 8}
+  return fields if fields['depth'] else None
+
+
+def _xcit_fields(depth, heads):
+  fields = {'depth': int(depth), 'heads': int(heads)}
+  return fields if min(fields.values()) else None
+
+
 # What tells DeepMind's networks from the others.
 _DEEPMIND = {'activation': 'silu', 'padding': 'same'}
+_SPARSE = _DEEPMIND | {'sparse': True}
 _DEEPMIND_PREACT = _DEEPMIND | {'shortcut_input': 'input', 'shortcut_size': 3}
 
 _FAMILIES = (
@@ -129,6 +153,19 @@ _FAMILIES = (
     _Family(f'dm_preact_resnet{_COUNTS}', preact_resnet.PreActResNet,
             _counted_fields, defaults=_DEEPMIND_PREACT),
     _Family(r'mobilenet_v2', mobilenet_v2.MobileNetV2, dict),
+    _Family(r'ra_wrn_70_16', wide_resnet.RaWideResNet, dict,
+            defaults=_DEEPMIND),
+    _Family(r'ra_wrn_(\d+)_(\d+)_(\d+)', wide_resnet.RaWideResNet,
+            _counted_fields, defaults=_DEEPMIND),
+    _Family(r'meansparse_dm_wrn_(\d+)_(\d+)', wide_resnet.WideResNet,
+            _wide_fields, ('straight_through',), _SPARSE),
+    _Family(r'meansparse_ra_wrn_70_16', wide_resnet.RaWideResNet, dict,
+            ('straight_through',), _SPARSE),
+    _Family(r'meansparse_ra_wrn_(\d+)_(\d+)_(\d+)', wide_resnet.RaWideResNet,
+            _counted_fields, ('straight_through',), _SPARSE),
+    _Family(r'xcit_([tsml])(\d+)', xcit.Xcit, _sized_fields, ('patch',)),
+    _Family(r'xcit_(\d+)_(\d+)', xcit.Xcit, _xcit_fields, ('patch',),
+            {'width': 24}),
 )
 
 
@@ -200,13 +237,18 @@ def build(arch: str, num_classes: int, **options: Any) -> nn.Module:
     **options: of a registered network those that it was registered with, of
       the others `width`, the channels of the first convolution, with which all
       others scale (16 for WideResNet and CIFAR ResNet, 64 for ResNet and
-      PreActResNet, 32 for MobileNetV2, where it is a multiple of 4); `mean`
-      and `std`, the per-channel normalisation done inside the model (default:
-      none); `activation` (see `layers.ACTIVATIONS`; default: 'relu', for
-      DeepMind's networks 'silu'); `padding` (see `layers.PADDINGS`; default:
-      'both', for DeepMind's 'same'); `axis_name`, the axis over which BatchNorm
-      synchronises; for ResNets `stem` and `pooling` (see `resnet.STEMS` and
-      `resnet.POOLINGS`; default: '3x3' and 'none'); for CIFAR ResNets
+      PreActResNet, 32 for MobileNetV2 and 96 for RaWideResNet, where it is a
+      multiple of 4, 48 to 96 for XCiT, where 8 times it is a multiple of the
+      heads); `mean` and `std`, the per-channel normalisation done inside the
+      model (default: none), or `standardise`, True for that of each image by
+      itself (see `staged.standardised`); but for XCiT `activation` (see
+      `layers.ACTIVATIONS`; default: 'relu', for DeepMind's networks 'silu') and
+      `padding` (see `layers.PADDINGS`; default: 'both', for DeepMind's 'same');
+      `axis_name`, the axis over which BatchNorm synchronises; for networks with
+      MeanSparse layers `straight_through` (see `mean_sparse.MeanSparse`); for
+      XCiT `patch` (see `xcit.PATCHES`; default: 4); for ResNets `stem` and
+      `pooling` (see `resnet.STEMS` and `resnet.POOLINGS`; default: '3x3' and
+      'none'); for CIFAR ResNets
       `shortcut` (see `resnet.SHORTCUTS`), for PreActResNets `shortcut_input`
       (see `preact_resnet.SHORTCUT_INPUTS`) and `final_bn`.
 
@@ -220,7 +262,7 @@ def build(arch: str, num_classes: int, **options: Any) -> nn.Module:
   entry = registry.find(arch)
   if entry is None:
     family, fields = _find(arch)
-  valid = entry.options if entry else _COMMON + family.options
+  valid = entry.options if entry else family.valid_options
   validate.positive(num_classes=num_classes)
   unknown = sorted(set(options) - set(valid))
   if unknown:
@@ -228,15 +270,15 @@ def build(arch: str, num_classes: int, **options: Any) -> nn.Module:
                      f'{", ".join(valid) or "none"}; got {", ".join(unknown)}.')
   _check_normalisation(options)
   if not entry:
-    _check(family, options)
+    _check(family, fields, options)
   for name in ('mean', 'std'):
     if options.get(name) is not None:
       # Numbers of any kind become floats in a tuple, which has a hash.
       options[name] = tuple(float(value) for value in options[name])
   if entry:
     return entry.build(arch, num_classes, **options)
-  return family.module(num_classes=num_classes, **fields,
-                       **{**family.defaults, **options})
+  return family.module(num_classes=num_classes,
+                       **{**family.defaults, **fields, **options})
 
 
 def init_variables(model: nn.Module, key: jax.Array,
@@ -307,12 +349,23 @@ def _find(arch):
       'registered first, by models.register.')
 
 
-def _check(family, options):
+def _check(family, fields, options):
   """Raises ValueError for the first option out of range."""
   if 'width' in options:
     validate.positive(width=options['width'])
-    if family.module is mobilenet_v2.MobileNetV2:
+    if family.module in (mobilenet_v2.MobileNetV2, wide_resnet.RaWideResNet):
       validate.divisible(4, 'channels', width=options['width'])
+  if family.module is xcit.Xcit:
+    width = {**family.defaults, **fields, **options}['width']
+    if 8 * width % fields['heads']:
+      raise validate.SettingError(
+          'width', width, 'to give 8 times as many channels to '
+          f'{fields["heads"]} heads of one size.')
+  if 'patch' in options:
+    validate.one_of(xcit.PATCHES, patch=options['patch'])
+  for name in ('standardise', 'straight_through'):
+    if name in options:
+      validate.one_of((True, False), **{name: options[name]})
   if 'activation' in options:
     validate.one_of(tuple(layers.ACTIVATIONS), activation=options['activation'])
   if 'padding' in options:
@@ -333,6 +386,10 @@ def _check(family, options):
 def _check_normalisation(options):
   """Raises ValueError for a mean or std that does not normalise."""
   mean, std = options.get('mean'), options.get('std')
+  if options.get('standardise') and (mean is not None or std is not None):
+    raise validate.SettingError(
+        'standardise', options['standardise'], 'not to be set beside '
+        f'mean={mean!r} and std={std!r}; an image is normalised once.')
   if (mean is None) != (std is None):
     raise validate.SettingError('mean', mean, f'and std={std!r} together.')
   if mean is not None:

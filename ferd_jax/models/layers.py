@@ -58,14 +58,14 @@ class Conv(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """Maps float [B, H, W, C_in] to [B, ceil(H/s), ceil(W/s), features]."""
-    size, dtype = self.kernel_size, _param_dtype(x)
+    size, dtype = self.kernel_size, param_dtype(x)
     shape = (size, size, x.shape[-1], self.features)
     kernel = self.param('kernel', self.kernel_init, shape, dtype)
     x = _convolve(x, kernel, self.strides, self.padding)
     if self.use_bias:
       bias_init = self.bias_init or torch_bias(size * size * shape[2])
       bias = self.param('bias', bias_init, (self.features,), dtype)
-      x = x + _per_channel(bias, x.ndim)
+      x = x + per_channel(bias, x.ndim)
     return x
 
 
@@ -75,20 +75,26 @@ class DepthwiseConv(nn.Module):
   Attributes:
     strides: step in both directions.
     padding: one of `PADDINGS`.
+    use_bias: whether to add a bias.
   """
   strides: int = 1
   padding: str = 'both'
+  use_bias: bool = False
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """Maps float [B, H, W, C] to [B, ceil(H/s), ceil(W/s), C]."""
     kernel = self.param('kernel', torch_uniform, (3, 3, 1, x.shape[-1]),
-                        _param_dtype(x))
+                        param_dtype(x))
     # XLA:CPU runs grouped convolutions an order of magnitude slower than the
     # nine multiply-adds that they stand for.
     on_cpu = jax.default_backend() == 'cpu'
     depthwise = depthwise_shifted if on_cpu else depthwise_grouped
-    return depthwise(x, kernel, self.strides, self.padding)
+    x = depthwise(x, kernel, self.strides, self.padding)
+    if self.use_bias:
+      bias = self.param('bias', torch_bias(9), x.shape[-1:], param_dtype(x))
+      x = x + per_channel(bias, x.ndim)
+    return x
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -110,7 +116,7 @@ def depthwise_shifted(x: jax.Array, kernel: jax.Array, strides: int,
     [B, ceil(H/s), ceil(W/s), C].
   """
   return sum(
-      window * _per_channel(kernel[i, j, 0], x.ndim)
+      window * per_channel(kernel[i, j, 0], x.ndim)
       for i, j, window in _windows(x, strides, padding))
 
 
@@ -150,7 +156,7 @@ def depthwise_grouped(x: jax.Array, kernel: jax.Array, strides: int,
 
 
 class Dense(nn.Module):
-  """Linear layer with bias.
+  """Linear layer with bias, of vectors or of every token by itself.
 
   Attributes:
     features: number of outputs.
@@ -163,13 +169,33 @@ class Dense(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    """Maps float [B, C_in] to [B, features]."""
-    dtype = _param_dtype(x)
+    """Maps float [..., C_in] to [..., features]."""
+    dtype = param_dtype(x)
     shape = (x.shape[-1], self.features)
     kernel = self.param('kernel', self.kernel_init, shape, dtype)
     bias_init = self.bias_init or torch_bias(shape[0])
     bias = self.param('bias', bias_init, (self.features,), dtype)
-    return x @ kernel + _per_channel(bias, x.ndim)
+    return x @ kernel + per_channel(bias, x.ndim)
+
+
+class LayerNorm(nn.Module):
+  """LayerNorm of PyTorch over the channels, each position by itself.
+
+  Attributes:
+    epsilon: added to the variance.
+  """
+  epsilon: float = 1e-6
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Normalises float [..., C] over its last axis."""
+    dtype, shape = param_dtype(x), x.shape[-1:]
+    scale = self.param('scale', nn.initializers.ones, shape, dtype)
+    bias = self.param('bias', nn.initializers.zeros, shape, dtype)
+    centred = x - jnp.mean(x, axis=-1, keepdims=True)
+    var = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
+    x = centred * lax.rsqrt(var + self.epsilon)
+    return x * per_channel(scale, x.ndim) + per_channel(bias, x.ndim)
 
 
 class BatchNorm(nn.Module):
@@ -204,7 +230,7 @@ class BatchNorm(nn.Module):
       ValueError: in train mode with a single value per channel, which has no
         unbiased variance.
     """
-    dtype, shape = _param_dtype(x), x.shape[-1:]
+    dtype, shape = param_dtype(x), x.shape[-1:]
     scale = self.param('scale', self.scale_init, shape, dtype)
     bias = self.param('bias', nn.initializers.zeros, shape, dtype)
     running_mean = self.variable(
@@ -233,8 +259,8 @@ class BatchNorm(nn.Module):
             running.value += self.momentum * (new - running.value)
 
     inverse = scale * lax.rsqrt(var + self.epsilon)
-    centred = x - _per_channel(mean, x.ndim)
-    return centred * _per_channel(inverse, x.ndim) + _per_channel(bias, x.ndim)
+    centred = x - per_channel(mean, x.ndim)
+    return centred * per_channel(inverse, x.ndim) + per_channel(bias, x.ndim)
 
   def _sow_last(self, name, value):
     """Sows `value` bare, where Flax would append it to a tuple."""
@@ -331,7 +357,7 @@ def _moments(x):
   """
   axes = tuple(range(x.ndim - 1))
   mean = jnp.mean(x, axis=axes)
-  return mean, jnp.mean(jnp.square(x - _per_channel(mean, x.ndim)), axis=axes)
+  return mean, jnp.mean(jnp.square(x - per_channel(mean, x.ndim)), axis=axes)
 
 
 def _combine(mean, var, axis_name):
@@ -343,10 +369,11 @@ def _combine(mean, var, axis_name):
   return total_mean, collectives.pmean(var + spread, axis_name)
 
 
-def _param_dtype(x):
+def param_dtype(x: jax.Array) -> jnp.dtype:
+  """Returns the type of the parameters of a layer with that input."""
   return jnp.promote_types(x.dtype, jnp.float32)
 
 
-def _per_channel(vector, ndim):
+def per_channel(vector: jax.Array, ndim: int) -> jax.Array:
   """Returns `vector` [C] as [1, ..., 1, C], to broadcast by intent."""
   return jnp.reshape(vector, (1,) * (ndim - 1) + (-1,))

@@ -87,7 +87,8 @@ class Experiment:
         seed=self.config.seed, batch_size=options.batch_size,
         ddof=options.nsd_ddof,
         autoattack_examples=options.autoattack_examples,
-        target_examples=options.target_examples)
+        target_examples=options.target_examples,
+        diagnosed_examples=options.diagnosed_examples)
 
   @functools.cached_property
   def evaluators(self) -> dict[str, robustness.Evaluator]:
@@ -341,6 +342,7 @@ def _check(config):
     validate.count(0, every=options.every,
                    autoattack_examples=options.autoattack_examples,
                    target_examples=options.target_examples,
+                   diagnosed_examples=options.diagnosed_examples,
                    curve_examples=options.curve_examples)
     measured = [f'{split_name(config)}_{attack}{kind}'
                 for attack in options.curve_attacks

@@ -50,6 +50,8 @@ NETWORK = {  # what networks of a group have besides their architecture
     'width': (_Unset(int), 'channels of the first convolution'),
     'mean': (_Unset(tuple), 'normalisation inside the network'),
     'std': (_Unset(tuple), 'normalisation inside the network'),
+    'standardise': (_Unset(bool), 'every image by its own mean and standard '
+                    'deviation instead'),
     'activation': (_Unset(str), 'relu or silu'),
     'padding': (_Unset(str), 'of convolutions of stride 2: both or same'),
     'shortcut': (_Unset(str), 'of cifar_resnet: pad_both, pad_after or conv'),
@@ -58,11 +60,16 @@ NETWORK = {  # what networks of a group have besides their architecture
     'stem': (_Unset(str), 'of resnet, first convolution and its stride: 3x3, '
              '3x3/2, 7x7 or 7x7/2'),
     'pooling': (_Unset(str), 'of resnet, after it: none or max'),
+    'patch': (_Unset(int), "of xcit, pixels of a token's side: 1, 2, 4, 8 or "
+              '16'),
+    'straight_through': (_Unset(bool), 'of MeanSparse layers: gradients as if '
+                         'they changed nothing'),
 }
 FILE = {  # what those that are read from one have besides
     'robustbench': (_Unset(str), 'a RobustBench id (python -m '
-                    'ferd_jax.teachers list), which sets arch and all that '
-                    'belongs to it; its file is fetched if no path is given'),
+                    'ferd_jax.teachers list), L2/ID for one against L2, '
+                    'which sets arch and all that belongs to it; its file '
+                    'is fetched if no path is given'),
     'path': ('', "its file; 'random': no file (smoke)"),
     'select': (_Unset(str), 'dict of weights in the file, or what its keys '
                'begin with'),
@@ -111,6 +118,8 @@ _EVAL = {
     'autoattack_examples': (0, 'the first images only; 0: all'),
     'target_examples': (10_000, 'so many images are also attacked towards '
                         'every wrong class; 0: none'),
+    'diagnosed_examples': (0, 'on so many it is looked whether gradients are '
+                           'masked (attacks.diagnose); 0: none'),
     'batch_size': (512, 'images a step, over all devices'),
     'every': (10, 'epochs between points of the learning curve; 0: none'),
     'curve_attacks': (('clean', 'pgd20'), 'of the learning curve'),

@@ -6,6 +6,7 @@ from ferd_jax.torch_io.files import read_state_dict
 from ferd_jax.torch_io.files import strip_prefixes
 from ferd_jax.torch_io.files import write_state_dict
 from ferd_jax.torch_io.layouts import definition
+from ferd_jax.torch_io.mapping import FLOATS
 from ferd_jax.torch_io.mapping import checked_values
 from ferd_jax.torch_io.mapping import load_variables
 from ferd_jax.torch_io.mapping import normalisation
@@ -13,7 +14,7 @@ from ferd_jax.torch_io.mapping import state_dict_from_variables
 from ferd_jax.torch_io.mapping import torch_shapes
 from ferd_jax.torch_io.mapping import variables_from_state_dict
 
-__all__ = ['Layout', 'check_format', 'checked_values', 'definition',
+__all__ = ['FLOATS', 'Layout', 'check_format', 'checked_values', 'definition',
            'load_variables', 'normalisation', 'read_state_dict',
            'state_dict_from_variables', 'strip_prefixes', 'torch_shapes',
            'variables_from_state_dict', 'write_state_dict']

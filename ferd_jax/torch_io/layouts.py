@@ -17,6 +17,7 @@ from ferd_jax.models import preact_resnet
 from ferd_jax.models import registry
 from ferd_jax.models import resnet
 from ferd_jax.models import wide_resnet
+from ferd_jax.models import xcit
 
 _ROBUSTBENCH = 'RobustBench/robustbench, robustbench/model_zoo/architectures/'
 
@@ -48,7 +49,18 @@ DEEPMIND_WIDE = Published(
         (r'^conv1$', 'init_conv'),
         (r'^bn1$', 'batchnorm'),
         (r'^fc$', 'logits'),
+        (r'^meansparse\.end$', 'meansparse_end'),
+        (r'\.meansparse\.(\d)$', r'.meansparse_\1'),
     ), ('relu', 'silu'), 'same')
+ROBUST_ARCHITECTURE = dataclasses.replace(
+    DEEPMIND_WIDE, definition=f'{_ROBUSTBENCH}robustarch_wide_resnet.py, '
+    'NormalizedWideResNet')
+MEAN_SPARSE = dataclasses.replace(
+    DEEPMIND_WIDE,
+    definition=f'{_ROBUSTBENCH}Meansparse_wrn_70_16.py, DMWideResNet')
+MEAN_SPARSE_ROBUST = dataclasses.replace(
+    DEEPMIND_WIDE, definition=f'{_ROBUSTBENCH}Meansparse_ra_wrn_70_16.py, '
+    'NormalizedWideResNet')
 DEEPMIND_PREACT = Published(
     f'{_ROBUSTBENCH}dm_wide_resnet.py, DMPreActResNet',
     (
@@ -87,6 +99,10 @@ STAGES = Published(
         (r'\.(conv|bn)2$', r'.\1_b'),
         (r'^linear$', 'classifier'),
     ))
+XCIT = Published(
+    'huggingface/pytorch-image-models, timm/models/xcit.py, with the strides '
+    f'of {_ROBUSTBENCH}xcit.py',
+    ((r'^patch_embed\.proj_(\d)\.', r'patch_embed.proj.\1.'),), ('gelu',))
 GENERATOR = Published('zju-vipa/CMI, Generator')
 LARGE_GENERATOR = Published('zju-vipa/CMI, LargeGenerator')
 
@@ -112,6 +128,13 @@ def of_model(model: nn.Module) -> tuple[registry.Layout, ...]:
   if registered is not None:
     return (registered,)
   match model:
+    case wide_resnet.RaWideResNet():
+      return ((MEAN_SPARSE_ROBUST,) if model.sparse
+              else (ROBUST_ARCHITECTURE,))
+    case wide_resnet.WideResNet(sparse=True):
+      return (MEAN_SPARSE,)
+    case xcit.Xcit():
+      return (XCIT,)
     case wide_resnet.WideResNet():
       return ((TRADES, DEEPMIND_WIDE) if model.padding == 'both'
               else (DEEPMIND_WIDE, TRADES))
@@ -144,6 +167,8 @@ def definition(model: nn.Module) -> str:
   text = layout.definition
   if isinstance(model, models.Generator) or not isinstance(layout, Published):
     return text
+  if layout is XCIT:
+    return f'{text} (patches of {model.patch} pixels)'
   arguments, changes = [], []
   if layout is TORCHVISION:
     changes += [f'a stem of {model.stem}'] * (model.stem != '7x7/2')

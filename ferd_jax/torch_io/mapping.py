@@ -18,6 +18,8 @@ import numpy as np
 
 from ferd_jax import models
 from ferd_jax.core import errors
+from ferd_jax.models import mean_sparse
+from ferd_jax.models import staged
 from ferd_jax.torch_io import choosing
 from ferd_jax.torch_io import files
 from ferd_jax.torch_io import layouts
@@ -32,10 +34,15 @@ _LEAVES = {
     ('params', 'bias'): 'bias',
     ('batch_stats', 'mean'): 'running_mean',
     ('batch_stats', 'var'): 'running_var',
+    (mean_sparse.COLLECTION, 'mean'): 'running_mean',
+    (mean_sparse.COLLECTION, 'var'): 'running_var',
 }
 
-_FLOATS = ('params', 'batch_stats')
-_CLASSIFIERS = ('fc', 'linear', 'classifier', 'logits')
+# Collections of numbers that a network computes by.
+FLOATS = ('params', 'batch_stats', mean_sparse.COLLECTION)
+# The ends of keys of what no forward pass reads.
+_UNUSED = ('.num_batches_tracked', '.flag_update_statistics', '.batch_num')
+_CLASSIFIERS = ('fc', 'linear', 'classifier', 'logits', 'head')
 
 
 def torch_shapes(model: nn.Module,
@@ -52,7 +59,7 @@ def torch_shapes(model: nn.Module,
   paths = _keyed(leaves, layouts.of_model(model)[0])
   shapes = {key: _torch_shape(path, leaves[path].shape)
             for key, path in paths.items()}
-  return shapes | {key: () for key in _counters(shapes)}
+  return shapes | dict.fromkeys(_counters(shapes), ())
 
 
 def variables_from_state_dict(model: nn.Module,
@@ -84,7 +91,7 @@ def variables_from_state_dict(model: nn.Module,
   found = _check_normalisation(model, found, wanted)
   _check_keys(model, wanted, found, image_shape)
   values = checked_values(
-      {key: found[key] for key, path in paths.items() if path[0] in _FLOATS},
+      {key: found[key] for key, path in paths.items() if path[0] in FLOATS},
       [key for key, path in paths.items() if path[-1] == 'var'])
   others = {key: found[key] for key in paths if key not in values}
   _check_real(others)
@@ -154,7 +161,7 @@ def checked_values(values: Mapping[str, np.ndarray],
 def _used(state_dict):
   """Returns the arrays that a forward pass uses."""
   return {key: value for key, value in state_dict.items()
-          if not key.endswith('num_batches_tracked')
+          if not key.endswith(_UNUSED)
           and not key.startswith('sub_block1.')}
 
 
@@ -218,8 +225,7 @@ def state_dict_from_variables(model: nn.Module,
   paths = _keyed(flat, layouts.of_model(model)[0])
   state_dict = {key: _to_torch(path, np.asarray(flat[path]))
                 for key, path in paths.items()}
-  counters = {key: np.zeros((), np.int64) for key in _counters(state_dict)}
-  return state_dict | counters
+  return state_dict | _counters(state_dict)
 
 
 def load_variables(path: str | os.PathLike[str], model: nn.Module,
@@ -255,8 +261,10 @@ def _abstract(model, image_shape, limit=None):
     limit += -limit % 1000  # Of one network a few more or less are there.
   if isinstance(model, models.StagedModel) and layouts.is_own(model):
     # Nothing of these says anything of shapes, and tracing takes a while.
-    model = model.clone(mean=None, std=None, axis_name=None, padding='both',
-                        activation='relu')
+    style = ({'padding': 'both', 'activation': 'relu'}
+             if isinstance(model, staged.StyledModel) else {})
+    model = model.clone(mean=None, std=None, standardise=False, axis_name=None,
+                        **style)
     image_shape = (32, 32, image_shape[-1])
   try:
     return _abstract_once(model, image_shape, limit)
@@ -295,10 +303,21 @@ def _torch_key(path, layout):
 
 
 def _counters(keys):
-  """Returns the names of the counters of all BatchNorm layers in `keys`."""
-  suffix = '.running_mean'
-  return [key.removesuffix(suffix) + '.num_batches_tracked'
-          for key in keys if key.endswith(suffix)]
+  """Returns what layers with statistics in `keys` count, at zero.
+
+  Of BatchNorm and, where there is a threshold, of MeanSparse.
+  """
+  counters = {}
+  for key in keys:
+    head, _, leaf = key.rpartition('.')
+    if leaf != 'running_mean':
+      continue
+    if f'{head}.threshold' in keys:
+      counters[f'{head}.flag_update_statistics'] = np.zeros((), np.int64)
+      counters[f'{head}.batch_num'] = np.zeros((), np.float32)
+    else:
+      counters[f'{head}.num_batches_tracked'] = np.zeros((), np.int64)
+  return counters
 
 
 # Kernels: [k, ..., C_in, C_out] <-> [C_out, C_in, k, ...], of which linear

@@ -17,6 +17,7 @@ from ferd_jax.core import errors
 from ferd_jax.models import layers
 from ferd_jax.models import preact_resnet
 from ferd_jax.models import resnet
+from ferd_jax.models import xcit
 from ferd_jax.torch_io import layouts
 
 # What no network's keys reveal, with the values that there are.
@@ -52,7 +53,8 @@ class Recognised:
     """Returns the options that are neither revealed nor given."""
     if self.arch == models.GENERATOR:
       return []
-    return [name for name in (*self.open, *_NORMALISATION)
+    normalised = () if options.get('standardise') else _NORMALISATION
+    return [name for name in (*self.open, *normalised)
             if options.get(name) is None]
 
   def __str__(self) -> str:
@@ -99,12 +101,15 @@ def foreign(state_dict: Mapping[str, np.ndarray]) -> str | None:
   Args:
     state_dict: as for `recognise`.
   """
+  if _XCIT in state_dict:  # Whose other keys are those of transformers.
+    return None
   for pattern, what in _FOREIGN:
     if any(re.match(pattern, key) for key in state_dict):
       return what
   return None
 
 
+_XCIT = 'blocks.0.local_mp.conv1.weight'
 # Keys of networks that are none of `models.ARCHITECTURES`, and what they are.
 _FOREIGN = tuple((re.compile(pattern), what) for pattern, what in (
     (r'features\.denseblock\d', "torchvision's DenseNet"),
@@ -118,7 +123,6 @@ _FOREIGN = tuple((re.compile(pattern), what) for pattern, what in (
     (r'stages\.\d+\.blocks\.', "timm's ResNetV2 (BiT) or another network of "
      'stages and blocks'),
     (r'layers\.\d+\.blocks\.\d+\.attn\.', 'a Swin Transformer'),
-    (r'blocks\.\d+\.local_mp\.', 'XCiT'),
     (r'(cls_token|class_token|pos_embed|blocks\.\d+\.attn\.|'
      r'encoder\.layers?\.|vit\.|deit\.)', 'a Vision Transformer'),
     (r'(Conv2d_1a_3x3|Mixed_5b|inception\d[a-eA-E])\.',
@@ -153,6 +157,20 @@ def _trades_wide(state_dict):
 
 
 def _deepmind_wide(state_dict):
+  sparse = 'layer.0.block.0.meansparse_0.threshold' in state_dict
+  if 'layer.0.block.0.se.fc1.weight' in state_dict:
+    width, channels = _sides(state_dict['init_conv.weight'])
+    blocks = [_count(state_dict, rf'layer\.{i}\.block\.') for i in range(3)]
+    _check_blocks(state_dict, sum(blocks))
+    counts = '70_16' if blocks == [30, 31, 10] else '_'.join(map(str, blocks))
+    return _found(
+        f'meansparse_ra_wrn_{counts}' if sparse else f'ra_wrn_{counts}',
+        layouts.MEAN_SPARSE_ROBUST if sparse else layouts.ROBUST_ARCHITECTURE,
+        state_dict, 'logits', channels, _width(width, 96))
+  if sparse:
+    return _wide(state_dict, 'meansparse_dm_wrn', layouts.MEAN_SPARSE,
+                 'init_conv', 'layer.0.block.0.conv_0.weight',
+                 r'layer\.0\.block\.', 'logits')
   return _wide(state_dict, 'dm_wrn', layouts.DEEPMIND_WIDE, 'init_conv',
                'layer.0.block.0.conv_0.weight', r'layer\.0\.block\.', 'logits')
 
@@ -257,6 +275,23 @@ def _cifar(state_dict, layout, first_conv, group, classifier, shortcut):
                 {'shortcut': usual})
 
 
+def _xcit(state_dict):
+  first, channels = _sides(state_dict['patch_embed.proj.0.0.weight'])
+  if 'patch_embed.proj.6.0.weight' not in state_dict:
+    raise ValueError('Cannot use the architecture: it is an XCiT whose patches '
+                     'are made by three convolutions (p8).')
+  depth, heads = (_count(state_dict, r'blocks\.'),
+                  len(state_dict['blocks.0.attn.temperature']))
+  _check_blocks(state_dict, depth)
+  arch, options = f'xcit_{depth}_{heads}', _width(first, 24)
+  for letter, size in xcit.SIZES.items():
+    if size == (8 * first, heads):
+      arch, options = f'xcit_{letter}{depth}', {}
+  return Recognised(
+      arch, options, len(state_dict['head.weight']), channels,
+      {'patch': xcit.PATCHES}, {'patch': 4}, layouts.XCIT.definition)
+
+
 def _generator(state_dict):
   start = len(state_dict['conv_blocks.0.weight'])
   rows, nz = _sides(state_dict['l1.0.weight'])
@@ -283,6 +318,7 @@ _FAMILIES = (
     ('conv_1_3x3.weight', _staged_cifar),
     ('layer4.0.conv1.weight', _resnet),
     ('layer3.0.conv1.weight', _akamaster_or_chenyaofo),
+    (_XCIT, _xcit),
     ('conv_blocks.0.weight', _generator),
 )
 

@@ -232,7 +232,7 @@ def _load_torch(path, arch, given, channels, num_classes, select, size,
   state_dict, remark = weights.arrays, weights.remark()
   registered = registry.find(arch) is not None
   try:
-    if not {'mean', 'std'} & given.keys():
+    if not {'mean', 'std', 'standardise'} & given.keys():
       given |= torch_io.normalisation(state_dict)
     # A registered network's keys may look like a built-in one's.
     found = None if registered else _recognised(state_dict, arch)
@@ -343,7 +343,8 @@ def _ask(found, arch, given):
   normalisation = ' and '.join(
       name for name in missing if name not in found.open)
   if normalisation:
-    normalisation = f'{normalisation} (0 and 1 for no normalisation)'
+    normalisation = (f'{normalisation} (0 and 1 for no normalisation, or '
+                     'standardise)')
   usual = ', '.join(f'{name}={found.usual[name]!r}' for name in missing
                     if name in found.usual)
   raise ValueError(

@@ -241,9 +241,9 @@ def _checked(flat, expected):
   wanted = _flat(expected)
   _compare(flat, wanted)
   floats = {name: flat[name] for name in wanted
-            if name.startswith(('params/', 'batch_stats/'))}
+            if name.partition('/')[0] in torch_io.FLOATS}
   values = torch_io.checked_values(
-      floats, [name for name in floats if name.startswith('batch_stats/')
+      floats, [name for name in floats if not name.startswith('params/')
                and name.endswith('/var')])
   others = {name: flat[name] for name in wanted if name not in floats}
   for name, value in others.items():

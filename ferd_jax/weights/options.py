@@ -6,10 +6,12 @@ from typing import Any
 from ferd_jax.models import layers
 from ferd_jax.models import preact_resnet
 from ferd_jax.models import resnet
+from ferd_jax.models import xcit
 
 # What keys do not reveal and a command line may say, beside mean and std.
 OPTIONS = ('width', 'activation', 'padding', 'mean', 'std', 'shortcut',
-           'shortcut_input', 'final_bn', 'stem', 'pooling')
+           'shortcut_input', 'final_bn', 'stem', 'pooling', 'standardise',
+           'patch', 'straight_through')
 
 
 def add(parser: Any) -> None:
@@ -39,6 +41,14 @@ def add(parser: Any) -> None:
   option('--final-bn', action='store_true', default=None,
       help='of preact_resnet')
   option('--stem', help=f'of resnet: {", ".join(resnet.STEMS)}')
+  option('--standardise', action='store_true', default=None,
+         help='every image by its own mean and standard deviation, in place of '
+         '--mean and --std; no key tells it')
+  option('--patch', type=int, help='of xcit, pixels of a token\'s side: '
+         f'{", ".join(map(str, xcit.PATCHES))}; no key tells it')
+  option('--straight-through', action='store_true', default=None,
+         help='of MeanSparse layers: gradients as if they changed nothing; '
+         'without it AutoAttack overrates the robustness')
   option('--pooling', help=f'of resnet: {" or ".join(resnet.POOLINGS)}')
 
 

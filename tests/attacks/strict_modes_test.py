@@ -122,6 +122,23 @@ def test_autoattack(mode, arrays):
   assert result.correct.all() and len(result.flags) == 3
 
 
+@pytest.mark.parametrize('mode', ['transfer guard', 'key reuse'])
+def test_what_drives_attacks_from_outside(mode, arrays):
+  w, key, _, _ = arrays
+  def noisy(w, x, key):
+    return _apply(w, x + 0.1 * jax.random.normal(key, x.shape, x.dtype))
+  with _MODES[mode]():
+    found = attacks.Randomised(
+        _EPS, attacks=('apgd-ce', 'square'), eot=2, num_iterations=1,
+        num_queries=1, num_draws=2)(
+            jax.tree_util.Partial(noisy, w), key, _X, _Y, batch_size=2,
+            progress=False, parallel=parallel.create('jit'))
+    diagnosis = attacks.diagnose(
+        jax.tree_util.Partial(_apply, w), key, _X, _Y, _EPS, num_queries=1,
+        num_draws=1, batch_size=2)
+  assert found.correct.shape == (2, 2) and diagnosis.num_images == 2
+
+
 def test_guard_holds_for_the_model(arrays):
   """What an attack places itself hides nothing that a model transfers."""
   w, key, x, y = arrays

@@ -98,6 +98,12 @@ def test_target_table(matrix):
       ['c', '5', '0%', '0%', '', '-']]
 
 
+def test_target_table_of_a_thousand_classes_is_a_line(matrix):
+  names = list(map(str, range(1000)))
+  line, = tables.target_table('student', names, matrix).splitlines()
+  assert '30.00% on average' in line and '1000 classes' in line
+
+
 @pytest.mark.parametrize('number, title', [
     (6, 'student (first 6 images): how'), (7, 'student: how'),
     (None, 'student: how')])

@@ -12,6 +12,7 @@ import pytest
 from ferd_jax import models
 from ferd_jax import torch_io
 from ferd_jax.models import layers
+from ferd_jax.models import staged
 
 # Compiling for speed takes longer than these tests run.
 jit = functools.partial(
@@ -26,6 +27,8 @@ TINY = {
     'dm_wrn_10_1': {'width': 4},
     'dm_preact_resnet18': {'width': 4},
     'resnet_bottleneck_1_1_1_1': {'width': 2},
+    'ra_wrn_1_1_1': {'width': 4},
+    'xcit_2_2': {'width': 1},
 }
 
 
@@ -417,7 +420,8 @@ def test_generator_start_and_range():
     ('resnet18', {'padding': 'valid'}, "'both', 'same'"),
     ('dm_preact_resnet18', {'final_bn': True}, 'got final_bn'),
     ('resnet18', {'shortcut': 'conv'},
-     'width, mean, std, activation, padding, axis_name, stem, pooling; got'),
+     'width, mean, std, standardise, axis_name, activation, padding, stem, '
+     'pooling; got'),
     ('cifar_resnet8', {'shortcut': 'pad'}, "'conv', 'pad_both', 'pad_after'"),
     ('preact_resnet18', {'shortcut_input': 'x'}, "'preact', 'input'"),
     ('preact_resnet18', {'final_bn': 2}, 'final_bn=2'),
@@ -426,6 +430,20 @@ def test_generator_start_and_range():
     ('resnet18', {'mean': (0.5,)}, 'std=None together'),
     ('resnet18', {'mean': (0.5,), 'std': (0.0,)}, 'std=0.0 > 0'),
     ('resnet18', {'mean': (0.5,), 'std': (1, 1)}, 'same length'),
+    ('resnet18', {'mean': (0.5,), 'std': (1,), 'standardise': True},
+     'standardise=True not to be set beside'),
+    ('resnet18', {'standardise': 1.5}, 'standardise=1.5'),
+    ('ra_wrn_70_16', {'width': 6}, 'width=6 divisible by 4'),
+    ('ra_wrn_1_0_1', {}, "arch='ra_wrn_1_0_1'"),
+    ('ra_wrn_70_16', {'straight_through': True}, 'got straight_through'),
+    ('meansparse_dm_wrn_70_16', {'straight_through': 'x'},
+     "straight_through='x'"),
+    ('meansparse_dm_wrn_70_16', {'sparse': False}, 'got sparse'),
+    ('xcit_0_4', {}, "arch='xcit_0_4'"),
+    ('xcit_s0', {}, "arch='xcit_s0'"),
+    ('xcit_s12', {'patch': 3}, 'patch=3'),
+    ('xcit_s12', {'activation': 'silu'}, 'got activation'),
+    ('xcit_2_5', {}, 'width=24 to give 8 times .* 5 heads'),
 ])
 def test_unusable_settings(arch, options, message):
   with pytest.raises(ValueError, match=message) as error:
@@ -455,3 +473,26 @@ def test_models_are_hashable_and_equal_by_value():
   assert first == second
   assert hash(first) == hash(second)
   assert first != first.clone(axis_name='data')
+
+
+def test_standardised_images():
+  rng = np.random.default_rng(0)
+  x = rng.uniform(size=(3, 5, 4, 2))
+  x[1] = 0.3  # Of one colour: divided by 1 / sqrt(n).
+  x[2] = 0.3 + 1e-4 * x[2]
+  count = x[0].size
+  expected = [(image - image.mean()) / max(image.std(ddof=1), count ** -0.5)
+              for image in x]
+  with jax.enable_x64(True):
+    found = staged.standardised(jnp.asarray(x))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
+    gradient = jax.grad(lambda x: jnp.sum(staged.standardised(x)[..., 0]))(
+        jnp.asarray(x))
+  assert np.isfinite(gradient).all()
+  # A network does so before anything else, whatever the contrast.
+  model = models.build('wrn_10_1', 5, width=4, standardise=True)
+  variables = filled(model, (8, 8, 2))
+  bright = images((2, 8, 8, 2))
+  np.testing.assert_allclose(model.apply(variables, bright),
+                             model.apply(variables, 0.5 * bright + 0.2),
+                             rtol=1e-4, atol=1e-4)

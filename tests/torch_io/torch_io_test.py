@@ -8,6 +8,7 @@ import functools
 import importlib.util
 import pathlib
 import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,7 @@ from ferd_jax import torch_io
 REAL = pathlib.Path(__file__).parents[3] / 'shared' / 'data' / 'teachers'
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
+ROBUSTBENCH_SPEC = importlib.util.find_spec('robustbench')
 # Compiling for speed takes longer than these tests run.
 jit = functools.partial(
     jax.jit, compiler_options={'xla_backend_optimization_level': 0})
@@ -63,6 +65,13 @@ TWINS = {
         'width': 4, 'activation': 'silu', 'padding': 'same'}),
     'mobilenet-same': ('mobilenet_v2', {
         'width': 8, 'activation': 'silu', 'padding': 'same'}),
+    'ra-wrn': ('ra_wrn_1_2_1', {'width': 4}),
+    'meansparse': ('meansparse_dm_wrn_10_1', {
+        'width': 4, 'straight_through': True}),
+    'meansparse-ra': ('meansparse_ra_wrn_1_1_1', {'width': 4}),
+    'standardise': ('wrn_10_1', {'width': 4, 'standardise': True}),
+    'xcit': ('xcit_2_2', {'width': 2}),
+    'xcit-patch': ('xcit_1_4', {'width': 2, 'patch': 8}),
 }
 # The twin's class and arguments, the model's name and options.
 CASES = {
@@ -95,7 +104,8 @@ CASES = {
 # Whose names `state_dict_from_variables` does not write.
 IMPORT_ONLY = ('wrn-sub-block', 'cifar-stage-both', 'cifar-option-b')
 # One of each family: float64 finds what differs, this is about rounding.
-IN_FLOAT32 = ('wrn', 'resnet18', 'cifar-akamaster', 'preact18', 'mobilenet-fc')
+IN_FLOAT32 = ('wrn', 'resnet18', 'cifar-akamaster', 'preact18', 'mobilenet-fc',
+              'ra-wrn', 'xcit')
 
 
 def pair(twins, case, **options):
@@ -154,7 +164,8 @@ def assert_same_stages(torch, net, model, variables, x, tolerance):
 def test_stages_equal_pytorch(torch, twins, tmp_path, case):
   net, state_dict, model = pair(twins, case)
   variables = torch_io.variables_from_state_dict(model, state_dict, (32, 32, 3))
-  assert set(variables) == {'params', 'batch_stats'}
+  assert set(variables) == {'params', 'batch_stats'} | (
+      {'mean_sparse'} if case.startswith('meansparse') else set())
   assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {
       np.dtype(np.float32)}
 
@@ -182,8 +193,35 @@ def test_stages_equal_pytorch(torch, twins, tmp_path, case):
                        images((2, 24, 16, 3), np.float64), 1e-10)
 
 
+def standardising(net):
+  """Returns a net that normalises as model_zoo/cifar10.py, Ding2020MMANet."""
+  def normalise(_, args):
+    x, = args
+    std = x.std(dim=(1, 2, 3), keepdim=True)
+    least = std.new_ones(()) / (x.shape[1] * x.shape[2] * x.shape[3]) ** .5
+    return (x - x.mean(dim=(1, 2, 3), keepdim=True)) / std.maximum(least)
+  net.register_forward_pre_hook(normalise)
+  return net
+
+
+def robust_wide(module):
+  import torch.nn
+  return module.NormalizedWideResNet(
+      module.CIFAR10_MEAN, module.CIFAR10_STD, 16, [1, 2, 1], [36, 72, 144],
+      [1, 1, 1], torch.nn.SiLU, 0.25, torch.nn.ReLU, 2)
+
+
 # Modules of RobustBench itself, by file and what makes them, and the model.
 ROBUSTBENCH = {
+    'standardise': ('wide_resnet', lambda m: standardising(
+        m.WideResNet(10, 10, 1)), 'wrn_10_1', {'standardise': True}),
+    'meansparse': ('Meansparse_wrn_70_16', lambda m: m.DMWideResNet(
+        10, 10, 1, m.nn.SiLU), 'meansparse_dm_wrn_10_1', {'normalised': True}),
+    'ra-wrn': ('robustarch_wide_resnet', robust_wide, 'ra_wrn_1_2_1',
+               {'width': 16, 'normalised': True}),
+    'meansparse-ra': ('Meansparse_ra_wrn_70_16', robust_wide,
+                      'meansparse_ra_wrn_1_2_1',
+                      {'width': 16, 'normalised': True}),
     'wrn': ('wide_resnet', lambda m: m.WideResNet(10, 10, 2, sub_block1=True),
             'wrn_10_2', {}),
     'dm-wrn': ('dm_wide_resnet', lambda m: m.DMWideResNet(
@@ -201,14 +239,38 @@ ROBUSTBENCH = {
 }
 
 
+@pytest.fixture
+def torchvision(torch, monkeypatch):
+  """What those modules import of it, and of their own package."""
+  class SqueezeExcitation(torch.nn.Module):
+    def __init__(self, input_channels, squeeze_channels, activation):
+      super().__init__()
+      self.fc1 = torch.nn.Conv2d(input_channels, squeeze_channels, 1)
+      self.activation = activation()
+      self.fc2 = torch.nn.Conv2d(squeeze_channels, input_channels, 1)
+    def forward(self, x):
+      scale = torch.nn.functional.adaptive_avg_pool2d(x, 1)
+      return x * self.fc2(self.activation(self.fc1(scale))).sigmoid()
+  package = 'robustbench.model_zoo.architectures.dm_wide_resnet'
+  for name, values in [
+      ('torchvision.ops.misc', {'SqueezeExcitation': SqueezeExcitation,
+                                'Conv2dNormActivation': None}),
+      (package, {'CIFAR10_MEAN': (0.4914, 0.4822, 0.4465),
+                 'CIFAR10_STD': (0.2471, 0.2435, 0.2616)})]:
+    parts = name.split('.')
+    for size in range(1, len(parts) + 1):
+      module = types.ModuleType('.'.join(parts[:size]))
+      monkeypatch.setitem(sys.modules, module.__name__, module)
+    vars(module).update(values)
+
+
 @pytest.mark.parametrize('case', ROBUSTBENCH)
-def test_logits_equal_robustbench(torch, twins, case):
-  spec = importlib.util.find_spec('robustbench')
-  if spec is None:
+def test_logits_equal_robustbench(torch, twins, torchvision, case):
+  if ROBUSTBENCH_SPEC is None:
     pytest.skip('needs `pip install --no-deps robustbench==1.1.1`')
   file, make, arch, options = ROBUSTBENCH[case]
   # By file: the package's own import needs more than it declares.
-  path = pathlib.Path(spec.submodule_search_locations[0],
+  path = pathlib.Path(ROBUSTBENCH_SPEC.submodule_search_locations[0],
                       'model_zoo', 'architectures', f'{file}.py')
   spec = importlib.util.spec_from_file_location(f'robustbench_{file}', path)
   module = importlib.util.module_from_spec(spec)
@@ -248,6 +310,8 @@ def test_logits_equal_robustbench(torch, twins, case):
     ('resnet50', {'padding': 'same'}),
     ('wrn', {'activation': 'silu'}),
     ('mobilenet-fc', {'padding': 'same'}),
+    ('xcit', {'patch': 2}),
+    ('standardise', {'standardise': False}),
 ])
 def test_what_names_do_not_reveal_matters(torch, twins, case, options):
   net, state_dict, model = pair(twins, case, **options)

@@ -49,6 +49,11 @@ def assert_same(loaded, model, state_dict):
      {'shortcut_input': 'input'}),
     ('cifar_resnet8', {'width': 2, 'shortcut': 'pad_after'},
      {'shortcut': 'pad_after'}),
+    ('ra_wrn_1_2_1', {'width': 4}, {'activation': 'silu', 'padding': 'same'}),
+    ('meansparse_dm_wrn_10_1', {'width': 4, 'straight_through': True},
+     {'activation': 'silu', 'padding': 'same', 'straight_through': True}),
+    ('meansparse_ra_wrn_1_1_1', {'width': 4},
+     {'activation': 'silu', 'padding': 'same'}),
     ('cifar_resnet8', {'width': 2, 'shortcut': 'conv', 'mean': (.1, .2, .3),
                        'std': (.5, .5, .5), 'activation': 'silu'},
      {'mean': (.1, .2, .3), 'std': (.5, .5, .5), 'activation': 'silu'}),
@@ -64,6 +69,42 @@ def test_recognised_with_what_is_said(tmp_path, arch, options, said):
   with pytest.raises(ValueError, match=r'std \(0 and 1 for no normalisation'):
     loading.load(path, options={name: value for name, value in (
         SAID | said).items() if name != 'std'})
+
+
+def test_recognised_transformers_and_normalisation(tmp_path):
+  model, state_dict = weights('xcit_2_4', width=2, patch=2)
+  path = written(tmp_path / 'net.pt', state_dict)
+  said = {'mean': (0,), 'std': (1,), 'patch': 2}
+  assert_same(loading.load(path, options=said), model, state_dict)
+  # A file of a run: everything of it once more.
+  loaded = loading.load(path, options=said)
+  native.write(tmp_path / 'net.npz', loaded.network, loaded.variables)
+  assert loading.load(tmp_path / 'net.npz').model == model
+  with pytest.raises(ValueError, match=r'not reveal patch \(1 or 2 .*patch=4'):
+    loading.load(path, options={'mean': (0,), 'std': (1,)})
+  with pytest.raises(ValueError, match='options of .xcit_2_4.*got activation'):
+    loading.load(path, options=said | {'activation': 'relu'})
+  # What has other strides has other keys.
+  state_dict = {key: value for key, value in state_dict.items()
+                if not key.startswith('patch_embed.proj.6')}
+  with pytest.raises(ValueError, match='three convolutions'):
+    loading.load(written(tmp_path / 'p8.pt', state_dict), options=said)
+  # Each image by its own mean and deviation is a normalisation.
+  model, state_dict = weights('wrn_10_1', width=4, standardise=True)
+  path = written(tmp_path / 'net.pt', state_dict)
+  said = {'activation': 'relu', 'padding': 'both', 'standardise': True}
+  assert_same(loading.load(path, options=said), model, state_dict)
+  with pytest.raises(ValueError, match='or standardise'):
+    loading.load(path, options=said | {'standardise': None})
+
+
+def test_statistics_of_mean_sparse_are_checked(tmp_path):
+  _, state_dict = weights('meansparse_dm_wrn_10_1', width=4)
+  key = 'layer.0.block.0.meansparse_0.running_var'
+  state_dict[key] = -state_dict[key]
+  path = written(tmp_path / 'net.pt', state_dict)
+  with pytest.raises(ValueError, match=f'at least 0; negative: {key}'):
+    loading.load(path, options=SAID)
 
 
 def test_nothing_is_guessed_though_an_architecture_is_named(tmp_path):

@@ -4,7 +4,9 @@ None touches the internet.
 """
 
 import collections
+import csv
 import os
+import pathlib
 import re
 import subprocess
 import sys
@@ -19,25 +21,37 @@ from ferd_jax import torch_io
 from ferd_jax.core import downloads
 from ferd_jax.weights import robustbench
 
+L2_TABLE = (pathlib.Path(__file__).parents[3] / 'shared' / 'data'
+            / 'robustbench_l2.csv')
+
 
 def test_table():
   entries = robustbench.entries()
-  counts = collections.Counter(entry.dataset for entry in entries)
-  assert counts == {'cifar10': 59, 'cifar100': 31}
-  keys = {(entry.dataset, entry.id) for entry in entries}
+  counts = collections.Counter((entry.dataset, entry.norm) for entry in entries)
+  assert counts == {('cifar10', 'Linf'): 66, ('cifar10', 'L2'): 21,
+                    ('cifar100', 'Linf'): 35}
+  keys = {(entry.dataset, entry.name) for entry in entries}
   assert len(keys) == len(entries)
-  addresses = [entry.address for entry in entries]
+  # What was trained against nothing is one network in both norms.
+  addresses = [entry.address for entry in entries
+               if entry.name != 'L2/Standard']
   assert len(set(addresses)) == len(addresses)
   for entry in entries:
-    assert re.fullmatch(r'https://drive\.google\.com/uc\?id=[\w-]{33}',
-                        entry.address)
+    assert re.fullmatch(
+        r'https://drive\.google\.com/uc\?id=[\w-]{33}|https://github\.com/'
+        r'RobustBench/robustbench/releases/download/v1\.1/[\w-]+\.pth\.tar',
+        entry.address)
     assert 0 <= entry.autoattack < entry.clean < 1
-    assert entry.eps in ('8/255', '0.031')
-    assert (entry.options['padding'] == 'same') == entry.arch.startswith('dm_')
+    assert (entry.adaptive is not None) == ('meansparse' in entry.arch)
+    assert entry.adaptive is None or entry.adaptive < entry.autoattack
+    assert entry.eps in {'Linf': ('8/255', '0.031'), 'L2': ('0.5',)}[entry.norm]
+    assert (entry.options.get('padding') == 'same') == (
+        'dm_' in entry.arch or 'ra_' in entry.arch)
+    assert ('standardise' in entry.options) == (entry.id == 'Ding2020MMA')
 
 
 @pytest.mark.parametrize('entry', robustbench.entries(),
-                         ids=lambda entry: f'{entry.dataset}-{entry.id}')
+                         ids=lambda entry: f'{entry.dataset}-{entry.name}')
 def test_every_entry_builds(entry):
   model = models.build(entry.arch, 10, **entry.options)
   for name, value in entry.options.items():
@@ -76,7 +90,48 @@ def test_published_facts(dataset, name, arch, clean, options):
       'cifar10', 'Andriushchenko2020Understanding').select) == (None, 'last')
 
 
+@pytest.mark.skipif(not L2_TABLE.exists(), reason='needs the published table')
+def test_all_networks_against_l2_are_there():
+  with L2_TABLE.open() as file:
+    rows = list(csv.DictReader(file))
+  for row in rows:
+    entry = robustbench.find('cifar10', row['id'], 'L2')
+    assert (entry.clean, entry.autoattack) == pytest.approx(
+        (float(row['clean']) / 100, float(row['autoattack']) / 100))
+    assert (entry.eps, entry.address) == (row['eps'], row['address'])
+    assert entry.arch in (row['arch'], f'meansparse_{row["arch"]}')
+    for name in ('activation', 'padding', 'shortcut_input'):
+      assert entry.options.get(name, '') == row[name]
+    for name in ('mean', 'std'):
+      assert entry.options.get(name, ()) == tuple(
+          map(float, row[name].split()))
+  assert len(rows) == sum(entry.norm == 'L2'
+                          for entry in robustbench.entries())
+
+
+def test_ids_repeat_across_norms():
+  inf, two = (robustbench.find('cifar10', 'Rice2020Overfitting', norm)
+              for norm in ('Linf', 'L2'))
+  assert robustbench.find('cifar10', 'Rice2020Overfitting') == inf
+  assert robustbench.find('cifar10', 'L2/Rice2020Overfitting') == two
+  assert robustbench.find('cifar10', 'L2/Rice2020Overfitting', 'L2') == two
+  assert (inf.arch, two.arch) == ('wrn_34_20', 'preact_resnet18')
+  assert (inf.name, two.name) == ('Rice2020Overfitting',
+                                  'L2/Rice2020Overfitting')
+  assert robustbench.in_both_norms('cifar10', 'Rice2020Overfitting')
+  assert not robustbench.in_both_norms('cifar10', 'Rony2019Decoupling')
+  assert not robustbench.in_both_norms('cifar100', 'Rice2020Overfitting')
+
+
 @pytest.mark.parametrize(('dataset', 'name', 'message'), [
+    ('cifar10', 'Rony2019Decoupling',
+     'cifar10 against Linf; there is one against L2, L2/Rony2019Decoupling'),
+    ('cifar10', 'L2/Wong2020Fast',
+     'cifar10 against L2; there is one against Linf, Linf/Wong2020Fast'),
+    ('cifar10', 'L2/Rice2020', 'against L2; did you mean Rice2020Overfitting'),
+    ('cifar100', 'L2/Rice2020Overfitting',
+     'cifar100 against L2; there is one against Linf'),
+    ('cifar10', 'L1/Standard', "norm of robustbench='L1'.*'Linf', 'L2'"),
     ('cifar10', 'Rice2020', 'did you mean Rice2020Overfitting'),
     ('cifar10', 'chen2021ltd_wrn34_10', 'did you mean Chen2021LTD_WRN34_10'),
     ('cifar10', 'Cui2023Decoupled_WRN-34-10_autoaug', 'one of cifar100'),
@@ -95,6 +150,12 @@ def test_options_beside_an_id():
   for given in ({'activation': 'silu'}, {'width': 8}):
     with pytest.raises(ValueError, match="beside robustbench='Wong2020Fast'"):
       entry.options_with(given)
+  # How to attack is no part of what a network is.
+  sparse = robustbench.find('cifar10', 'L2/Amini2024MeanSparse_S-WRN-70-16')
+  assert sparse.options_with({'straight_through': True}) == {
+      **sparse.options, 'straight_through': True}
+  assert 'it leaves 87.28%' in sparse.remark and '84.33%' in sparse.remark
+  assert not entry.remark
 
 
 def test_cache(monkeypatch):
@@ -109,6 +170,9 @@ def test_cache(monkeypatch):
       monkeypatch.setenv(name, value)
     assert str(robustbench.cached_path(entry)) == (
         f'{start}teachers/cifar100/Rice2020Overfitting.pt')
+  entry = robustbench.find('cifar10', 'L2/Rice2020Overfitting')
+  assert str(robustbench.cached_path(entry)).endswith(
+      'teachers/cifar10/L2/Rice2020Overfitting.pt')
 
 
 @pytest.fixture(scope='module')
@@ -186,6 +250,9 @@ def test_without_a_network(tmp_path, monkeypatch, capsys):
     teachers.main(['fetch', 'cifar10', 'Rice2020Overfitting'])
   assert 'Name or service not known' in stop.value.code
   assert f'put it at {tmp_path}/teachers/cifar10/Rice' in stop.value.code
+  with pytest.raises(SystemExit) as stop:
+    teachers.main(['fetch', 'cifar10', 'Rice2020Overfitting', '--norm=L2'])
+  assert f'put it at {tmp_path}/teachers/cifar10/L2/Rice' in stop.value.code
   with pytest.raises(SystemExit, match='error: .*did you mean'):
     teachers.main(['fetch', 'cifar10', 'Rice2020'])
 
@@ -193,12 +260,17 @@ def test_without_a_network(tmp_path, monkeypatch, capsys):
 def test_list(capsys):
   teachers.main(['list'])
   lines = capsys.readouterr().out.splitlines()
-  assert len(lines) == 91
-  assert re.search(r'cifar100 +Rice2020Overfitting +preact_resnet18 +53.83% '
-                   r'+18.95% +8/255 +relu, shortcut_input preact, normalised$',
-                   '\n'.join(lines), re.MULTILINE)
-  teachers.main(['list', '--dataset=cifar100'])
-  assert len(capsys.readouterr().out.splitlines()) == 32
+  assert len(lines) == 123
+  for line in (
+      r'cifar100 +Rice2020Overfitting +preact_resnet18 +53.83% +18.95% +Linf '
+      r'+8/255 +relu, shortcut_input preact, normalised$',
+      r'cifar10 +L2/Ding2020MMA +wrn_28_4 +88.02% +66.09% +L2 +0.5 +relu, '
+      r'standardise$', r'75.28% .*AutoAttack overrates it \(73.10%\)$'):
+    assert re.search(line, '\n'.join(lines), re.MULTILINE)
+  for options, number in ((['--dataset=cifar100'], 36), (['--norm=L2'], 22),
+                          (['--dataset=cifar100', '--norm=L2'], 1)):
+    teachers.main(['list', *options])
+    assert len(capsys.readouterr().out.splitlines()) == number
 
 
 def test_list_cut_short(tmp_path):
