@@ -528,7 +528,13 @@ def _announce(experiment, workdir, first_epoch, teachers, key, reporter):
   """Shows where the run is and, at its start, what it learns from."""
   config = experiment.config
   text = f'{config.name} in {workdir}, {_devices(experiment.method)}'
-  for doubt in doubts.of_settings(config, experiment.identity['step_size']):
+  for doubt in (
+      *doubts.of_settings(config, experiment.identity['step_size']),
+      *doubts.of_precision(config.precision, {
+          'student': experiment.student, **{
+              'teacher' if name == frozens.ROBUST else f'teacher {name!r}':
+              loaded.model for name, loaded in experiment.teachers.items()}},
+                           experiment.method.image_shape)):
     reporter.line(f'Warning: {doubt}')
   if first_epoch:
     reporter.line(f'{text}: going on after epoch {first_epoch}/'

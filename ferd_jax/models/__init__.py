@@ -57,7 +57,8 @@ ARCHITECTURES = (
     'resnet_bottleneck_3_4_6_3, preact_resnet_1_1_1_1, ...)',
 )
 
-_COMMON = ('width', 'mean', 'std', 'activation', 'padding', 'axis_name')
+_COMMON = ('width', 'mean', 'std', 'activation', 'padding', 'axis_name',
+           'dtype')
 _STEM = ('stem', 'pooling')
 # Calls of modules' methods for each array, more than networks have: those of
 # stages have half a call, others may have modules without arrays.
@@ -205,7 +206,9 @@ def build(arch: str, num_classes: int, **options: Any) -> nn.Module:
       none); `activation` (see `layers.ACTIVATIONS`; default: 'relu', for
       DeepMind's networks 'silu'); `padding` (see `layers.PADDINGS`; default:
       'both', for DeepMind's 'same'); `axis_name`, the axis over which BatchNorm
-      synchronises; for ResNets `stem` and `pooling` (see `resnet.STEMS` and
+      synchronises; `dtype`, in which its layers compute, such as
+      `jnp.bfloat16` (default: that of images and variables); for ResNets
+      `stem` and `pooling` (see `resnet.STEMS` and
       `resnet.POOLINGS`; default: '3x3' and 'none'); for CIFAR ResNets
       `shortcut` (see `resnet.SHORTCUTS`), for PreActResNets `shortcut_input`
       (see `preact_resnet.SHORTCUT_INPUTS`) and `final_bn`.
@@ -229,6 +232,8 @@ def build(arch: str, num_classes: int, **options: Any) -> nn.Module:
   _check_normalisation(options)
   if not entry:
     _check(family, options)
+    if options.get('dtype') is not None:
+      options['dtype'] = jnp.dtype(options['dtype'])  # Which has a hash.
   for name in ('mean', 'std'):
     if options.get(name) is not None:
       # Numbers of any kind become floats in a tuple, which has a hash.
@@ -315,6 +320,8 @@ def _check(family, options):
       validate.divisible(4, 'channels', width=options['width'])
   if 'activation' in options:
     validate.one_of(tuple(layers.ACTIVATIONS), activation=options['activation'])
+  if options.get('dtype') is not None:
+    validate.one_of(layers.DTYPES, dtype=jnp.dtype(options['dtype']).name)
   if 'padding' in options:
     validate.one_of(layers.PADDINGS, padding=options['padding'])
   if 'stem' in options:

@@ -19,11 +19,14 @@ class StagedModel(nn.Module):
     num_classes: number of logits.
     mean, std: per-channel normalisation of the images, or None for none.
     axis_name: axis over which BatchNorm synchronises in train mode.
+    dtype: in which its layers compute, see `layers`; None: that of images and
+      parameters. Logits are at least float32.
   """
   num_classes: int
   mean: tuple[float, ...] | None = None
   std: tuple[float, ...] | None = None
   axis_name: str | None = None
+  dtype: jnp.dtype | None = None
 
   @property
   def stages(self) -> tuple[str, ...]:
@@ -100,4 +103,5 @@ class StyledModel(StagedModel):
   @property
   def style(self) -> layers.Style:
     """What its layers have in common."""
-    return layers.Style(self.activation, self.padding, self.axis_name)
+    return layers.Style(self.activation, self.padding, self.axis_name,
+                        dtype=self.dtype)

@@ -34,6 +34,10 @@ _RUN = {
     'step_size': (_Unset(float), 'of the attacks while training; unset: '
                   "eps / 4, the paper's 2/255"),
     'parallel': ('auto', 'auto, jit, pmap or shard_map'),
+    'precision': ('float32', 'in which networks compute while training: '
+                  'float32, or bfloat16 for GPUs and TPUs; parameters, '
+                  'statistics, losses and the optimiser are float32 in either, '
+                  'and so is every evaluation'),
     'max_minutes': (0., 'start no epoch that would end later; 0: no limit'),
 }
 _DATA = {  # for evaluation, unless the synthesis reads real images
