@@ -29,6 +29,7 @@ from ferd_jax import train
 from ferd_jax.attacks import checks
 from ferd_jax.core import atomic
 from ferd_jax.core import buckets
+from ferd_jax.core import compilation
 from ferd_jax.core import errors
 from ferd_jax.core import loops
 from ferd_jax.core import parallel as parallels
@@ -311,9 +312,11 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
   """Evaluates as the command line says, prints tables and writes JSON."""
   args = _parser().parse_args(argv)
-  with stopping.signals() as stop:
+  compilation.keep_programs()
+  with stopping.signals() as stop, compilation.counted() as programs:
     try:
       _evaluate(args, stop)
+      reporting.TERMINAL.line(f'{programs}.')
     except KeyboardInterrupt as stopped:
       # From Python another one than those of `signals` may come.
       name, status = 'SIGINT', 130

@@ -28,6 +28,7 @@ import jax
 import numpy as np
 
 from ferd_jax.core import atomic
+from ferd_jax.core import compilation
 from ferd_jax.core import errors
 from ferd_jax.core import reporting
 from ferd_jax.core import scalars
@@ -308,8 +309,9 @@ def _train(experiment, workdir, stop_after, reporter, owned):
     progress = stack.enter_context(progresses.Progress(
         workdir, _steps_until(method, config.num_epochs), first_epoch,
         _steps_until(method, first_epoch), reporter, metrics_so_far))
+    programs = stack.enter_context(compilation.counted())
     for number in range(first_epoch + 1, last_epoch + 1):
-      epoch_started = time.monotonic()
+      epoch_started, compiling = time.monotonic(), programs.seconds
       expected = progress.last_epoch_seconds
       late = epoch_started + expected > started + 60 * config.max_minutes
       if method.parallel.agreed(
@@ -333,6 +335,7 @@ def _train(experiment, workdir, stop_after, reporter, owned):
             state.student.reported, teachers.get(frozens.ROBUST), pool,
             curve_key, reporter)
       metrics['seconds'] = time.monotonic() - epoch_started
+      metrics['compile_seconds'] = programs.seconds - compiling
       if owned is not None:
         owned.confirm()
       progress.epoch(number, config.num_epochs, metrics)

@@ -207,8 +207,9 @@ def build(config: config_dict.ConfigDict,
           'split': examples, 'validation_split': validation})
     method = dataclasses.replace(method, training_data=training)
   return Experiment(
-      config=config, method=method, student=student, examples=examples, validation=validation,
-      teachers=teachers, student_network=student_network, published=published,
+      config=config, method=method, student=student, examples=examples,
+      validation=validation, teachers=teachers,
+      student_network=student_network, published=published,
       identity=_identity(config, teachers, student_network, student, given,
                          training))
 

@@ -13,20 +13,19 @@ import difflib
 import functools
 from html import parser as html_parser
 from importlib import resources
-import os
 import pathlib
 import re
 from typing import Any
 from urllib import parse
 
 from ferd_jax import torch_io
+from ferd_jax.core import caches
 from ferd_jax.core import downloads
 from ferd_jax.core import errors
 from ferd_jax.core import reporting
 from ferd_jax.core import validate
 
 _LIST = 'python -m ferd_jax.teachers list'
-_CACHE = 'FERD_JAX_CACHE'
 _PAGE_BYTES = 1 << 20
 
 
@@ -120,15 +119,8 @@ def find(dataset: str, name: str) -> Teacher:
 
 
 def cached_path(teacher: Teacher) -> pathlib.Path:
-  """Returns where the file of a network is kept.
-
-  The directory is $FERD_JAX_CACHE, else ferd_jax in $XDG_CACHE_HOME or
-  ~/.cache.
-  """
-  cache = os.environ.get(_CACHE) or pathlib.Path(
-      os.environ.get('XDG_CACHE_HOME') or '~/.cache') / 'ferd_jax'
-  return (pathlib.Path(cache).expanduser() / 'teachers' / teacher.dataset
-          / f'{teacher.id}.pt')
+  """Returns where the file of a network is kept, see `caches.place`."""
+  return caches.place() / 'teachers' / teacher.dataset / f'{teacher.id}.pt'
 
 
 def fetch(teacher: Teacher,

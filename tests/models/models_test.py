@@ -417,7 +417,7 @@ def test_generator_start_and_range():
     ('resnet18', {'padding': 'valid'}, "'both', 'same'"),
     ('dm_preact_resnet18', {'final_bn': True}, 'got final_bn'),
     ('resnet18', {'shortcut': 'conv'},
-     'width, mean, std, activation, padding, axis_name, dtype, stem, pooling; got'),
+     'padding, axis_name, dtype, stem, pooling; got'),
     ('cifar_resnet8', {'shortcut': 'pad'}, "'conv', 'pad_both', 'pad_after'"),
     ('preact_resnet18', {'shortcut_input': 'x'}, "'preact', 'input'"),
     ('preact_resnet18', {'final_bn': 2}, 'final_bn=2'),

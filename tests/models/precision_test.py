@@ -111,7 +111,8 @@ def test_generators_make_float32_images_in_bfloat16():
     return jnp.sum(images)
   jaxpr = jax.make_jaxpr(jax.grad(loss))(
       variables, jax.ShapeDtypeStruct((2, 5), jnp.float32))
-  assert check(jaxpr, 'logistic') == 9  # Forward, and back to inputs and kernels.
+  # Forward, and back to inputs and kernels.
+  assert check(jaxpr, 'logistic') == 9
 
 
 @pytest.mark.parametrize('dtype', [None, _BFLOAT16])
