@@ -17,7 +17,9 @@ import pytest
 from configs import cifar10
 from configs import cifar100
 from configs import tiny_imagenet
+from ferd_jax import attacks
 from ferd_jax import train
+from ferd_jax.attacks import ensemble
 from ferd_jax.core import parallel
 from ferd_jax.evaluation import robustness
 from ferd_jax.models import frozen as frozens
@@ -87,7 +89,10 @@ def lowered(monkeypatch):
       parallel.Parallel, 'compile',
       lambda mapping, *args, **kwargs: found.compile(mapping, *args, **kwargs))
   monkeypatch.setattr(jax, 'default_backend', lambda: 'tpu')
-  return found
+  # Models share what is compiled for them: nobody else shall have these.
+  ensemble._shared.cache_clear()
+  yield found
+  ensemble._shared.cache_clear()
 
 
 def _config(name, small, **changes):
@@ -131,8 +136,8 @@ _STEPS = {
     'trained_latents.TrainedLatents.end', 'distill.step', 'method._measure',
     'method._end_epoch', _WHOLE, 'robustness.correct_images',
     'robustness.predictor.<locals>.predictions'}
-_SLOTS = {f'slots.Slots.__init__.<locals>.{name}' for name in (
-    'start', 'turn', 'advance_with', 'look', 'images')}
+_SLOTS = [f'slots.Slots.__init__.<locals>.{name}' for name in (
+    'start', 'admit', 'advance_with', 'look', 'images')]
 
 
 def _slow(*values):
@@ -158,19 +163,26 @@ def test_training_lowers(lowered, name, small, mode, precision):
     assert 'stablehlo.all_reduce' in lowered.modules['distill.step'][0]
 
 
-@pytest.mark.parametrize('name, attacks', [
-    ('cifar10', ('clean', 'pgd20', 'autoattack')),
-    _slow('cifar10', robustness.ATTACKS), _slow('cifar100', ('autoattack',)),
-    _slow('tiny_imagenet', robustness.ATTACKS)])
-def test_evaluations_lower(lowered, name, attacks):
+@pytest.mark.parametrize('name, versions', [
+    ('cifar10', ('standard',)), _slow('cifar10', ('plus', 'torchattacks_compat')
+                                      ), _slow('cifar100', ('standard',)),
+    _slow('tiny_imagenet', ('standard', 'plus'))])
+def test_evaluations_lower(lowered, name, versions):
   run = experiments.build(_config(name, True), tuple(jax.devices()[:1]))
-  evaluate = robustness.evaluator(
-      run.teacher.model, attacks, 8 / 255, run.method.num_classes, 16,
-      run.parallel)
-  report = evaluate(run.teacher.variables, run.examples.images,
-                    np.zeros(len(run.examples.labels), int), jax.random.key(0))
-  assert list(report) == list(attacks)
-  assert set(lowered.modules) >= _SLOTS | {'robustness.correct_images'}
-  if 'autoattack' in attacks:  # Each of its attacks by itself.
-    number = 3 if run.method.num_classes < 3 else 4
-    assert len(lowered.modules['slots.Slots.__init__.<locals>.start']) >= number
+  (model, variables), (images, _) = run.models(None)['teacher'], run.examples
+  labels, key = np.zeros(len(images), int), jax.random.key(0)
+  names = ('clean', *attacks.PRESETS)
+  evaluate = robustness.evaluator(model, names, 8 / 255, 10, 16, run.parallel)
+  assert list(evaluate(variables, images, labels, key)) == list(names)
+  assert len(lowered.modules[_WHOLE]) == len(attacks.PRESETS)
+  for version in versions:
+    attack = attacks.AutoAttack(8 / 255, 'Linf', version)
+    before = len(lowered.modules.get(_SLOTS[0], ()))
+    attack(jax.tree_util.Partial(evaluate.apply_fn, variables), key,
+           images / np.float32(255), labels, batch_size=16, individual=True,
+           parallel=run.parallel, progress=False)
+    # Each of its attacks has all images, more than there are slots.
+    members = attack.members(run.method.num_classes)
+    for function in _SLOTS:
+      found = len(lowered.modules[function]) - before
+      assert found >= len(members), (version, function)
