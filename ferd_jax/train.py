@@ -49,6 +49,7 @@ from ferd_jax.run import samples
 from ferd_jax.run import state as states
 from ferd_jax.run import step_log
 from ferd_jax.run import work_directory
+from ferd_jax.synthesis import device_pool
 from ferd_jax.synthesis import pool as pools
 from ferd_jax.synthesis import real as reals
 from ferd_jax.weights import loading
@@ -208,11 +209,11 @@ def train_student(steps: methods.Steps, student: distill.StudentState,
 
 def _pooled(method, pool, key):
   """Returns what gives a round's batches from the pool, on the devices."""
-  batches = pool.batches(key, method.distillation.batch_size,
-                         method.synthesis.rounds.student_steps)
+  batches = pool.placed(key, method.distillation.batch_size,
+                        method.synthesis.rounds.student_steps, method.parallel)
   def next_batch(student):
     del student
-    return distill.StudentBatch(*method.parallel.shard(next(batches)))
+    return distill.StudentBatch(*next(batches))
   return next_batch
 
 
@@ -296,8 +297,9 @@ def _train(experiment, workdir, stop_after, reporter, owned):
       stop_after, config.num_epochs)
   teachers = experiment.place_teachers()
   curve, made = experiment.learning_curve, _images_per_epoch(method)
-  pool = pools.Pool.empty(config.num_epochs * made, method.image_shape,
-                          config.pool.dtype)
+  pool = device_pool.create(
+      config.pool.place, config.num_epochs * made, method.image_shape,
+      config.pool.dtype, method.parallel)
   warned: set[str] = set()  # of which doubts in the epoch before
   with (checkpointing.Checkpoints(
       workdir, method, config.eval.select, identity=experiment.identity

@@ -35,6 +35,7 @@ from ferd_jax.run import networks
 from ferd_jax.run import settings
 from ferd_jax.run import state as states
 from ferd_jax.run import work_directory
+from ferd_jax.synthesis import device_pool
 from ferd_jax.synthesis import pool
 from ferd_jax.weights import loading
 from ferd_jax.weights import native
@@ -338,6 +339,7 @@ def _check(config):
     validate.count(steps=config.distill.steps)
   with validate.named('pool'):
     validate.one_of(pool.DTYPES, dtype=config.pool.dtype)
+    validate.one_of(device_pool.PLACES, place=config.pool.place)
   options = config.eval
   with validate.named('eval'):
     robustness.check_names(attacks=options.attacks,

@@ -85,7 +85,10 @@ _AUGMENT = {  # of views and batches
     'flip': (True, 'whether images are mirrored at random'),
 }
 _POOL = {
-    'dtype': ('float32', 'or uint8, a quarter of the memory'),
+    'dtype': ('float32', 'or uint8, a quarter of the memory, which rounds '
+              'pixels to 1/255'),
+    'place': ('host', "where the student's batches are drawn from: host, or "
+              'the devices, all of it replicated on each or sharded'),
 }
 _DISTILL = {
     'steps': (400, 'N_S, student steps an epoch, which a synthesis divides '
