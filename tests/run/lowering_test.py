@@ -169,7 +169,8 @@ def test_training_lowers(lowered, name, small, mode, precision):
     _slow('tiny_imagenet', ('standard', 'plus'))])
 def test_evaluations_lower(lowered, name, versions):
   run = experiments.build(_config(name, True), tuple(jax.devices()[:1]))
-  (model, variables), (images, _) = run.models(None)['teacher'], run.examples
+  model, variables = run.models(None)['teacher']
+  images = run.examples.images
   labels, key = np.zeros(len(images), int), jax.random.key(0)
   names = ('clean', *attacks.PRESETS)
   evaluate = robustness.evaluator(model, names, 8 / 255, 10, 16, run.parallel)
