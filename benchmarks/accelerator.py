@@ -101,7 +101,8 @@ def parts(args: argparse.Namespace) -> Iterator[Part]:
       yield Part(name, (
           'benchmarks/steps.py', f'--config={config}', *rounds,
           f'--config.precision={precision}', f'--output={result}',
-          *(['--nopytorch'] if args.small else [])), result, may_fail=True)
+          *(['--nopytorch'] if args.small else ['--compile'])), result,
+                 may_fail=True)
   for precision in ('float32', 'bfloat16'):
     result = workdir / f'costs_{precision}.json'
     yield Part(f'costs/{precision}', (
