@@ -88,8 +88,8 @@ _EPOCH_STEPS = 20  # of either phase, at most
 _IN_PYTORCH = {'synthesis': 'ferd', 'inner': 'utae', 'outer': 'decoupled_kl'}
 # Largest relative difference, by whether both sides compute in full float32;
 # on a GPU they may take TensorFloat-32; the last is for bfloat16. Where it
-# exceeds rounding, signs of gradients and masks of channels are behind it, which
-# flip close to zero.
+# exceeds rounding, signs of gradients and masks of channels are behind it,
+# which flip close to zero.
 _TOLERANCES = {
     'images': (1e-4, 1e-2, 2e-2), 'loss': (1e-3, 3e-2, 1e-1),
     'gradient': (2e-2, 3e-1, 5e-1), 'attacked': (2e-2, 1e-1, 2e-1)}
@@ -128,10 +128,11 @@ class JaxSteps:
     images = images.astype(np.float32) / 255
     self._batch = distill.StudentBatch(
         *parallel.shard((images[:size], labels[:size])))
-    size = experiment.config.eval.batch_size
-    self._examples = parallel.shard(robustness.EvaluationBatch(
-        images=images[:size], labels=labels[:size],
-        indices=np.arange(size, dtype=np.int32), mask=np.ones(size, bool)))
+    self._size = size = experiment.config.eval.batch_size
+    # As an evaluation takes them: on CPU in batches that fit its cache.
+    self._examples = [
+        parallel.shard(batch) for batch in robustness.batches(
+            images[:size], labels[:size], evaluator.batch_of(images.shape))]
 
   def generator(self) -> Any:
     before = None
@@ -155,14 +156,16 @@ class JaxSteps:
     return metrics
 
   def evaluation(self) -> Any:
-    batch = self._examples
-    attacked = self._attack(self._variables, self._key, batch.images,
-                            batch.labels, indices=batch.indices)
-    counts, _ = self._hits(self._variables, attacked, batch)
+    found = []
+    for batch in self._examples:
+      attacked = self._attack(self._variables, self._key, batch.images,
+                              batch.labels, indices=batch.indices)
+      hits, _ = self._hits(self._variables, attacked, batch)
+      found.append((batch, attacked, hits))
     if 'evaluation' not in self.first:
       self.first['evaluation'] = jax.tree.map(
-          np.array, (batch, attacked, counts))
-    return counts
+          lambda *parts: np.concatenate(parts)[:self._size], *found)
+    return found[-1]
 
   def epoch(self) -> Any:
     method = self.experiment.method
