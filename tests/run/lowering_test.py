@@ -166,7 +166,7 @@ def test_training_lowers(lowered, name, small, mode, precision):
 @pytest.mark.parametrize('name, versions', [
     ('cifar10', ('standard',)), _slow('cifar10', ('plus', 'torchattacks_compat')
                                       ), _slow('cifar100', ('standard',)),
-    _slow('tiny_imagenet', ('standard', 'plus'))])
+    _slow('tiny_imagenet', ('standard',))])
 def test_evaluations_lower(lowered, name, versions):
   run = experiments.build(_config(name, True), tuple(jax.devices()[:1]))
   model, variables = run.models(None)['teacher']
