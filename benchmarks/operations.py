@@ -24,9 +24,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# The package, its configs, and the script beside this one.
-sys.path[:0] = [str(pathlib.Path(__file__).parents[1]),
-                str(pathlib.Path(__file__).parent)]
+# The package and its configs.
+sys.path.append(str(pathlib.Path(__file__).parents[1]))
 
 import costs
 
