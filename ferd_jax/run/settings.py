@@ -118,7 +118,8 @@ _EVAL = {
     'autoattack_examples': (0, 'the first images only; 0: all'),
     'target_examples': (10_000, 'so many images are also attacked towards '
                         'every wrong class; 0: none'),
-    'batch_size': (512, 'images a step, over all devices'),
+    'batch_size': (512, 'images a step, over all devices; on CPU at most those '
+                   'that fit its cache, which changes no number'),
     'every': (10, 'epochs between points of the learning curve; 0: none'),
     'curve_attacks': (('clean', 'pgd20'), 'of the learning curve'),
     'curve_examples': (1000, 'first images for it, of data.validation_split '
