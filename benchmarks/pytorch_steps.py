@@ -10,6 +10,7 @@ Needs torch.
 
 from collections.abc import Iterable
 from collections.abc import Mapping
+import functools
 import math
 from typing import Any
 
@@ -89,6 +90,9 @@ class Steps:
       layout: of images and kernels, 'nchw' or 'nhwc' (channels_last).
     """
     self.method, self.device = experiment.method, device
+    self.autocast = functools.partial(
+        torch.autocast, device, torch.bfloat16,
+        experiment.config.precision == 'bfloat16')
     self.format = LAYOUTS[layout]
     settings = self.method.synthesis
     self.generator = self._network(settings.generator_module,
@@ -133,6 +137,11 @@ class Steps:
     if array.ndim == 4:
       array = array.permute(0, 3, 1, 2).contiguous(memory_format=self.format)
     return array.to(self.device)
+
+  def compile(self) -> None:
+    """Has torch.compile compile the networks at their next calls."""
+    for network in (self.generator, self.teacher, self.student):
+      network.compile()
 
   def synchronize(self) -> None:
     if self.device == 'cuda':

@@ -33,8 +33,8 @@ from ferd_jax.attacks import geometry
 from ferd_jax.attacks import minimum_norm
 from ferd_jax.core import atomic
 from ferd_jax.core import buckets
+from ferd_jax.core import compilation
 from ferd_jax.core import errors
-from ferd_jax.core import loops
 from ferd_jax.core import parallel as parallels
 from ferd_jax.core import reporting
 from ferd_jax.core import stopping
@@ -335,9 +335,11 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
   """Evaluates as the command line says, prints tables and writes JSON."""
   args = _parser().parse_args(argv)
-  with stopping.signals() as stop:
+  compilation.keep_programs()
+  with stopping.signals() as stop, compilation.counted() as programs:
     try:
       _evaluate(args, stop)
+      reporting.TERMINAL.line(f'{programs}.')
     except KeyboardInterrupt as stopped:
       # From Python another one than those of `signals` may come.
       name, status = 'SIGINT', 130
@@ -397,11 +399,8 @@ def _sweep(args, stop):
   parallel = parallels.create()
   batch_size = args.batch_size
   if batch_size is None:
-    height, width, _ = subject.examples.images.shape[1:]
-    # On CPU what fits the cache is faster: 16 images of CIFAR.
-    batch_size = parallel.num_devices * (
-        min(max(2 ** 14 // (height * width), 8), 128)
-        if loops.unrolled_here() else 256)
+    batch_size = robustness.fitting_batch(subject.examples.images.shape[1:],
+                                          parallel)
   validate.positive(batch_size=batch_size)
   validate.divisible(parallel.num_devices, 'devices', batch_size=batch_size)
   _check_writable(args)

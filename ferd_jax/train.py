@@ -28,6 +28,7 @@ import jax
 import numpy as np
 
 from ferd_jax.core import atomic
+from ferd_jax.core import compilation
 from ferd_jax.core import errors
 from ferd_jax.core import reporting
 from ferd_jax.core import scalars
@@ -48,6 +49,7 @@ from ferd_jax.run import samples
 from ferd_jax.run import state as states
 from ferd_jax.run import step_log
 from ferd_jax.run import work_directory
+from ferd_jax.synthesis import device_pool
 from ferd_jax.synthesis import pool as pools
 from ferd_jax.synthesis import real as reals
 from ferd_jax.weights import loading
@@ -207,11 +209,11 @@ def train_student(steps: methods.Steps, student: distill.StudentState,
 
 def _pooled(method, pool, key):
   """Returns what gives a round's batches from the pool, on the devices."""
-  batches = pool.batches(key, method.distillation.batch_size,
-                         method.synthesis.rounds.student_steps)
+  batches = pool.placed(key, method.distillation.batch_size,
+                        method.synthesis.rounds.student_steps, method.parallel)
   def next_batch(student):
     del student
-    return distill.StudentBatch(*method.parallel.shard(next(batches)))
+    return distill.StudentBatch(*next(batches))
   return next_batch
 
 
@@ -295,8 +297,9 @@ def _train(experiment, workdir, stop_after, reporter, owned):
       stop_after, config.num_epochs)
   teachers = experiment.place_teachers()
   curve, made = experiment.learning_curve, _images_per_epoch(method)
-  pool = pools.Pool.empty(config.num_epochs * made, method.image_shape,
-                          config.pool.dtype)
+  pool = device_pool.create(
+      config.pool.place, config.num_epochs * made, method.image_shape,
+      config.pool.dtype, method.parallel)
   warned: set[str] = set()  # of which doubts in the epoch before
   with (checkpointing.Checkpoints(
       workdir, method, config.eval.select, identity=experiment.identity
@@ -308,8 +311,9 @@ def _train(experiment, workdir, stop_after, reporter, owned):
     progress = stack.enter_context(progresses.Progress(
         workdir, _steps_until(method, config.num_epochs), first_epoch,
         _steps_until(method, first_epoch), reporter, metrics_so_far))
+    programs = stack.enter_context(compilation.counted())
     for number in range(first_epoch + 1, last_epoch + 1):
-      epoch_started = time.monotonic()
+      epoch_started, compiling = time.monotonic(), programs.seconds
       expected = progress.last_epoch_seconds
       late = epoch_started + expected > started + 60 * config.max_minutes
       if method.parallel.agreed(
@@ -333,6 +337,7 @@ def _train(experiment, workdir, stop_after, reporter, owned):
             state.student.reported, teachers.get(frozens.ROBUST), pool,
             curve_key, reporter)
       metrics['seconds'] = time.monotonic() - epoch_started
+      metrics['compile_seconds'] = programs.seconds - compiling
       if owned is not None:
         owned.confirm()
       progress.epoch(number, config.num_epochs, metrics)
@@ -528,7 +533,13 @@ def _announce(experiment, workdir, first_epoch, teachers, key, reporter):
   """Shows where the run is and, at its start, what it learns from."""
   config = experiment.config
   text = f'{config.name} in {workdir}, {_devices(experiment.method)}'
-  for doubt in doubts.of_settings(config, experiment.identity['step_size']):
+  for doubt in (
+      *doubts.of_settings(config, experiment.identity['step_size']),
+      *doubts.of_precision(config.precision, {
+          'student': experiment.student, **{
+              'teacher' if name == frozens.ROBUST else f'teacher {name!r}':
+              loaded.model for name, loaded in experiment.teachers.items()}},
+                           experiment.method.image_shape)):
     reporter.line(f'Warning: {doubt}')
   if first_epoch:
     reporter.line(f'{text}: going on after epoch {first_epoch}/'

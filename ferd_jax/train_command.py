@@ -25,6 +25,7 @@ import jax
 
 from ferd_jax import train
 from ferd_jax.core import buckets
+from ferd_jax.core import compilation
 from ferd_jax.core import parallel
 from ferd_jax.core import reporting
 from ferd_jax.core import stopping
@@ -40,7 +41,15 @@ _MODE = flags.DEFINE_enum(
     'mode', 'train', ['train', 'evaluate'],
     'Train (or go on) and evaluate, or evaluate the saved student again.')
 _DISTRIBUTED = flags.DEFINE_bool(
-    'distributed', False, 'Join the other processes of a TPU pod or cluster.')
+    'distributed', False, 'Join the other processes of a TPU pod, or of a '
+    'SLURM or MPI job.')
+_COORDINATOR = flags.DEFINE_string(
+    'coordinator', None, 'HOST:PORT of the first process, to join others that '
+    'JAX does not find by itself; with the next two.')
+_NUM_PROCESSES = flags.DEFINE_integer(
+    'num_processes', None, 'How many processes there are.')
+_PROCESS_ID = flags.DEFINE_integer(
+    'process_id', None, 'Which of them this one is, from 0.')
 
 
 def _parse(argv: list[str]) -> command_line.Parsed:
@@ -92,8 +101,10 @@ def _run(parsed: command_line.Parsed, workdir: str,
   training = _MODE.value == 'train'
   try:
     buckets.check(workdir)
-    if _DISTRIBUTED.value:
-      parallel.join_processes()
+    others = _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
+    if _DISTRIBUTED.value or others != (None,) * 3:
+      parallel.join_processes(*others)
+    compilation.keep_programs()
     experiment = experiments.build(parsed.config, to_train=training)
     work_directory.claim(workdir, experiment.identity, start=training)
     results = train.finished_results(workdir) if training else None
@@ -101,7 +112,7 @@ def _run(parsed: command_line.Parsed, workdir: str,
     sys.exit(f'error: {" ".join(str(error).split())}')
   reporter = stop.reporter(reporting.TERMINAL)
   try:
-    with stop.deferred():
+    with stop.deferred(), compilation.counted() as programs:
       if not training:
         results = train.evaluate_run(experiment, workdir, reporter=reporter)
       elif experiment.parallel.agreed(results is not None):
@@ -109,6 +120,7 @@ def _run(parsed: command_line.Parsed, workdir: str,
               'without the directory the run starts anew.')
       else:
         results = train.train(experiment, workdir, reporter=reporter)
+    reporter.line(f'{programs}.')
   except (FloatingPointError, OSError, ValueError) as error:
     sys.exit(f'stopped: {" ".join(str(error).split())}')
   if results and jax.process_index() == 0:

@@ -35,6 +35,91 @@ def test_steps(tmp_path):
 
 
 @pytest.mark.slow
+def test_steps_in_bfloat16(tmp_path):
+  pytest.importorskip('torch')
+  _run('steps.py', '--config=digits:smoke', '--rounds=1', '--seconds=0',
+       '--config.precision=bfloat16', '--output=steps.json', cwd=tmp_path)
+  results = json.loads((tmp_path / 'steps.json').read_text())
+  assert results['steps']['student']['torch/jax'] > 0
+
+
+@pytest.mark.slow
+def test_costs_follow_the_cost_model(tmp_path):
+  _run('costs.py', 'digits', '--count-only', '--output=count.json',
+       cwd=tmp_path)
+  _run('costs.py', 'digits:smoke', '--devices=2', '--output=all.json',
+       cwd=tmp_path)
+  counted, = json.loads((tmp_path / 'count.json').read_text())
+  compiled, = json.loads((tmp_path / 'all.json').read_text())
+  for step in ('generator step', 'student step'):
+    ratio = counted[step]['flops'] / counted[step]['model_flops']
+    assert 0.95 < ratio < 1.05
+    found = compiled[step]
+    assert found['communicated_bytes'] > 0 < found['temp_bytes']
+    assert 0.9 * found['alias_bytes'] < found['argument_bytes']
+    assert 0 < found['efficiency']['64'] < found['efficiency']['8'] < 1
+
+
+@pytest.mark.slow
+def test_growth(tmp_path):
+  table = _run('growth.py', '--small', '--steps=1', '--rounds=1', cwd=tmp_path)
+  assert {line.split()[1] for line in table.splitlines()[4:]} >= {
+      'batch', 'classes', 'side', 'pool'}
+
+
+@pytest.fixture
+def accelerator(monkeypatch):
+  monkeypatch.syspath_prepend(_SCRIPTS)
+  return importlib.import_module('accelerator')
+
+
+def test_an_accelerator_s_slices_go_on(accelerator, tmp_path, monkeypatch,
+                                       capsys):
+  def part(name, code, **options):
+    return accelerator.Part(name, ('-c', code), **options)
+  marks = tmp_path / 'marks'
+  note = f'open({str(marks)!r}, "a").write("x")'
+  chosen = [
+      part('hardware', 'import json; print(json.dumps(dict(jax=1)))'),
+      part('first', note),
+      part('tests/a', 'print("1 failed in 2 s"); exit(1)', may_fail=True),
+      part('never', '', result=tmp_path / 'absent'),
+      part('wrong', 'exit(1)'),
+      part('slow', 'import time; time.sleep(60)')]
+  monkeypatch.setattr(accelerator, 'parts', lambda args: iter(chosen))
+  monkeypatch.setattr(accelerator, '_GRACE', 1)
+  flags = [f'--workdir={tmp_path}', '--small', '--minutes=0.13']
+  assert accelerator.main(flags) == 75
+  said = capsys.readouterr().out
+  for line in ('first: done', 'tests/a: failed', 'never: stopped',
+               'wrong: failed', '--skip=wrong', 'slow: stopped',
+               '3 parts are left'):
+    assert line in said, said
+  # What is done is not done again.
+  assert accelerator.main([*flags, '--skip=slow', '--skip=never']) == 75
+  assert marks.read_text() == 'x'
+  assert 'first' not in capsys.readouterr().out
+  text = (tmp_path / 'results.md').read_text()
+  assert 'jax 1' in text and '- tests/a: 1 failed in 2 s' in text
+  assert accelerator.main([*flags, '--skip=slow', '--skip=never',
+                           '--skip=wrong']) == 0
+
+
+def test_an_accelerator_s_parts(accelerator, tmp_path):
+  teacher = tmp_path / 'teacher.pth'
+  teacher.touch()
+  args = accelerator._parser().parse_args(
+      [f'--workdir={tmp_path}', f'--teacher={teacher}'])
+  found = {part.name: part for part in accelerator.parts(args)}
+  files = len(list((_SCRIPTS.parent / 'tests').rglob('*_test.py')))
+  assert sum(name.startswith('tests/') for name in found) == files
+  assert list(found)[-1] == 'training'
+  assert f'--config.teacher.path={teacher}' in found['training'].command
+  with pytest.raises(SystemExit, match='absent'):
+    accelerator.main([f'--workdir={tmp_path}', '--teacher=absent.pth'])
+
+
+@pytest.mark.slow
 def test_hoisting(tmp_path):
   table = _run('hoisting.py', '--models=cifar_resnet20', '--batches=1',
                '--rounds=1', '--seconds=0', cwd=tmp_path)

@@ -6,7 +6,8 @@ import os
 import pathlib
 import tempfile
 
-os.environ['JAX_PLATFORMS'] = 'cpu'
+# Wherever they run; benchmarks/accelerator.py takes what there is, ''.
+os.environ['JAX_PLATFORMS'] = os.environ.get('FERD_JAX_TEST_PLATFORMS', 'cpu')
 # Four devices for the device-count tests. The tests' nets are tiny: compiling
 # them takes longer than running them, optimised or not.
 os.environ['XLA_FLAGS'] = ' '.join([
@@ -28,6 +29,9 @@ os.environ['JAX_DISABLE_MOST_OPTIMIZATIONS'] = '1'
 import jax
 import pytest
 
+if os.environ['JAX_PLATFORMS'] != 'cpu':
+  # Compared with what a CPU computes.
+  jax.config.update('jax_default_matmul_precision', 'highest')
 # [B] + [B, 1] is a mistake, not a broadcast.
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 

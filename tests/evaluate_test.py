@@ -133,9 +133,11 @@ def test_lines_of_finished_attacks(capsys, tmp_path):
   path = tmp_path / 'results.json'
   evaluate.main([*map(str, _FILE), '--attacks=clean,fgsm', f'--json={path}'])
   found = json.loads(path.read_text())[0]['models']['model']
-  assert capsys.readouterr().err.splitlines()[2:] == [
+  *lines, last = capsys.readouterr().err.splitlines()[2:]
+  assert lines == [
       f'{name}: {found[name]["average"]:.2%}, worst class '
       f'{found[name]["worst"]:.2%}' for name in ('clean', 'fgsm')]
+  assert last.startswith(tuple('0123456789')) and 'compiled' in last
 
 
 def test_results_say_what_they_are_of(capsys, tmp_path):

@@ -135,6 +135,9 @@ def test_commands_parse(page, what, arguments, monkeypatch):
   flags.DEFINE_enum('mode', 'train', ['train', 'evaluate'], '',
                     flag_values=values)
   flags.DEFINE_bool('distributed', False, '', flag_values=values)
+  flags.DEFINE_string('coordinator', None, '', flag_values=values)
+  for name in ('num_processes', 'process_id'):
+    flags.DEFINE_integer(name, None, '', flag_values=values)
   parsed = command_line.parse(['main.py', *arguments], _ROOT, values)
   assert len(parsed.positional) == 1, parsed.positional
 

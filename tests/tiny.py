@@ -29,8 +29,9 @@ class TwoLayers(models.StagedModel):
   def run_stage(self, stage, x, train):
     if stage == 'head':
       return layers.Dense(self.num_classes, name=stage)(layers.global_mean(x))
-    x = layers.Conv(4, strides=2, name=stage)(x)
-    norm = layers.BatchNorm(self.axis_name, name=f'{stage}_bn')
+    x = layers.Conv(4, strides=2, dtype=self.dtype, name=stage)(x)
+    norm = layers.BatchNorm(self.axis_name, dtype=self.dtype,
+                            name=f'{stage}_bn')
     return nn.relu(norm(x, train=train))
 
 

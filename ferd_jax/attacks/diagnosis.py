@@ -324,8 +324,8 @@ class _Examination:
 
   def _ascents(self):
     """Looks at ascents of the cross-entropy, of all kinds."""
-    eps, diameter = self._eps, geometry.diameter(
-        self._x.shape[1:], self._norm, self._bounds)
+    eps, diameter = self._eps, geometry.of(self._norm).diameter(
+        self._x.shape[1:], self._bounds)
     zero, one = self._ascend(eps, eps, (1,))
     _, short, long = self._ascend(eps, eps / 4, (_STEPS, 5 * _STEPS))
     self._short, self._long = short, long
@@ -501,7 +501,7 @@ class _Examination:
       gradient = geometry.where(fine, gradient, jnp.zeros_like(gradient))
       after = ascent.advance(images, gradient, centre, scalars[0], scalars[1],
                              norm=self._norm, bounds=self._bounds)
-      return after, geometry.size(gradient, 'Linf') == 0
+      return after, geometry.of('Linf').size(gradient) == 0
     return self._parallel.compile(step, (_R, _S, _S, _S, _R), (_S, _S))
 
 
@@ -509,7 +509,8 @@ class _Examination:
 def _with_noise(key, x, eps, norm, bounds):
   """Returns images `[N, ...]` with noise of norm eps, within the bounds."""
   keys = collectives.example_keys(key, jnp.arange(len(x)))
-  noise = geometry.surface(keys, x, jnp.broadcast_to(eps, x.shape[:1]), norm)
+  noise = geometry.of(norm).surface(
+      keys, x, jnp.broadcast_to(eps, x.shape[:1]))
   return jnp.clip(x + noise, *bounds)
 
 

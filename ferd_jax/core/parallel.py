@@ -11,7 +11,6 @@ from collections.abc import Callable
 import dataclasses
 import enum
 import functools
-import os
 from typing import Any
 
 import jax
@@ -26,6 +25,7 @@ from jax.sharding import SingleDeviceSharding
 import numpy as np
 
 from ferd_jax.core import collectives
+from ferd_jax.core import compilation
 from ferd_jax.core import validate
 
 MODES = ('auto', 'jit', 'pmap', 'shard_map')
@@ -68,19 +68,7 @@ class Parallel:
 
   @property
   def _compiler_options(self) -> dict[str, int | str]:
-    if self.devices[0].platform != 'cpu':
-      return {}
-    options = {
-        # LLVM at its default level takes two to five times as long to compile
-        # a step, most of it on the random numbers, for no faster code.
-        'xla_backend_optimization_level': 1,
-        # XLA's YNNPACK fusions make the weight gradients of convolutions up to
-        # five times slower, a generator step up to twice.
-        'xla_cpu_experimental_ynn_fusion_type': '',
-    }
-    chosen = os.environ.get('XLA_FLAGS', '')  # by the user
-    return {name: value for name, value in options.items()
-            if f'--{name}=' not in chosen}
+    return compilation.options(self.devices[0].platform)
 
   @property
   def _sharding(self) -> Sharding:
@@ -128,7 +116,8 @@ class Parallel:
     """Returns the step mapped by `pmap`, to which it gives leaves.
 
     Of arguments of which one is None, `pmap` may take a leaf of another for
-    it (JAX 0.10 to 0.12).
+    it (JAX 0.10 to 0.12). And it has no argument for compiler options: they
+    are for who compiles it by himself, once for each structure and shapes.
     """
     def axis(spec):
       return None if spec is REPLICATED else 0
@@ -146,9 +135,17 @@ class Parallel:
           donate_argnums=tuple(jax.tree.leaves(
               [numbered[position] for position in donate])))
 
+    compiled = {}
     def call(*args):
       leaves, structure = jax.tree.flatten(args)
-      return mapped(structure)(*leaves)
+      if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
+        return mapped(structure)(*leaves)
+      kind = structure, tuple((np.shape(leaf), jnp.result_type(leaf))
+                              for leaf in leaves)
+      if kind not in compiled:
+        compiled[kind] = mapped(structure).lower(*leaves).compile(
+            compiler_options=self._compiler_options)
+      return compiled[kind](*leaves)
     return call
 
   def replicate(self, tree: Any) -> Any:
@@ -206,19 +203,49 @@ class Parallel:
     return tree
 
 
-def join_processes() -> None:
-  """Joins the other processes of a TPU pod or of a SLURM or MPI job.
+def join_processes(coordinator: str | None = None,
+                   num_processes: int | None = None,
+                   process_id: int | None = None) -> None:
+  """Joins the other processes of a run.
+
+  Those of a TPU pod, a SLURM or an MPI job find each other; others are told,
+  each of them.
 
   Must be called before devices are used.
 
+  Args:
+    coordinator: address and port of the first process, as the others reach
+      it; None, as the next two, where JAX finds out.
+    num_processes: how many there are.
+    process_id: which of them this is, from 0.
+
   Raises:
-    ValueError: if there is none, or its processes do not find each other.
+    ValueError: for some of the three without the others or out of range, or
+      if the processes do not find each other.
   """
+  given = {'coordinator': coordinator, 'num_processes': num_processes,
+           'process_id': process_id}
+  absent = [name for name, value in given.items() if value is None]
+  if 0 < len(absent) < len(given):
+    raise ValueError(
+        f'Expected --coordinator, --num_processes and --process_id together; '
+        f'--{absent[0]} is absent.')
+  if not absent:
+    validate.count(num_processes=num_processes)
+    validate.in_range(0, num_processes - 1, process_id=process_id)
+    host, _, port = coordinator.rpartition(':')
+    if not (host and port.isdigit()):
+      raise validate.SettingError('coordinator', coordinator,
+                                  'to be HOST:PORT of the first process.')
   try:
-    jax.distributed.initialize()
+    jax.distributed.initialize(coordinator, num_processes, process_id)
   except (ValueError, RuntimeError) as error:
-    raise ValueError('Expected --distributed in a TPU pod or a SLURM or MPI '
-                     f'job; JAX says: {error}') from error
+    raise ValueError(
+        'Expected --distributed in a TPU pod or a SLURM or MPI job, or '
+        '--coordinator, --num_processes and --process_id; JAX says: '
+        f'{error}' if absent else
+        f'Expected {num_processes} processes at {coordinator}; JAX says: '
+        f'{error}') from error
 
 
 def create(mode: str = 'auto',

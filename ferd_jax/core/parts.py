@@ -4,7 +4,7 @@ A part is a frozen dataclass. Its fields with a default are settings, one each
 in the config's group, with the meaning that the class's docstring gives them
 under `Attributes:`; a default that is a frozen dataclass itself is a group
 within. A field without a default is given by the run, by its name: `eps`,
-`step_size`, `teacher` and so on, see `run.experiment`.
+`step_size`, `teacher` and so on, see `run.experiment`; one with `given` may be.
 """
 
 from collections.abc import Iterator
@@ -17,12 +17,22 @@ from typing import Any
 
 from ferd_jax.core import validate
 
-_NOT_A_SETTING = 'not_a_setting'
+_NOT_A_SETTING, _GIVEN = 'not_a_setting', 'given'
 
 
 def fixed(default: Any) -> Any:
   """Returns a dataclass field with a default that no config sets."""
   return dataclasses.field(default=default, metadata={_NOT_A_SETTING: True})
+
+
+def given(default: Any) -> Any:
+  """Returns a dataclass field that the run gives, by its name.
+
+  Args:
+    default: outside of a run.
+  """
+  return dataclasses.field(default=default,
+                           metadata={_NOT_A_SETTING: True, _GIVEN: True})
 
 
 class Registry:
@@ -174,7 +184,9 @@ def _build(part, settings, given):
       value = tuple(value)  # It has a hash.
     values[name] = value
   for field in dataclasses.fields(part):
-    if field.default is dataclasses.MISSING:
+    if _GIVEN in field.metadata and field.name in given:
+      values[field.name] = given[field.name]
+    elif field.default is dataclasses.MISSING:
       if field.name not in given:
         raise TypeError(
             f'{part.__qualname__} asks the run for {field.name!r}, which is '

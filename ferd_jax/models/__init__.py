@@ -63,7 +63,7 @@ ARCHITECTURES = (
     'resnet_bottleneck_3_4_6_3, preact_resnet_1_1_1_1, ...)',
 )
 
-_COMMON = ('width', 'mean', 'std', 'standardise', 'axis_name')
+_COMMON = ('width', 'mean', 'std', 'standardise', 'axis_name', 'dtype')
 _STYLED = ('activation', 'padding')
 _STEM = ('stem', 'pooling')
 # Calls of modules' methods for each array, more than networks have: those of
@@ -244,11 +244,12 @@ def build(arch: str, num_classes: int, **options: Any) -> nn.Module:
       itself (see `staged.standardised`); but for XCiT `activation` (see
       `layers.ACTIVATIONS`; default: 'relu', for DeepMind's networks 'silu') and
       `padding` (see `layers.PADDINGS`; default: 'both', for DeepMind's 'same');
-      `axis_name`, the axis over which BatchNorm synchronises; for networks with
-      MeanSparse layers `straight_through` (see `mean_sparse.MeanSparse`); for
-      XCiT `patch` (see `xcit.PATCHES`; default: 4); for ResNets `stem` and
-      `pooling` (see `resnet.STEMS` and `resnet.POOLINGS`; default: '3x3' and
-      'none'); for CIFAR ResNets
+      `axis_name`, the axis over which BatchNorm synchronises; `dtype`, in which
+      its layers compute, such as `jnp.bfloat16` (default: that of images and
+      variables); for networks with MeanSparse layers `straight_through` (see
+      `mean_sparse.MeanSparse`); for XCiT `patch` (see `xcit.PATCHES`; default:
+      4); for ResNets `stem` and `pooling` (see `resnet.STEMS` and
+      `resnet.POOLINGS`; default: '3x3' and 'none'); for CIFAR ResNets
       `shortcut` (see `resnet.SHORTCUTS`), for PreActResNets `shortcut_input`
       (see `preact_resnet.SHORTCUT_INPUTS`) and `final_bn`.
 
@@ -271,6 +272,8 @@ def build(arch: str, num_classes: int, **options: Any) -> nn.Module:
   _check_normalisation(options)
   if not entry:
     _check(family, fields, options)
+    if options.get('dtype') is not None:
+      options['dtype'] = jnp.dtype(options['dtype'])  # Which has a hash.
   for name in ('mean', 'std'):
     if options.get(name) is not None:
       # Numbers of any kind become floats in a tuple, which has a hash.
@@ -368,6 +371,8 @@ def _check(family, fields, options):
       validate.one_of((True, False), **{name: options[name]})
   if 'activation' in options:
     validate.one_of(tuple(layers.ACTIVATIONS), activation=options['activation'])
+  if options.get('dtype') is not None:
+    validate.one_of(layers.DTYPES, dtype=jnp.dtype(options['dtype']).name)
   if 'padding' in options:
     validate.one_of(layers.PADDINGS, padding=options['padding'])
   if 'stem' in options:

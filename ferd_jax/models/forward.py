@@ -85,9 +85,43 @@ def synchronises(model: nn.Module, variables: Variables) -> bool:
   return not variables.get('batch_stats') or _has_axis_name(model)
 
 
+def follows_precision(model: nn.Module, variables: Variables,
+                      image_shape: Sequence[int], dtype: jnp.dtype) -> bool:
+  """Returns whether a model computes in a type, or parts of it.
+
+  It does where it has a field `dtype`, as Flax's layers have, and gives it to
+  its layers.
+
+  Args:
+    model: any Linen module.
+    variables: of the model, or their shapes.
+    image_shape: shape of one image, (H, W, C).
+    dtype: other than float32.
+  """
+  image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+  found = jax.make_jaxpr(
+      lambda v, x: logits(in_precision(model, dtype), v, x))(variables, image)
+  # As jaxprs write the type of an array, such as bf16[8,32,32,3].
+  return jax.typeof(jnp.zeros([], dtype)).str_short(True)[:-1] in str(found)
+
+
+def in_precision(model: nn.Module, dtype: jnp.dtype | None) -> nn.Module:
+  """Returns the model computing in a type; its variables are the same.
+
+  Args:
+    model: any Linen module; one without a field `dtype` stays what it is.
+    dtype: None for what the model itself says.
+  """
+  if dtype is None or not _has(model, 'dtype'):
+    return model
+  return model.clone(dtype=dtype)
+
+
 def logits(model: nn.Module, variables: Variables, x: jax.Array, *,
            start: str | None = None, stop: str | None = None) -> jax.Array:
   """Returns logits `[B, C]`, BatchNorm on running statistics.
+
+  Logits are at least float32, whatever the model computes in.
 
   Args:
     model: any Linen module.
@@ -99,7 +133,8 @@ def logits(model: nn.Module, variables: Variables, x: jax.Array, *,
   Raises:
     ValueError: if the model has no stages, and one is named.
   """
-  return model.apply(variables, x, **_evaluation(model, start, stop))
+  out = model.apply(variables, x, **_evaluation(model, start, stop))
+  return out if stop else _wide(out)
 
 
 def logits_fn(model: nn.Module,
@@ -120,7 +155,7 @@ def logits_and_moments(
   """
   out, updates = model.apply(variables, x, mutable=['moments'],
                              **_evaluation(model, start, stop))
-  return out, updates.get('moments', {})
+  return out if stop else _wide(out), updates.get('moments', {})
 
 
 class Observed(NamedTuple):
@@ -155,7 +190,8 @@ def observed(model: nn.Module, variables: Variables, x: jax.Array) -> Observed:
   norms, stage_outputs, dense = [], [], [(None, ())]
 
   def spatial_mean(x):
-    return jnp.mean(x, axis=tuple(range(1, x.ndim - 1)))
+    return jnp.mean(x, axis=tuple(range(1, x.ndim - 1)),
+                    dtype=jnp.promote_types(x.dtype, jnp.float32))
 
   def look(call, args, kwargs, context):
     module, method = context.module, context.method_name
@@ -197,11 +233,21 @@ def train_logits(model: nn.Module, variables: Variables, x: jax.Array, *,
     raise ValueError(
         f'Expected model={type(model).__name__} to draw no random numbers in '
         'training mode, as Dropout does; build it without.') from error
-  return out, updates.get('batch_stats', {})
+  return _wide(out), updates.get('batch_stats', {})
 
 
 def _has_axis_name(model):
-  return any(field.name == 'axis_name' for field in dataclasses.fields(model))
+  return _has(model, 'axis_name')
+
+
+def _has(model, name):
+  return any(field.name == name for field in dataclasses.fields(model))
+
+
+def _wide(logits):
+  """Returns logits at least in float32: losses and margins are of these."""
+  return jnp.asarray(logits).astype(
+      jnp.promote_types(jnp.result_type(logits), jnp.float32))
 
 
 def _evaluation(model, start, stop):

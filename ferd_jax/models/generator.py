@@ -27,6 +27,8 @@ class Generator(nn.Module):
     wide_start: whether the first convolution reads twice as many channels as
       it has, not as many.
     axis_name: axis over which BatchNorm synchronises.
+    dtype: in which its layers compute, see `layers`; None: that of latents and
+      parameters. Images are at least float32.
 
   References:
     zju-vipa/CMI, Generator, whose attribute names the submodules carry; its
@@ -37,6 +39,7 @@ class Generator(nn.Module):
   width: int = 128
   wide_start: bool = False
   axis_name: str | None = None
+  dtype: jnp.dtype | None = None
 
   @nn.compact
   def __call__(self, latents: jax.Array) -> jax.Array:
@@ -53,7 +56,7 @@ class Generator(nn.Module):
 
     def norm(x, name):
       return layers.BatchNorm(self.axis_name, scale_init=_scale_init,
-                              name=name)(x, train=True)
+                              dtype=self.dtype, name=name)(x, train=True)
 
     def activate(x):
       return nn.leaky_relu(x, 0.2)
@@ -64,12 +67,13 @@ class Generator(nn.Module):
     # PyTorch's channels come first in the linear layer's output.
     x = x.reshape(-1, start, quarter, quarter).transpose(0, 2, 3, 1)
     x = layers.upsample(norm(x, 'conv_blocks_0'))
-    x = layers.Conv(self.width, kernel_init=_kernel_init,
+    x = layers.Conv(self.width, kernel_init=_kernel_init, dtype=self.dtype,
                     name='conv_blocks_2')(x)
     x = layers.upsample(activate(norm(x, 'conv_blocks_3')))
     x = layers.Conv(self.width // 2, kernel_init=_kernel_init,
-                    name='conv_blocks_6')(x)
+                    dtype=self.dtype, name='conv_blocks_6')(x)
     x = activate(norm(x, 'conv_blocks_7'))
     x = layers.Conv(self.channels, use_bias=True, kernel_init=_kernel_init,
-                    bias_init=nn.initializers.zeros, name='conv_blocks_9')(x)
-    return nn.sigmoid(x)
+                    bias_init=nn.initializers.zeros, dtype=self.dtype,
+                    name='conv_blocks_9')(x)
+    return nn.sigmoid(x.astype(jnp.promote_types(x.dtype, jnp.float32)))

@@ -3,6 +3,11 @@
 Images are [B, H, W, C]. Parameters are created in the precision of the input
 (at least float32), and computations follow inputs and parameters, so the
 layers work in float64 as well.
+
+With a `dtype`, bfloat16, convolutions take their factors and give their results
+in it. What sums over many values stays in float32, and so do parameters:
+moments and normalisation, biases, means over space, and the last dense layer,
+which is a thousandth of a network and decides its predictions.
 """
 
 import dataclasses
@@ -14,6 +19,7 @@ from jax import lax
 import jax.numpy as jnp
 
 from ferd_jax.core import collectives
+from ferd_jax.core import loops
 
 # Weights U(-1/sqrt(fan_in), 1/sqrt(fan_in)), PyTorch's default for
 # convolutions and linear layers.
@@ -26,6 +32,9 @@ ACTIVATIONS = {'relu': nn.relu, 'silu': nn.silu}
 # PyTorch, or like XLA's and TensorFlow's 'SAME', which on even sides is one row
 # at the bottom and one column on the right.
 PADDINGS = ('both', 'same')
+
+# What layers compute in, if not in the type of images and parameters.
+DTYPES = ('bfloat16', 'float32')
 
 
 def torch_bias(fan_in: int) -> nn.initializers.Initializer:
@@ -46,6 +55,7 @@ class Conv(nn.Module):
     use_bias: whether to add a bias.
     kernel_init: initialiser of the kernel [k, k, C_in, C_out].
     bias_init: initialiser of the bias; None for PyTorch's default.
+    dtype: of the factors and the result; None: that of input and parameters.
   """
   features: int
   kernel_size: int = 3
@@ -54,6 +64,7 @@ class Conv(nn.Module):
   use_bias: bool = False
   kernel_init: nn.initializers.Initializer = torch_uniform
   bias_init: nn.initializers.Initializer | None = None
+  dtype: jnp.dtype | None = None
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -61,11 +72,12 @@ class Conv(nn.Module):
     size, dtype = self.kernel_size, param_dtype(x)
     shape = (size, size, x.shape[-1], self.features)
     kernel = self.param('kernel', self.kernel_init, shape, dtype)
-    x = _convolve(x, kernel, self.strides, self.padding)
+    x = _convolve(*rounded(self.dtype, x, kernel), self.strides, self.padding)
     if self.use_bias:
       bias_init = self.bias_init or torch_bias(size * size * shape[2])
       bias = self.param('bias', bias_init, (self.features,), dtype)
-      x = x + per_channel(bias, x.ndim)
+      # In float32, in which its gradient is summed then.
+      x, = rounded(self.dtype, x.astype(dtype) + per_channel(bias, x.ndim))
     return x
 
 
@@ -76,25 +88,31 @@ class DepthwiseConv(nn.Module):
     strides: step in both directions.
     padding: one of `PADDINGS`.
     use_bias: whether to add a bias.
+    dtype: of the factors and the result; None: that of input and parameters.
   """
   strides: int = 1
   padding: str = 'both'
   use_bias: bool = False
+  dtype: jnp.dtype | None = None
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """Maps float [B, H, W, C] to [B, ceil(H/s), ceil(W/s), C]."""
-    kernel = self.param('kernel', torch_uniform, (3, 3, 1, x.shape[-1]),
-                        param_dtype(x))
+    wide = param_dtype(x)
+    kernel = self.param('kernel', torch_uniform, (3, 3, 1, x.shape[-1]), wide)
+    x, kernel = rounded(self.dtype, x, kernel)
     # XLA:CPU runs grouped convolutions an order of magnitude slower than the
     # nine multiply-adds that they stand for.
-    on_cpu = jax.default_backend() == 'cpu'
-    depthwise = depthwise_shifted if on_cpu else depthwise_grouped
-    x = depthwise(x, kernel, self.strides, self.padding)
+    if loops.unrolled_here():
+      # Their sum is not rounded on the way, as that of a convolution is not.
+      x = depthwise_shifted(x.astype(wide), kernel.astype(wide), self.strides,
+                            self.padding)
+    else:
+      x = depthwise_grouped(x, kernel, self.strides, self.padding)
     if self.use_bias:
-      bias = self.param('bias', torch_bias(9), x.shape[-1:], param_dtype(x))
-      x = x + per_channel(bias, x.ndim)
-    return x
+      bias = self.param('bias', torch_bias(9), x.shape[-1:], wide)
+      x = x.astype(wide) + per_channel(bias, x.ndim)
+    return rounded(self.dtype, x)[0]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -162,10 +180,12 @@ class Dense(nn.Module):
     features: number of outputs.
     kernel_init: initialiser of the kernel [C_in, C_out].
     bias_init: initialiser of the bias; None for PyTorch's default.
+    dtype: of the factors and the result; None: that of input and parameters.
   """
   features: int
   kernel_init: nn.initializers.Initializer = torch_uniform
   bias_init: nn.initializers.Initializer | None = None
+  dtype: jnp.dtype | None = None
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -175,7 +195,9 @@ class Dense(nn.Module):
     kernel = self.param('kernel', self.kernel_init, shape, dtype)
     bias_init = self.bias_init or torch_bias(shape[0])
     bias = self.param('bias', bias_init, (self.features,), dtype)
-    return x @ kernel + per_channel(bias, x.ndim)
+    x, kernel = rounded(self.dtype, x, kernel)
+    x = (x @ kernel).astype(dtype) + per_channel(bias, x.ndim)
+    return rounded(self.dtype, x)[0]
 
 
 class LayerNorm(nn.Module):
@@ -183,8 +205,10 @@ class LayerNorm(nn.Module):
 
   Attributes:
     epsilon: added to the variance.
+    dtype: of the result; None: that of input and parameters.
   """
   epsilon: float = 1e-6
+  dtype: jnp.dtype | None = None
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -192,10 +216,12 @@ class LayerNorm(nn.Module):
     dtype, shape = param_dtype(x), x.shape[-1:]
     scale = self.param('scale', nn.initializers.ones, shape, dtype)
     bias = self.param('bias', nn.initializers.zeros, shape, dtype)
+    x = x.astype(dtype)
     centred = x - jnp.mean(x, axis=-1, keepdims=True)
     var = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
     x = centred * lax.rsqrt(var + self.epsilon)
-    return x * per_channel(scale, x.ndim) + per_channel(bias, x.ndim)
+    x = x * per_channel(scale, x.ndim) + per_channel(bias, x.ndim)
+    return rounded(self.dtype, x)[0]
 
 
 class BatchNorm(nn.Module):
@@ -216,11 +242,14 @@ class BatchNorm(nn.Module):
     momentum: weight of the new statistics.
     epsilon: added to the variance.
     scale_init: initialiser of the scale [C].
+    dtype: of the result; None: that of input and parameters. Statistics and
+      moments are at least float32.
   """
   axis_name: str | None = None
   momentum: float = 0.1
   epsilon: float = 1e-5
   scale_init: nn.initializers.Initializer = nn.initializers.ones
+  dtype: jnp.dtype | None = None
 
   @nn.compact
   def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -231,6 +260,7 @@ class BatchNorm(nn.Module):
         unbiased variance.
     """
     dtype, shape = param_dtype(x), x.shape[-1:]
+    x = x.astype(dtype)
     scale = self.param('scale', self.scale_init, shape, dtype)
     bias = self.param('bias', nn.initializers.zeros, shape, dtype)
     running_mean = self.variable(
@@ -260,7 +290,8 @@ class BatchNorm(nn.Module):
 
     inverse = scale * lax.rsqrt(var + self.epsilon)
     centred = x - per_channel(mean, x.ndim)
-    return centred * per_channel(inverse, x.ndim) + per_channel(bias, x.ndim)
+    x = centred * per_channel(inverse, x.ndim) + per_channel(bias, x.ndim)
+    return rounded(self.dtype, x)[0]
 
   def _sow_last(self, name, value):
     """Sows `value` bare, where Flax would append it to a tuple."""
@@ -277,11 +308,13 @@ class Style:
     padding: one of `PADDINGS`.
     axis_name: axis over which BatchNorm synchronises.
     kernel_init: initialiser of the convolutions' kernels.
+    dtype: in which they compute; None: that of inputs and parameters.
   """
   activation: str = 'relu'
   padding: str = 'both'
   axis_name: str | None = None
   kernel_init: nn.initializers.Initializer = torch_uniform
+  dtype: jnp.dtype | None = None
 
   def activate(self, x: jax.Array) -> jax.Array:
     """Returns the activations of float `x` of any shape."""
@@ -291,16 +324,16 @@ class Style:
            name: str) -> Conv:
     """Returns a convolution without bias, a submodule of the caller."""
     return Conv(features, kernel_size, strides, self.padding,
-                kernel_init=self.kernel_init, name=name)
+                kernel_init=self.kernel_init, dtype=self.dtype, name=name)
 
   def norm(self, name: str) -> BatchNorm:
     """Returns a BatchNorm, a submodule of the caller."""
-    return BatchNorm(self.axis_name, name=name)
+    return BatchNorm(self.axis_name, dtype=self.dtype, name=name)
 
 
 def global_mean(x: jax.Array) -> jax.Array:
-  """Averages [B, H, W, C] over space, to [B, C]."""
-  return jnp.mean(x, axis=(1, 2))
+  """Averages [B, H, W, C] over space, to [B, C], at least in float32."""
+  return jnp.mean(x, axis=(1, 2), dtype=param_dtype(x))
 
 
 def max_pool(x: jax.Array) -> jax.Array:
@@ -367,6 +400,12 @@ def _combine(mean, var, axis_name):
   total_mean = collectives.pmean(mean, axis_name)
   spread = jnp.square(mean - total_mean)
   return total_mean, collectives.pmean(var + spread, axis_name)
+
+
+def rounded(dtype: jnp.dtype | None, *arrays: jax.Array
+            ) -> tuple[jax.Array, ...]:
+  """Returns the arrays in a type, as they are if it is None."""
+  return tuple(x if dtype is None else x.astype(dtype) for x in arrays)
 
 
 def param_dtype(x: jax.Array) -> jnp.dtype:

@@ -43,7 +43,7 @@ class MeanSparse(nn.Module):
                               dtype).value
     mean = layers.per_channel(mean, x.ndim)
     nearest = layers.per_channel(threshold * jnp.sqrt(var), x.ndim)
-    moved = jnp.where(jnp.abs(x - mean) < nearest, mean, x)
+    moved = jnp.where(jnp.abs(x - mean) < nearest, mean, x).astype(x.dtype)
     if not self.straight_through:
       return moved
     # The difference is 0, so that the outputs are the same bits.

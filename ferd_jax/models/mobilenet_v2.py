@@ -42,7 +42,7 @@ class InvertedResidual(nn.Module):
     hidden = style.conv(self.expansion * x.shape[-1], 1, name='conv1')(x)
     hidden = style.activate(style.norm('bn1')(hidden, train=train))
     hidden = layers.DepthwiseConv(self.strides, style.padding,
-                                  name='conv2')(hidden)
+                                  dtype=style.dtype, name='conv2')(hidden)
     hidden = style.activate(style.norm('bn2')(hidden, train=train))
     hidden = style.conv(self.features, 1, name='conv3')(hidden)
     hidden = style.norm('bn3')(hidden, train=train)

@@ -40,12 +40,15 @@ class StagedModel(nn.Module):
     standardise: whether every image is normalised by its own mean and standard
       deviation over all pixels and channels instead, see `standardised`.
     axis_name: axis over which BatchNorm synchronises in train mode.
+    dtype: in which its layers compute, see `layers`; None: that of images and
+      parameters. Logits are at least float32.
   """
   num_classes: int
   mean: tuple[float, ...] | None = None
   std: tuple[float, ...] | None = None
   standardise: bool = False
   axis_name: str | None = None
+  dtype: jnp.dtype | None = None
 
   @property
   def stages(self) -> tuple[str, ...]:
@@ -124,4 +127,5 @@ class StyledModel(StagedModel):
   @property
   def style(self) -> layers.Style:
     """What its layers have in common."""
-    return layers.Style(self.activation, self.padding, self.axis_name)
+    return layers.Style(self.activation, self.padding, self.axis_name,
+                        dtype=self.dtype)

@@ -33,7 +33,8 @@ class SqueezeExcitation(nn.Module):
       return layers.Conv(features, 1, use_bias=True, kernel_init=_kernel_init,
                          name=name)
     hidden = nn.relu(conv(round(_SQUEEZE * channels), 'fc1')(means))
-    return x * nn.sigmoid(conv(channels, 'fc2')(hidden))
+    scale = nn.sigmoid(conv(channels, 'fc2')(hidden))
+    return x * scale.astype(x.dtype)
 
 
 class Block(nn.Module):

@@ -30,8 +30,8 @@ def _gelu(x):
   return nn.gelu(x, approximate=False)
 
 
-def _dense(features, name):
-  return layers.Dense(features, _normal, _zeros, name=name)
+def _dense(features, name, dtype=None):
+  return layers.Dense(features, _normal, _zeros, dtype, name=name)
 
 
 class PatchEmbed(nn.Module):
@@ -42,10 +42,12 @@ class PatchEmbed(nn.Module):
     patch: pixels of a token's side, a power of two: the last log2 convolutions
       have stride 2.
     axis_name: axis over which BatchNorm synchronises.
+    dtype: in which it computes, see `layers`.
   """
   features: int
   patch: int
   axis_name: str | None = None
+  dtype: jnp.dtype | None = None
 
   @nn.compact
   def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -54,9 +56,10 @@ class PatchEmbed(nn.Module):
     for i in range(_CONVOLUTIONS):
       left = _CONVOLUTIONS - 1 - i
       x = layers.Conv(self.features // 2 ** left, 3,
-                      2 if left < halved else 1, name=f'proj_{2 * i}_0')(x)
-      x = layers.BatchNorm(self.axis_name, name=f'proj_{2 * i}_1')(
-          x, train=train)
+                      2 if left < halved else 1, dtype=self.dtype,
+                      name=f'proj_{2 * i}_0')(x)
+      x = layers.BatchNorm(self.axis_name, dtype=self.dtype,
+                           name=f'proj_{2 * i}_1')(x, train=train)
       x = _gelu(x) if left else x
     return x
 
@@ -80,7 +83,8 @@ class Positions(nn.Module):
       angles = places.reshape((-1, 1, 1) if axis == 0 else (1, -1, 1)) / scale
       waves[0, :, :, axis, 0::2] = np.sin(angles[..., 0::2])
       waves[0, :, :, axis, 1::2] = np.cos(angles[..., 1::2])
-    waves = jnp.asarray(waves.reshape(1, height, width, -1), x.dtype)
+    waves = jnp.asarray(waves.reshape(1, height, width, -1),
+                        layers.param_dtype(x))
     return layers.Conv(self.features, 1, use_bias=True,
                        name='token_projection')(waves)
 
@@ -90,28 +94,33 @@ class ChannelAttention(nn.Module):
 
   Attributes:
     heads: that the channels are divided among.
+    dtype: in which it computes, see `layers`.
   """
   heads: int
+  dtype: jnp.dtype | None = None
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """Maps float tokens [B, N, C] to the same shape."""
     batch, number, channels = x.shape
+    wide = layers.param_dtype(x)
     temperature = self.param('temperature', nn.initializers.ones,
-                             (self.heads, 1, 1), layers.param_dtype(x))
-    qkv = _dense(3 * channels, 'qkv')(x).reshape(
+                             (self.heads, 1, 1), wide)
+    qkv = _dense(3 * channels, 'qkv', self.dtype)(x).reshape(
         batch, number, 3, self.heads, channels // self.heads)
     query, key, value = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
     scores = jnp.einsum('bnhc,bnhd->bhcd', _unit(query), _unit(key))
-    weights = nn.softmax(scores * temperature[None], axis=-1)
-    x = jnp.einsum('bhcd,bnhd->bnhc', weights, value)
-    return _dense(channels, 'proj')(x.reshape(batch, number, channels))
+    weights = nn.softmax(scores.astype(wide) * temperature[None], axis=-1)
+    x = jnp.einsum('bhcd,bnhd->bnhc', weights.astype(value.dtype), value)
+    return _dense(channels, 'proj', self.dtype)(
+        x.reshape(batch, number, channels))
 
 
 def _unit(x):
   """Returns [B, N, ...] of norm 1 over the tokens."""
-  total = jnp.sum(jnp.square(x), axis=1, keepdims=True)
-  return x * lax.rsqrt(jnp.maximum(total, 1e-24))
+  wide = x.astype(layers.param_dtype(x))
+  total = jnp.sum(jnp.square(wide), axis=1, keepdims=True)
+  return (wide * lax.rsqrt(jnp.maximum(total, 1e-24))).astype(x.dtype)
 
 
 class ClassAttention(nn.Module):
@@ -119,32 +128,41 @@ class ClassAttention(nn.Module):
 
   Attributes:
     heads: that the channels are divided among.
+    dtype: in which it computes, see `layers`.
   """
   heads: int
+  dtype: jnp.dtype | None = None
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """Maps float tokens [B, N, C] to one, [B, 1, C]."""
     batch, _, channels = x.shape
     def project(tokens, name):
-      return _dense(channels, name)(tokens).reshape(
+      return _dense(channels, name, self.dtype)(tokens).reshape(
           batch, -1, self.heads, channels // self.heads)
     query, key, value = (
         project(x[:, :1], 'q'), project(x, 'k'), project(x, 'v'))
     scores = jnp.einsum('bqhc,bnhc->bhqn', query, key)
-    weights = nn.softmax(scores * (channels // self.heads) ** -0.5, axis=-1)
-    x = jnp.einsum('bhqn,bnhc->bqhc', weights, value)
-    return _dense(channels, 'proj')(x.reshape(batch, 1, channels))
+    weights = nn.softmax(scores.astype(layers.param_dtype(x))
+                         * (channels // self.heads) ** -0.5, axis=-1)
+    x = jnp.einsum('bhqn,bnhc->bqhc', weights.astype(value.dtype), value)
+    return _dense(channels, 'proj', self.dtype)(x.reshape(batch, 1, channels))
 
 
 class Mlp(nn.Module):
-  """Two layers, the first four times as wide."""
+  """Two layers, the first four times as wide.
+
+  Attributes:
+    dtype: in which they compute, see `layers`.
+  """
+  dtype: jnp.dtype | None = None
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """Maps float tokens [B, N, C] to the same shape."""
     channels = x.shape[-1]
-    return _dense(channels, 'fc2')(_gelu(_dense(4 * channels, 'fc1')(x)))
+    hidden = _gelu(_dense(4 * channels, 'fc1', self.dtype)(x))
+    return _dense(channels, 'fc2', self.dtype)(hidden)
 
 
 class LocalPatches(nn.Module):
@@ -152,15 +170,19 @@ class LocalPatches(nn.Module):
 
   Attributes:
     axis_name: axis over which BatchNorm synchronises.
+    dtype: in which they compute, see `layers`.
   """
   axis_name: str | None = None
+  dtype: jnp.dtype | None = None
 
   @nn.compact
   def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
     """Maps float [B, H, W, C] to the same shape."""
-    x = _gelu(layers.DepthwiseConv(use_bias=True, name='conv1')(x))
-    x = layers.BatchNorm(self.axis_name, name='bn')(x, train=train)
-    return layers.DepthwiseConv(use_bias=True, name='conv2')(x)
+    def conv(name):
+      return layers.DepthwiseConv(use_bias=True, dtype=self.dtype, name=name)
+    x = layers.BatchNorm(self.axis_name, dtype=self.dtype, name='bn')(
+        _gelu(conv('conv1')(x)), train=train)
+    return conv('conv2')(x)
 
 
 class Block(nn.Module):
@@ -169,22 +191,26 @@ class Block(nn.Module):
   Attributes:
     heads: of the attention.
     axis_name: axis over which BatchNorm synchronises.
+    dtype: in which it computes, see `layers`.
   """
   heads: int
   axis_name: str | None = None
+  dtype: jnp.dtype | None = None
 
   @nn.compact
   def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
     """Maps float [B, H, W, C] to the same shape."""
-    shape = x.shape
+    shape, dtype = x.shape, self.dtype
     flat = (shape[0], shape[1] * shape[2], shape[3])
-    hidden = layers.LayerNorm(name='norm1')(x).reshape(flat)
-    hidden = ChannelAttention(self.heads, name='attn')(hidden).reshape(shape)
-    x = x + _scaled(self, 'gamma1', hidden)
-    hidden = layers.LayerNorm(name='norm3')(x)
-    hidden = LocalPatches(self.axis_name, name='local_mp')(hidden, train=train)
+    hidden = layers.LayerNorm(dtype=dtype, name='norm1')(x).reshape(flat)
+    hidden = ChannelAttention(self.heads, dtype, name='attn')(hidden)
+    x = x + _scaled(self, 'gamma1', hidden.reshape(shape))
+    hidden = layers.LayerNorm(dtype=dtype, name='norm3')(x)
+    hidden = LocalPatches(self.axis_name, dtype, name='local_mp')(
+        hidden, train=train)
     x = x + _scaled(self, 'gamma3', hidden)
-    hidden = Mlp(name='mlp')(layers.LayerNorm(name='norm2')(x))
+    hidden = Mlp(dtype, name='mlp')(
+        layers.LayerNorm(dtype=dtype, name='norm2')(x))
     return x + _scaled(self, 'gamma2', hidden)
 
 
@@ -193,18 +219,21 @@ class ClassBlock(nn.Module):
 
   Attributes:
     heads: of the attention.
+    dtype: in which it computes, see `layers`.
   """
   heads: int
+  dtype: jnp.dtype | None = None
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """Maps float tokens [B, 1 + N, C] to the same shape."""
-    hidden = layers.LayerNorm(name='norm1')(x)
-    attended = ClassAttention(self.heads, name='attn')(hidden)
+    dtype = self.dtype
+    hidden = layers.LayerNorm(dtype=dtype, name='norm1')(x)
+    attended = ClassAttention(self.heads, dtype, name='attn')(hidden)
     hidden = jnp.concatenate([attended, hidden[:, 1:]], axis=1)
     x = x + _scaled(self, 'gamma1', hidden)
-    x = layers.LayerNorm(name='norm2')(x)
-    changed = _scaled(self, 'gamma2', Mlp(name='mlp')(x[:, :1]))
+    x = layers.LayerNorm(dtype=dtype, name='norm2')(x)
+    changed = _scaled(self, 'gamma2', Mlp(dtype, name='mlp')(x[:, :1]))
     # The other tokens are added to themselves, as in the code of the paper.
     return x + jnp.concatenate([changed, x[:, 1:]], axis=1)
 
@@ -213,7 +242,7 @@ def _scaled(module, name, x):
   """Returns x times a parameter of the module's, one for each channel."""
   scale = module.param(name, nn.initializers.ones, x.shape[-1:],
                        layers.param_dtype(x))
-  return x * layers.per_channel(scale, x.ndim)
+  return x * layers.per_channel(scale, x.ndim).astype(x.dtype)
 
 
 class Xcit(staged.StagedModel):
@@ -247,18 +276,19 @@ class Xcit(staged.StagedModel):
   def run_stage(self, stage: str, x: jax.Array, train: bool) -> jax.Array:
     features = _CHANNELS * self.width
     if stage == 'patch_embed':
-      x = PatchEmbed(features, self.patch, self.axis_name, name=stage)(
-          x, train=train)
+      x = PatchEmbed(features, self.patch, self.axis_name, self.dtype,
+                     name=stage)(x, train=train)
       # An addition to every image of the batch.
-      return x + jnp.broadcast_to(Positions(features, name='pos_embed')(x),
-                                  x.shape)
+      places = Positions(features, name='pos_embed')(x).astype(x.dtype)
+      return x + jnp.broadcast_to(places, x.shape)
     if stage != 'head':
-      return Block(self.heads, self.axis_name, name=stage)(x, train=train)
+      return Block(self.heads, self.axis_name, self.dtype, name=stage)(
+          x, train=train)
     token = self.param('cls_token', _normal, (1, 1, features),
                        layers.param_dtype(x))
     token = jnp.broadcast_to(token.astype(x.dtype), (len(x), 1, features))
     x = jnp.concatenate([token, x.reshape(len(x), -1, features)], axis=1)
     for i in range(_CLASS_BLOCKS):
-      x = ClassBlock(self.heads, name=f'cls_attn_blocks_{i}')(x)
+      x = ClassBlock(self.heads, self.dtype, name=f'cls_attn_blocks_{i}')(x)
     x = layers.LayerNorm(name='norm')(x)[:, 0]
     return _dense(self.num_classes, 'head')(x)

@@ -2,8 +2,13 @@
 
 from collections.abc import Mapping
 
+from flax import linen as nn
+import jax.numpy as jnp
 from ml_collections import config_dict
 import numpy as np
+
+from ferd_jax import models
+from ferd_jax.models import forward
 
 _ALIKE = 1e-3  # standard deviation of pixels, in [0, 1]
 
@@ -24,6 +29,26 @@ def of_settings(config: config_dict.ConfigDict, step_size: float) -> list[str]:
           f'further than {steps * step_size / config.eps:.2%} of '
           f'eps={config.eps:.3g}.')
   return found
+
+
+def of_precision(precision: str, networks: Mapping[str, nn.Module],
+                 image_shape: tuple[int, int, int]) -> list[str]:
+  """Returns which networks do not compute in the precision of a run.
+
+  Args:
+    precision: the setting.
+    networks: modules, by what they are.
+    image_shape: (H, W, channels).
+  """
+  if precision == 'float32':
+    return []
+  return [f'precision={precision} changes nothing about the {name} '
+          f'{type(model).__name__}, which has no field dtype or does not give '
+          'it to its layers.'
+          for name, model in networks.items()
+          if not forward.follows_precision(
+              model, models.abstract_variables(model, image_shape),
+              image_shape, jnp.dtype(precision))]
 
 
 def of_epoch(metrics: Mapping[str, float], images: np.ndarray,

@@ -11,6 +11,7 @@ from etils import epath
 from flax import core as flax_core
 from flax import linen as nn
 import jax
+import jax.numpy as jnp
 from ml_collections import config_dict
 import numpy as np
 
@@ -34,6 +35,7 @@ from ferd_jax.run import networks
 from ferd_jax.run import settings
 from ferd_jax.run import state as states
 from ferd_jax.run import work_directory
+from ferd_jax.synthesis import device_pool
 from ferd_jax.synthesis import pool
 from ferd_jax.weights import loading
 from ferd_jax.weights import native
@@ -46,6 +48,7 @@ class Experiment:
   Attributes:
     config: as given, locked.
     method: what is trained and how.
+    student: its module, computing as every evaluation does.
     examples: images and labels of the evaluation.
     validation: those of the learning curve.
     teachers: what they are, their modules and variables, by name; {} without.
@@ -56,6 +59,7 @@ class Experiment:
   """
   config: config_dict.ConfigDict
   method: methods.Method
+  student: nn.Module
   examples: data.Examples
   validation: data.Examples
   teachers: Mapping[str, loading.Loaded]
@@ -67,11 +71,6 @@ class Experiment:
   def teacher(self) -> loading.Loaded | None:
     """The teacher that distillation is from, None without one."""
     return self.teachers.get(frozens.ROBUST)
-
-  @property
-  def student(self) -> nn.Module:
-    """The student's module."""
-    return self.method.distillation.student
 
   @property
   def parallel(self) -> parallels.Parallel:
@@ -184,13 +183,17 @@ def build(config: config_dict.ConfigDict,
   with validate.named('data', data_dir='dir'):
     examples, validation = data_splits.judging(config, info, to_train)
   teachers, published = networks.teachers(config, info, parallel, teacher)
+  dtype = None if config.precision == 'float32' else jnp.dtype(config.precision)
   given = {
       'eps': config.eps, 'step_size': _step_size(config),
       'num_epochs': config.num_epochs, 'warmup_epochs': config.warmup_epochs,
       'num_classes': info.num_classes, 'image_shape': info.image_shape,
-      'teacher': teachers[frozens.ROBUST].model if teachers else None,
-      'student': student, 'teachers': flax_core.FrozenDict(
-          {name: loaded.model for name, loaded in teachers.items()}),
+      'teacher': forward.in_precision(teachers[frozens.ROBUST].model, dtype)
+                 if teachers else None,
+      'student': forward.in_precision(student, dtype),
+      'teachers': flax_core.FrozenDict(
+          {name: forward.in_precision(loaded.model, dtype)
+           for name, loaded in teachers.items()}), 'dtype': dtype,
       'student_steps': config.distill.steps,
       'student_batch_size': config.distill.batch_size,
       'pad': config.augment.pad, 'flip': config.augment.flip}
@@ -206,8 +209,9 @@ def build(config: config_dict.ConfigDict,
           'split': examples, 'validation_split': validation})
     method = dataclasses.replace(method, training_data=training)
   return Experiment(
-      config=config, method=method, examples=examples, validation=validation,
-      teachers=teachers, student_network=student_network, published=published,
+      config=config, method=method, student=student, examples=examples,
+      validation=validation, teachers=teachers,
+      student_network=student_network, published=published,
       identity=_identity(config, teachers, student_network, student, given,
                          training))
 
@@ -268,7 +272,7 @@ def _identity(config, teachers, student_network, student, given, training):
   if student_network is None:
     identity['student'] = _own(student)
   if teachers and teachers[frozens.ROBUST].network.arch == networks.OWN:
-    identity['teacher'] = _own(given['teacher'])
+    identity['teacher'] = _own(teachers[frozens.ROBUST].model)
   if training is not None:
     identity[work_directory.TRAINING_DATA] = {
         'dataset': 'noise' if config.data.noise_examples else config.data.name,
@@ -292,6 +296,7 @@ def _check_names(config):
           name, value, f'to be a setting.{validate.nearest(name, known)}')
 
 
+PRECISIONS = ('float32', 'bfloat16')
 # Pixels of float32 in [0, 1] round by some 1e-7, attacks by 1e-6.
 _LEAST_STEP = 1e-6
 
@@ -323,6 +328,7 @@ def _check(config):
     raise validate.SettingError(
         'step_size', _step_size(config), f'>= {_LEAST_STEP:g}{by_default}: '
         'less is lost in the rounding of pixels.')
+  validate.one_of(PRECISIONS, precision=config.precision)
   validate.count(num_epochs=config.num_epochs)
   validate.count(0, warmup_epochs=config.warmup_epochs)
   validate.non_negative(max_minutes=config.max_minutes)
@@ -334,6 +340,7 @@ def _check(config):
     validate.count(steps=config.distill.steps)
   with validate.named('pool'):
     validate.one_of(pool.DTYPES, dtype=config.pool.dtype)
+    validate.one_of(device_pool.PLACES, place=config.pool.place)
   options = config.eval
   with validate.named('eval'):
     robustness.check_names(attacks=options.attacks,

@@ -34,6 +34,10 @@ _RUN = {
     'step_size': (_Unset(float), 'of the attacks while training; unset: '
                   "eps / 4, the paper's 2/255"),
     'parallel': ('auto', 'auto, jit, pmap or shard_map'),
+    'precision': ('float32', 'in which networks compute while training: '
+                  'float32, or bfloat16 for GPUs and TPUs; parameters, '
+                  'statistics, losses and the optimiser are float32 in either, '
+                  'and so is every evaluation'),
     'max_minutes': (0., 'start no epoch that would end later; 0: no limit'),
 }
 _DATA = {  # for evaluation, unless the synthesis reads real images
@@ -88,7 +92,10 @@ _AUGMENT = {  # of views and batches
     'flip': (True, 'whether images are mirrored at random'),
 }
 _POOL = {
-    'dtype': ('float32', 'or uint8, a quarter of the memory'),
+    'dtype': ('float32', 'or uint8, a quarter of the memory, which rounds '
+              'pixels to 1/255'),
+    'place': ('host', "where the student's batches are drawn from: host, or "
+              'the devices, all of it replicated on each or sharded'),
 }
 _DISTILL = {
     'steps': (400, 'N_S, student steps an epoch, which a synthesis divides '
@@ -120,7 +127,8 @@ _EVAL = {
                         'every wrong class; 0: none'),
     'diagnosed_examples': (0, 'on so many it is looked whether gradients are '
                            'masked (attacks.diagnose); 0: none'),
-    'batch_size': (512, 'images a step, over all devices'),
+    'batch_size': (512, 'images a step, over all devices; on CPU at most those '
+                   'that fit its cache, which changes no number'),
     'every': (10, 'epochs between points of the learning curve; 0: none'),
     'curve_attacks': (('clean', 'pgd20'), 'of the learning curve'),
     'curve_examples': (1000, 'first images for it, of data.validation_split '

@@ -7,6 +7,7 @@ import time
 
 import numpy as np
 
+from ferd_jax.core import compilation
 from ferd_jax.core import scalars
 
 OnStep = Callable[[str, dict[str, float]], None]
@@ -38,13 +39,17 @@ class StepLog:
       FloatingPointError: if one is not finite; it names phase, epoch and step.
     """
     started = time.monotonic()
-    for metrics in steps:
-      self._read()
-      self._unread = metrics
-    self._seconds += time.monotonic() - started
+    with compilation.counted() as programs:
+      for metrics in steps:
+        self._read()
+        self._unread = metrics
+    self._seconds += time.monotonic() - started - programs.seconds
 
   def means(self) -> dict[str, float]:
-    """Returns the means over the epoch's steps, and milliseconds per step."""
+    """Returns the means over the epoch's steps, and milliseconds per step.
+
+    Compilation does not count.
+    """
     started = time.monotonic()
     self._read()
     self._seconds += time.monotonic() - started

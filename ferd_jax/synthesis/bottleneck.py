@@ -58,8 +58,9 @@ class Bottleneck:
 
 
 def spatial_variance(latents: jax.Array) -> jax.Array:
-  """Returns the unbiased variance over positions, `[B, C]`."""
-  return jnp.var(latents, axis=(1, 2), ddof=1)
+  """Returns the unbiased variance over positions, `[B, C]`, >= float32."""
+  return jnp.var(latents, axis=(1, 2), ddof=1,
+                 dtype=jnp.promote_types(latents.dtype, jnp.float32))
 
 
 def penalty(variance: jax.Array, noise_variance: jax.Array) -> jax.Array:

@@ -22,6 +22,7 @@ import optax
 
 from ferd_jax import models
 from ferd_jax.core import collectives
+from ferd_jax.core import parts
 from ferd_jax.core import validate
 from ferd_jax.models import frozen as frozens
 from ferd_jax.models import passes
@@ -44,6 +45,7 @@ class NoisyGenerator(nn.Module):
     layers: how many noisy layers there are.
     nz: their outputs, the generator's latents.
     axis_name: axis over which BatchNorm synchronises.
+    dtype: in which the generator computes.
   """
   side: int
   channels: int
@@ -51,6 +53,7 @@ class NoisyGenerator(nn.Module):
   layers: int
   nz: int
   axis_name: str | None = None
+  dtype: jnp.dtype | None = None
 
   @nn.compact
   def __call__(self, embeddings: jax.Array, labels: jax.Array,
@@ -81,7 +84,7 @@ class NoisyGenerator(nn.Module):
     latents = jnp.einsum('cd,kdo->cko', normed, kernel) + noisy_bias[None]
     generator = models.Generator(
         self.side, self.channels, self.width, axis_name=self.axis_name,
-        name=_GENERATOR)
+        dtype=self.dtype, name=_GENERATOR)
     return generator(latents[labels, layers])
 
 
@@ -154,6 +157,7 @@ class Nayer:
     momentum: of the running average of the moments.
     reset_every: epochs after which the generator is drawn anew; 0 for never.
     keep: which step's images enter the pool: 'best' or 'last'.
+    dtype: in which the generator computes; None: float32.
   """
   teacher: nn.Module
   student: nn.Module
@@ -177,6 +181,7 @@ class Nayer:
   momentum: float = 0.9
   reset_every: int = 10
   keep: str = 'best'
+  dtype: jnp.dtype | None = parts.given(None)
 
   samples_labels = True
   passes = passes.Passes(1, 1)
@@ -220,14 +225,16 @@ class Nayer:
   def generator_module(self) -> models.Generator:
     """What follows the noisy layers."""
     side, _, channels = self.image_shape
-    return models.Generator(side=side, channels=channels, width=self.width)
+    return models.Generator(side=side, channels=channels, width=self.width,
+                            dtype=self.dtype)
 
   @property
   def module(self) -> NoisyGenerator:
     """Maps labels to images, by one noisy layer per turn of the classes."""
     layers = math.ceil(self.batch_size / self.num_classes)
     side, _, channels = self.image_shape
-    return NoisyGenerator(side, channels, self.width, layers, self.nz)
+    return NoisyGenerator(side, channels, self.width, layers, self.nz,
+                          dtype=self.dtype)
 
   @property
   def optimizer(self) -> optax.GradientTransformation:

@@ -12,10 +12,12 @@ from typing import Any
 from flax import linen as nn
 import flax.struct
 import jax
+import jax.numpy as jnp
 import optax
 
 from ferd_jax import models
 from ferd_jax.core import collectives
+from ferd_jax.core import parts
 from ferd_jax.core import validate
 from ferd_jax.models import frozen as frozens
 from ferd_jax.models import passes
@@ -64,6 +66,7 @@ class OnTheFly:
     batch_size: images a step, over all devices; the student's, too.
     nz: size of a latent.
     width: channels of the generator, even.
+    dtype: in which it computes; None: float32.
     wide_start: whether its first convolution reads twice as many.
     generator_lr: Adam's learning rate.
     beta1: Adam's decay of the mean gradient.
@@ -86,6 +89,7 @@ class OnTheFly:
   generator_steps: int = 1
   student_steps_per_round: int = 5
   fresh: bool = True
+  dtype: jnp.dtype | None = parts.given(None)
 
   samples_labels = False
   passes = passes.Passes(1, 1)
@@ -130,7 +134,7 @@ class OnTheFly:
     """Maps latents `[B, nz]` to images `[B, side, side, channels]`."""
     side, _, channels = self.image_shape
     return models.Generator(side=side, channels=channels, width=self.width,
-                            wide_start=self.wide_start)
+                            wide_start=self.wide_start, dtype=self.dtype)
 
   @property
   def optimizer(self) -> optax.GradientTransformation:

@@ -1,7 +1,8 @@
 """The pool of synthetic images: every round's join it, none is removed.
 
-It lives in host memory, and on disk as one file per epoch, so that saving an
-epoch costs the same at the end of a run as at its start.
+It lives in host memory (`device_pool` has it on the devices, too), and on disk
+as one file per epoch, so that saving an epoch costs the same at the end of a
+run as at its start.
 """
 
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from collections.abc import Sequence
 import dataclasses
 import functools
 import hashlib
+from typing import Any
 
 from etils import epath
 import jax
@@ -16,6 +18,7 @@ import numpy as np
 
 from ferd_jax.core import atomic
 from ferd_jax.core import errors
+from ferd_jax.core import parallel as parallels
 from ferd_jax.core import validate
 
 DTYPES = ('float32', 'uint8')
@@ -88,6 +91,19 @@ class Pool:
     for index in index_plan(key, self.count, len(self.labels), batch_size,
                             num_batches):
       yield self.take(index)
+
+  def placed(self, key: jax.Array, batch_size: int, num_batches: int,
+             parallel: parallels.Parallel) -> Iterator[tuple[Any, Any]]:
+    """Yields the same batches, each placed with its examples over devices.
+
+    Args:
+      key: as for `batches`.
+      batch_size: as there.
+      num_batches: as there.
+      parallel: the device mapping.
+    """
+    for batch in self.batches(key, batch_size, num_batches):
+      yield parallel.shard(batch)
 
   def save_last(self, directory: epath.Path, epoch: int, size: int) -> None:
     """Writes the last `size` images as the file of `epoch`, atomically."""

@@ -19,6 +19,7 @@ import optax
 
 from ferd_jax import models
 from ferd_jax.core import collectives
+from ferd_jax.core import parts
 from ferd_jax.core import validate
 from ferd_jax.models import frozen as frozens
 from ferd_jax.models import passes
@@ -129,6 +130,7 @@ class TrainedLatents:
     batch_size: images a phase, over all devices.
     nz: size of a latent.
     width: channels of the generator, even.
+    dtype: in which it computes; None: float32.
     generator_lr: Adam's learning rate for the generator.
     latent_lr: Adam's learning rate for the latents.
     keep: which step's images enter the pool: 'best' or 'last'.
@@ -148,6 +150,7 @@ class TrainedLatents:
   latent_lr: float = 1e-3
   keep: str = 'best'
   measured: str = 'best'
+  dtype: jnp.dtype | None = parts.given(None)
 
   samples_labels = True
   passes = passes.Passes(1, 1)
@@ -165,7 +168,8 @@ class TrainedLatents:
   def generator_module(self) -> models.Generator:
     """Maps latents `[B, nz]` to images `[B, side, side, channels]`."""
     side, _, channels = self.image_shape
-    return models.Generator(side=side, channels=channels, width=self.width)
+    return models.Generator(side=side, channels=channels, width=self.width,
+                            dtype=self.dtype)
 
   @property
   def generator_optimizer(self) -> optax.GradientTransformation:

@@ -17,20 +17,19 @@ import difflib
 import functools
 from html import parser as html_parser
 from importlib import resources
-import os
 import pathlib
 import re
 from typing import Any
 from urllib import parse
 
 from ferd_jax import torch_io
+from ferd_jax.core import caches
 from ferd_jax.core import downloads
 from ferd_jax.core import errors
 from ferd_jax.core import reporting
 from ferd_jax.core import validate
 
 _LIST = 'python -m ferd_jax.teachers list'
-_CACHE = 'FERD_JAX_CACHE'
 _PAGE_BYTES = 1 << 20
 NORMS = ('Linf', 'L2')  # Of a bare id the first.
 # Options that say how to attack, not what a network is.
@@ -184,14 +183,11 @@ def in_both_norms(dataset: str, name: str) -> bool:
 
 
 def cached_path(teacher: Teacher) -> pathlib.Path:
-  """Returns where the file of a network is kept.
+  """Returns where the file of a network is kept, see `caches.place`.
 
-  The directory is $FERD_JAX_CACHE, else ferd_jax in $XDG_CACHE_HOME or
-  ~/.cache. Files of norms other than the first have a directory of their own.
+  Files of norms other than the first have a directory of their own.
   """
-  cache = os.environ.get(_CACHE) or pathlib.Path(
-      os.environ.get('XDG_CACHE_HOME') or '~/.cache') / 'ferd_jax'
-  return (pathlib.Path(cache).expanduser() / 'teachers' / teacher.dataset
+  return (caches.place() / 'teachers' / teacher.dataset
           / f'{teacher.name}.pt')
 
 

@@ -10,7 +10,9 @@ import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
+import parallel_test
 import pytest
 
 _ROOT = pathlib.Path(__file__).parents[2]
@@ -58,6 +60,15 @@ def _start_two(workdir, *flags, minutes=(0, 0)):
 def _on_two_processes(workdir, minutes=(0, 0)):
   """Returns (stdout, stderr) of both."""
   return _finish(_start_two(workdir, minutes=minutes))
+
+
+def _on_two_with_two_devices(workdir, *flags):
+  """Returns (stdout, stderr) of both, which are told where they find others."""
+  port = _free_port()
+  return _finish([
+      _start(workdir, 2, f'--coordinator=127.0.0.1:{port}',
+             '--num_processes=2', f'--process_id={rank}', *flags)
+      for rank in range(2)])
 
 
 _ATTACK = """
@@ -109,11 +120,81 @@ def test_two_processes_train_resume_and_agree_with_one(tmp_path):
     for name, value in alone.items():
       if isinstance(value, str):
         assert joined[name] == value, name
-      elif name != 'seconds' and not name.endswith('ms_per_step'):
+      elif not name.endswith(('seconds', 'ms_per_step')):
         # A class without images has no accuracy: None.
         np.testing.assert_allclose(
             np.array(joined[name], float), np.array(value, float), rtol=1e-4,
             atol=1e-4, err_msg=name)
+
+
+def _assert_close(some, others):
+  """Asserts that metrics of two runs are those of the same run."""
+  for one, other in zip(some, others, strict=True):
+    for name, value in one.items():
+      if not (isinstance(value, str) or name.endswith(('seconds',
+                                                       'ms_per_step'))):
+        np.testing.assert_allclose(
+            np.array(other[name], float), np.array(value, float), rtol=1e-4,
+            atol=1e-4, err_msg=name)
+
+
+@pytest.mark.slow
+def test_checkpoints_of_two_processes_are_those_of_one(tmp_path):
+  whole, two_first, one_first = (
+      tmp_path / name for name in ('whole', 'two_first', 'one_first'))
+  flags = ('--config.num_epochs=2',)
+  stop = (*flags, '--config.max_minutes=1e-6')
+  _finish([_start(whole, 1, *flags)])
+  _on_two_with_two_devices(two_first, *stop)
+  assert len(_metrics(two_first)) == 1
+  _finish([_start(two_first, 4, *flags)])
+  _finish([_start(one_first, 1, *stop)])
+  assert len(_metrics(one_first)) == 1
+  first, second = _on_two_with_two_devices(one_first, *flags)
+  assert 'student' in first[0] and 'epoch 2/2' in first[1]
+  said = [line for line in second[0].splitlines() if '[Gloo]' not in line]
+  assert not said and 'epoch' not in second[1], 'only process 0 prints'
+  for run in (two_first, one_first):
+    _assert_close(_metrics(whole), _metrics(run))
+  # Whoever goes on, the same state is evaluated.
+  results = [json.loads((run / 'results.json').read_text())['models']
+             for run in (whole, two_first, one_first)]
+  assert results[1]['teacher'] == results[0]['teacher'] == results[2]['teacher']
+
+
+_EPOCH = """
+import sys
+import jax
+import numpy as np
+jax.config.update('jax_enable_x64', True)
+jax.distributed.initialize(f'127.0.0.1:{sys.argv[1]}', 2, int(sys.argv[2]))
+assert len(jax.devices()) == 4 and len(jax.local_devices()) == 2
+sys.path[:0] = sys.argv[4:]
+import parallel_test
+found = parallel_test.epoch('shard_map', 4, np.float64, 3)
+if jax.process_index() == 0:
+  np.savez(sys.argv[3], *jax.tree.leaves(found))
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_compute_what_one_does(tmp_path):
+  port, file = _free_port(), tmp_path / 'found.npz'
+  _finish([subprocess.Popen(
+      [sys.executable, '-c', _EPOCH, str(port), str(rank), str(file),
+       str(_ROOT), str(_ROOT / 'tests'), str(_ROOT / 'tests' / 'core')],
+      text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+      env=os.environ | {
+          'JAX_PLATFORMS': 'cpu',
+          'XLA_FLAGS': '--xla_force_host_platform_device_count=2'})
+           for rank in range(2)])
+  with np.load(file) as arrays:
+    found = [arrays[f'arr_{i}'] for i in range(len(arrays.files))]
+  for mode, num_devices in (('jit', 1), ('pmap', 4)):
+    with jax.enable_x64(True):
+      expected = parallel_test.epoch(mode, num_devices, np.float64, 3)
+    for one, other in zip(found, jax.tree.leaves(expected), strict=True):
+      np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.slow

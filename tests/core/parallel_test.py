@@ -24,7 +24,7 @@ def _cast(tree, dtype):
   return jax.tree.map(cast, tree)
 
 
-def _epoch(mode, num_devices, dtype, num_steps):
+def epoch(mode, num_devices, dtype, num_steps):
   """Returns all that an epoch of both phases computes, on the host."""
   config = tiny.config(parallel=mode, warmup_epochs=0)
   config.synthesis.steps = config.distill.steps = num_steps
@@ -78,21 +78,21 @@ _MAPPINGS = [('pmap', 4), *(
 @pytest.fixture(scope='module')
 def reference_float64():
   with jax.enable_x64(True):
-    return _epoch('jit', 1, np.float64, 3)
+    return epoch('jit', 1, np.float64, 3)
 
 
 @pytest.mark.parametrize('mode, num_devices', _MAPPINGS)
 def test_float64_steps_do_not_depend_on_devices(
     mode, num_devices, reference_float64):
   with jax.enable_x64(True):
-    found = _epoch(mode, num_devices, np.float64, 3)
+    found = epoch(mode, num_devices, np.float64, 3)
   assert found['images'].dtype == np.float64
   chex.assert_trees_all_close(found, reference_float64, rtol=1e-9, atol=1e-9)
 
 
 @pytest.fixture(scope='module')
 def reference_float32():
-  return _epoch('jit', 1, np.float32, 1)
+  return epoch('jit', 1, np.float32, 1)
 
 
 # What depends on the devices shows in float64; this is about the tolerance.
@@ -100,7 +100,7 @@ def reference_float32():
 @pytest.mark.parametrize('mode, num_devices', [('pmap', 4), ('shard_map', 2)])
 def test_float32_step_does_not_depend_on_devices(
     mode, num_devices, reference_float32):
-  found = _epoch(mode, num_devices, np.float32, 1)
+  found = epoch(mode, num_devices, np.float32, 1)
   chex.assert_trees_all_close(found, reference_float32, rtol=1e-5, atol=1e-5)
 
 
@@ -171,3 +171,14 @@ def test_jit_takes_one_device():
 def test_unknown_mode():
   with pytest.raises(ValueError, match="parallel='vmap'"):
     parallel.create('vmap')
+
+
+@pytest.mark.parametrize('given, words', [
+    (('127.0.0.1:1', None, None), '--num_processes is absent'),
+    ((None, 2, 0), '--coordinator is absent'),
+    (('127.0.0.1', 2, 0), 'coordinator=.*HOST:PORT'),
+    (('127.0.0.1:1', 2, 2), 'process_id=2'),
+    (('127.0.0.1:1', 0, 0), 'num_processes=0')])
+def test_others_that_cannot_be_joined(given, words):
+  with pytest.raises(ValueError, match=words):
+    parallel.join_processes(*given)

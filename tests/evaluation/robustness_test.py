@@ -267,3 +267,15 @@ def test_accuracy_of_a_published_teacher_equals_that_in_pytorch():
                                                      abs=tolerance / 2 + 1e-9)
     np.testing.assert_allclose(found[attack]['per_class'], expected,
                                atol=tolerance + 1e-9)
+
+
+def test_batches_fit_the_cache_of_a_cpu(net, monkeypatch):
+  model, _ = net
+  evaluator = robustness.evaluator(model, ('clean',), _EPS, 3, 100,
+                                   parallel.create('jit'))
+  for shape, size in (((7, 32, 32, 3), 16), ((28, 28, 1), 20),
+                      ((8, 8, 1), 100), ((224, 224, 3), 8)):
+    assert evaluator.batch_of(shape) == size
+  monkeypatch.setattr(jax, 'default_backend', lambda: 'tpu')
+  assert evaluator.batch_of((32, 32, 3)) == 100
+  assert robustness.fitting_batch((32, 32, 3), evaluator.parallel) == 256

@@ -420,8 +420,8 @@ def test_generator_start_and_range():
     ('resnet18', {'padding': 'valid'}, "'both', 'same'"),
     ('dm_preact_resnet18', {'final_bn': True}, 'got final_bn'),
     ('resnet18', {'shortcut': 'conv'},
-     'width, mean, std, standardise, axis_name, activation, padding, stem, '
-     'pooling; got'),
+     'width, mean, std, standardise, axis_name, dtype, activation, padding, '
+     'stem, pooling; got'),
     ('cifar_resnet8', {'shortcut': 'pad'}, "'conv', 'pad_both', 'pad_after'"),
     ('preact_resnet18', {'shortcut_input': 'x'}, "'preact', 'input'"),
     ('preact_resnet18', {'final_bn': 2}, 'final_bn=2'),
