@@ -17,6 +17,7 @@ import ferd_jax
 from ferd_jax import data
 from ferd_jax.attacks import saved
 from ferd_jax.core import digests
+from ferd_jax.core import memory
 from ferd_jax.core import parallel as parallels
 from ferd_jax.core import reporting
 from ferd_jax.evaluation import finished
@@ -24,6 +25,7 @@ from ferd_jax.evaluation import per_image
 from ferd_jax.evaluation import robustness
 from ferd_jax.evaluation import tables
 from ferd_jax.evaluation import target_analysis
+from ferd_jax.evaluation import workload
 from ferd_jax.models import frozen as frozens
 from ferd_jax.weights import loading
 
@@ -136,27 +138,59 @@ def evaluate(subject: Subject, protocol: Protocol,
       'class_names': list(subject.examples.class_names), 'models': {}}
   if number:
     results['targets'] = {}
-  for name, (model, variables) in subject.models.items():
-    reporter.line(f'{name}, {protocol.norm} eps {protocol.eps:.5f}:')
-    variables = parallel.replicate(variables)
-    evaluator = (evaluators or {}).get(name) or protocol.evaluator(
-        model, num_classes, parallel)
-    results['models'][name] = found = evaluator(
-        variables, images, labels, key, protocol.attacks, state_dir=state_dir,
-        on_result=lambda attack, summary: reporter.line(
-            f'{attack}: {summary["average"]:.2%}, worst class '
-            f'{summary["worst"]:.2%}'), reporter=reporter)
-    clean = found.get(robustness.CLEAN)
-    if clean is not None and name != frozens.STUDENT:
-      doubt = loading.implausible(clean['average'], len(labels), num_classes,
-                                  subject.published)
-      if doubt:
-        reporter.line(f'Warning: {doubt}')
-    if number:
-      results['targets'][name] = _targets(
-          protocol, model, variables, num_classes, images[:number],
-          labels[:number], key, parallel, state_dir, reporter)
+  with reporter.whole('evaluation', memory.text):
+    expect(subject, protocol, reporter)
+    for name, (model, variables) in subject.models.items():
+      variables = parallel.replicate(variables)
+      evaluator = (evaluators or {}).get(name) or protocol.evaluator(
+          model, num_classes, parallel)
+      results['models'][name] = found = evaluator(
+          variables, images, labels, key, protocol.attacks,
+          state_dir=state_dir,
+          on_result=_teller(name, protocol, len(labels), num_classes, reporter),
+          reporter=reporter.within(name))
+      clean = found.get(robustness.CLEAN)
+      if clean is not None and name != frozens.STUDENT:
+        doubt = loading.implausible(clean['average'], len(labels), num_classes,
+                                    subject.published)
+        if doubt:
+          reporter.line(f'Warning: {doubt}')
+      if number:
+        results['targets'][name] = _targets(
+            protocol, model, variables, num_classes, images[:number],
+            labels[:number], key, parallel, state_dir, reporter.within(name))
+        reporter.remains({f'{name}, targets': 0})
   return tables.json_values(results)
+
+
+def expect(subject: Subject, protocol: Protocol,
+           reporter: reporting.Reporter) -> None:
+  """Tells a reporter what an evaluation has to do.
+
+  Args:
+    subject: what is evaluated.
+    protocol: how.
+    reporter: estimates by it when all will be over.
+  """
+  if not reporter.active:
+    return
+  images = subject.examples.images
+  for name, (model, variables) in subject.models.items():
+    reporter.expect(workload.of_model(
+        name, workload.operations(model, variables, images.shape[1:]),
+        protocol, len(images), len(subject.examples.class_names)))
+
+
+def _teller(name, protocol, num_images, num_classes, reporter):
+  """Returns what tells of each attack on a model that is done."""
+  found = {}
+  def tell(attack, summary):
+    found[attack] = summary
+    reporter.line(f'{name}, {attack}: {summary["average"]:.2%}, worst class '
+                  f'{summary["worst"]:.2%}')
+    reporter.remains(workload.after(name, protocol, found, num_images,
+                                    num_classes))
+  return tell
 
 
 def _targets(protocol, model, variables, num_classes, images, labels, key,
