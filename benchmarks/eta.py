@@ -8,6 +8,9 @@ of the time left, as a share of the whole run. docs/work_directory.md has what
 it gave.
 """
 
+# ruff: noqa: E402
+# It has to find the package first.
+
 import argparse
 import pathlib
 import sys

@@ -398,9 +398,6 @@ def _evaluate(experiment, workdir, final, reporter):
   protocol, found = experiment.protocol, workdir / _FOUND
   if found.exists() and not found.is_dir() and jax.process_index() == 0:
     checkpointing.put_aside(found, workdir / checkpointing.DAMAGED / _FOUND)
-  reporter.line(
-      f'Evaluating {" and ".join(subject.models)} of epoch {saved.epoch} on '
-      f'{len(subject.examples.labels)} images: {", ".join(protocol.attacks)}.')
   results = evaluations.evaluate(
       subject, protocol, experiment.parallel,
       key=states.key_once(states.host_key(saved.state),

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 from safetensors import numpy
+import timeless
 import tiny
 
 import ferd_jax
@@ -133,8 +134,8 @@ def test_lines_of_finished_attacks(capsys, tmp_path):
   path = tmp_path / 'results.json'
   evaluate.main([*map(str, _FILE), '--attacks=clean,fgsm', f'--json={path}'])
   found = json.loads(path.read_text())[0]['models']['model']
-  assert capsys.readouterr().err.splitlines()[2:] == [
-      f'{name}: {found[name]["average"]:.2%}, worst class '
+  assert timeless.lines(capsys.readouterr().err)[2:] == [
+      f'model, {name}: {found[name]["average"]:.2%}, worst class '
       f'{found[name]["worst"]:.2%}' for name in ('clean', 'fgsm')]
 
 

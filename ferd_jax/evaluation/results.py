@@ -138,6 +138,11 @@ def evaluate(subject: Subject, protocol: Protocol,
       'class_names': list(subject.examples.class_names), 'models': {}}
   if number:
     results['targets'] = {}
+  epoch = f' of epoch {subject.epoch}' if subject.epoch else ''
+  reporter.line(
+      f'Evaluating {" and ".join(subject.models)}{epoch} on {len(labels)} '
+      f'images, {protocol.norm} eps {protocol.eps:.5f}: '
+      f'{", ".join(protocol.attacks)}.')
   with reporter.whole('evaluation', memory.text):
     expect(subject, protocol, reporter)
     for name, (model, variables) in subject.models.items():

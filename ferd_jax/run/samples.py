@@ -20,7 +20,7 @@ _MAX_CLASSES = 20  # A picture of 200 rows shows nothing.
 _COLUMNS, _PAIRS = 10, 3  # of a class
 _SIDE = 64  # pixels that an image has at least
 _FONT, _TITLE = 13, 15  # pixels
-_GAP = 6
+_GAP, _HAIR = 6, 2
 _DISAGREES = (190, 30, 30)
 
 
@@ -173,7 +173,7 @@ def _grid(title, labels, shown, captions, class_names, probs, columns):
       int(font.getlength(line)) for text in texts for line in text.split('\n'))
   cell = max(width, *(int(font.getlength(text)) for text in captions),
              width) + _GAP
-  group = width * len(shown) + _GAP
+  group = (width + _HAIR) * len(shown) + _GAP
   across = max(cell, group)
   row = height + _GAP + (_FONT + _GAP if any(captions) else 0)
   top = _TITLE + 3 * _GAP
@@ -193,7 +193,7 @@ def _grid(title, labels, shown, captions, class_names, probs, columns):
         image = Image.fromarray(
             pixels[..., 0] if channels == 1 else pixels).convert('RGB')
         canvas.paste(image.resize((width, height), Image.Resampling.NEAREST),
-                     (x + i * width, y))
+                     (x + i * (width + _HAIR), y))
       if captions[index]:
         draw.text((x, y + height + 1), captions[index], fill=_DISAGREES,
                   font=font)

@@ -98,7 +98,7 @@ def test_two_processes_train_resume_and_agree_with_one(tmp_path):
   assert not (two / 'results.json').exists()
   assert len(_metrics(two)) == 1
   outputs = _on_two_processes(two)
-  assert 'student nsd' in outputs[0][0]
+  assert 'student average' in outputs[0][0]
   assert 'student' not in outputs[1][0], 'only process 0 prints'
   results = [json.loads((run / 'results.json').read_text())
              for run in (one, two)]
