@@ -61,9 +61,15 @@ def operations(model: nn.Module, variables: Any, image_shape: Sequence[int],
     image_shape: shape of one image, (H, W, C).
     stop: the last stage; None for the logits.
   """
+  leaves, structure = jax.tree.flatten(variables)
+  leaves = tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+                 for leaf in leaves)
+  return _operations(model, structure, leaves, tuple(image_shape), stop)
+
+
+@functools.lru_cache(maxsize=64)  # It traces the network.
+def _operations(model, structure, leaves, image_shape, stop):
   image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-  shapes = jax.tree.map(
-      lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), variables)
   options = {} if stop is None else {'stop': stop}
   return jax.jit(functools.partial(forward.logits, model, **options)).lower(
-      shapes, image).cost_analysis()['flops']
+      jax.tree.unflatten(structure, leaves), image).cost_analysis()['flops']
