@@ -146,7 +146,7 @@ class JaxSteps:
     return metrics
 
   def student(self) -> Any:
-    self._student, metrics = self._steps.student(
+    self._student, metrics, _ = self._steps.student(
         self._student, self._batch, self._frozen.replace(student=None),
         self._key)
     if 'student' not in self.first:

@@ -404,18 +404,24 @@ def _sweep(args, stop):
   validate.positive(batch_size=batch_size)
   validate.divisible(parallel.num_devices, 'devices', batch_size=batch_size)
   _check_writable(args)
-  for eps in radii:
-    protocol = results.Protocol(
-        attacks=names, eps=eps, norm=args.norm, seed=args.seed,
-        batch_size=batch_size, target_examples=None if args.targets else 0,
-        curve_radii=curve_radii, curve_attacks=curve_attacks,
-        diagnosed_examples=_DIAGNOSED if args.diagnose else 0)
-    curve_radii = ()  # One run has all of them.
-    with stop.deferred():
-      found = results.evaluate(subject, protocol, parallel,
-                               state_dir=args.state_dir,
-                               reporter=stop.reporter(reporting.TERMINAL))
-    yield found
+  protocols = [results.Protocol(
+      attacks=names, eps=eps, norm=args.norm, seed=args.seed,
+      batch_size=batch_size, target_examples=None if args.targets else 0,
+      # One run has all of the curve.
+      curve_radii=() if number else curve_radii, curve_attacks=curve_attacks,
+      diagnosed_examples=_DIAGNOSED if args.diagnose else 0)
+               for number, eps in enumerate(radii)]
+  reporter = stop.reporter(reporting.TERMINAL)
+  with reporter.kept():
+    places = [reporter.within(f'eps {eps:.5f}') if len(radii) > 1 else reporter
+              for eps in radii]
+    for protocol, place in zip(protocols, places, strict=True):
+      results.expect(subject, protocol, place)
+    for protocol, place in zip(protocols, places, strict=True):
+      with stop.deferred():
+        found = results.evaluate(subject, protocol, parallel,
+                                 state_dir=args.state_dir, reporter=place)
+      yield found
 
 
 def _check_writable(args):

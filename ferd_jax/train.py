@@ -49,6 +49,7 @@ from ferd_jax.run import samples
 from ferd_jax.run import state as states
 from ferd_jax.run import step_log
 from ferd_jax.run import work_directory
+from ferd_jax.run import workload as workloads
 from ferd_jax.synthesis import device_pool
 from ferd_jax.synthesis import pool as pools
 from ferd_jax.synthesis import real as reals
@@ -69,13 +70,17 @@ class Epoch(NamedTuple):
     images: `[B, H, W, C]`, on the host, of the last round.
     labels: int `[B]`, those that they were made for.
     metrics: means over the steps of each phase, `synthesis/...` and
-      `distill/...`, and `synthesis/kept_agreement`: how often the teacher
-      predicts the label of an image that joined the pool.
+      `distill/...`.
+    judged: what the teacher says of the images as they joined the pool, on the
+      host; None without a teacher or a pool.
+    pairs: of the last student step, on the devices; None without one.
   """
   state: states.TrainState
   images: np.ndarray
   labels: np.ndarray
   metrics: dict[str, float]
+  judged: methods.Judgement | None
+  pairs: distill.Pairs | None
 
 
 def epoch_keys(state: states.TrainState) -> list[jax.Array]:
@@ -112,7 +117,7 @@ def epoch(method: methods.Method, steps: methods.Steps,
   logs = {phase: step_log.StepLog(phase, number + 1, on_step)
           for phase in ('synthesis', 'distill')}
 
-  student, metrics = state.student, {}
+  student, metrics, judged, pairs = state.student, {}, None, None
   frozen = frozens.Frozen(teachers, student.reported, state.epoch)
   indices = method.parallel.shard(np.arange(synthesis.batch_size))
 
@@ -134,15 +139,14 @@ def epoch(method: methods.Method, steps: methods.Steps,
       made = method.parallel.gather((images, labels))
       pool.append(*made)
       if frozens.ROBUST in teachers:
-        metrics['synthesis/kept_agreement'] = float(
-            steps.agreement(images, labels, frozen))
+        judged = _on_host(method, steps.judge(images, labels, frozen))
     if number >= method.warmup_epochs:
       order_key = jax.random.fold_in(
           _stream(student_key, _ROUNDS) if number_of_round else student_key,
           number_of_round)
       next_batch = (_pooled(method, pool, order_key) if rounds.pooled else
                     _fresh(steps, phase, frozen, fresh_keys, real))
-      student = train_student(
+      student, pairs = train_student(
           steps, student, frozen.replace(student=None), next_batch,
           student_keys, rounds.student_steps, logs['distill'])
       frozen = frozen.replace(student=student.reported)
@@ -155,7 +159,7 @@ def epoch(method: methods.Method, steps: methods.Steps,
       synthesis=steps.end(kept, phase), epoch=done)
   for log in logs.values():
     metrics |= log.means()
-  return Epoch(state, *made, metrics)
+  return Epoch(state, *made, metrics, judged, pairs)
 
 
 def synthesise(steps: methods.Steps, phase: Any, frozen: frozens.Frozen,
@@ -184,8 +188,9 @@ def train_student(steps: methods.Steps, student: distill.StudentState,
                   frozen: frozens.Frozen,
                   next_batch: Callable[[Any], distill.StudentBatch],
                   keys: Iterator[jax.Array], num_steps: int,
-                  log: step_log.StepLog) -> distill.StudentState:
-  """Returns the student after a round of student steps.
+                  log: step_log.StepLog
+                  ) -> tuple[distill.StudentState, distill.Pairs]:
+  """Returns the student after a round of student steps, and what it saw last.
 
   Args:
     steps: compiled functions.
@@ -198,13 +203,15 @@ def train_student(steps: methods.Steps, student: distill.StudentState,
     log: gets the metrics.
   """
   def distil() -> Iterator[scalars.Scalars]:
-    nonlocal student
+    nonlocal student, pairs
     for _ in range(num_steps):
       batch = next_batch(student.reported)
-      student, metrics = steps.student(student, batch, frozen, next(keys))
+      student, metrics, pairs = steps.student(student, batch, frozen,
+                                              next(keys))
       yield metrics
+  pairs = None
   log.follow(distil())
-  return student
+  return student, pairs
 
 
 def _pooled(method, pool, key):
@@ -282,15 +289,20 @@ def train(experiment: experiments.Experiment, workdir: epath.PathLike, *,
     ValueError: if the work directory is another run's, or somebody works in it.
   """
   workdir = epath.Path(workdir)
-  with lock.held(workdir, reporter) as owned:
+  with (lock.held(workdir, reporter) as owned,
+        reporter.kept(workdir / work_directory.LOG),
+        contextlib.ExitStack() as stack):
     work_directory.check(workdir, experiment.identity, reporter=reporter)
-    if not _train(experiment, workdir, stop_after, reporter, owned):
+    progress = _train(experiment, workdir, stop_after, reporter, owned, stack)
+    if progress is None:
       return None
-    return _evaluate(experiment, workdir, True, reporter)
+    results = _evaluate(experiment, workdir, True, reporter)
+    progress.results(results)
+    return results
 
 
-def _train(experiment, workdir, stop_after, reporter, owned):
-  """Trains, and returns whether all epochs are done."""
+def _train(experiment, workdir, stop_after, reporter, owned, stack):
+  """Trains, and returns the progress if all epochs are done, else None."""
   started, config = time.monotonic(), experiment.config
   method, steps = experiment.method, methods.compile_steps(experiment.method)
   last_epoch = config.num_epochs if stop_after is None else min(
@@ -301,18 +313,20 @@ def _train(experiment, workdir, stop_after, reporter, owned):
       config.pool.place, config.num_epochs * made, method.image_shape,
       config.pool.dtype, method.parallel)
   warned: set[str] = set()  # of which doubts in the epoch before
-  with (checkpointing.Checkpoints(
-      workdir, method, config.eval.select, identity=experiment.identity
-      ) as checkpoints, contextlib.ExitStack() as stack):
+  with checkpointing.Checkpoints(
+      workdir, method, config.eval.select,
+      identity=experiment.identity) as checkpoints:
     state, first_epoch, metrics_so_far = checkpoints.resume(
         states.init(method, config.seed), pool, made, reporter)
     _announce(experiment, workdir, first_epoch, teachers,
               states.host_key(state), reporter)
     progress = stack.enter_context(progresses.Progress(
-        workdir, _steps_until(method, config.num_epochs), first_epoch,
-        _steps_until(method, first_epoch), reporter, metrics_so_far))
+        workdir, workloads.of(experiment, _devices(method), reporter.active),
+        first_epoch, reporter, metrics_so_far, writers=config.log.writers,
+        identity=experiment.identity))
     programs = stack.enter_context(compilation.counted())
     for number in range(first_epoch + 1, last_epoch + 1):
+      progress.begin(number)
       epoch_started, compiling = time.monotonic(), programs.seconds
       expected = progress.last_epoch_seconds
       late = epoch_started + expected > started + 60 * config.max_minutes
@@ -321,14 +335,15 @@ def _train(experiment, workdir, stop_after, reporter, owned):
         reporter.line(
             f'Stopped after epoch {number - 1}: another may end after '
             f'max_minutes={config.max_minutes:g}. The same command goes on.')
-        return False
+        return None
       *_, curve_key = epoch_keys(state)
       with _last_good(number - 1):
         done = epoch(method, steps, state, teachers, pool, progress.step)
         state = done.state
         gathered = states.gathered(method, state)
         _check_finite(gathered, number)
-      metrics = done.metrics | _class_metrics(state.sampler)
+      metrics = done.metrics | _kept_metrics(done, method.num_classes)
+      metrics |= _spent(method, number) | _class_metrics(state.sampler)
       _warn(doubts.of_epoch(metrics, done.images, method.num_classes), number,
             warned, reporter)
       metrics['devices'] = _devices(method)
@@ -340,11 +355,13 @@ def _train(experiment, workdir, stop_after, reporter, owned):
       metrics['compile_seconds'] = programs.seconds - compiling
       if owned is not None:
         owned.confirm()
-      progress.epoch(number, config.num_epochs, metrics)
+      progress.epoch(number, metrics)
       checkpoints.save(number, gathered, pool, made, progress.lines)
       if _due(number, config.log.samples_every, last=config.num_epochs):
-        _save_samples(workdir, method, number, done)
-  return last_epoch == config.num_epochs
+        progress.pictures(number, _samples(method, steps, teachers, done),
+                          config.eps, np.asarray(state.sampler.probs))
+  progress.end()
+  return progress if last_epoch == config.num_epochs else None
 
 
 def evaluate_run(experiment: experiments.Experiment, workdir: epath.PathLike,
@@ -366,7 +383,8 @@ def evaluate_run(experiment: experiments.Experiment, workdir: epath.PathLike,
       somebody works in it.
   """
   workdir = epath.Path(workdir)
-  with lock.held(workdir, reporter):
+  with (lock.held(workdir, reporter),
+        reporter.kept(workdir / work_directory.LOG)):
     work_directory.check(workdir, experiment.identity, start=False,
                          reporter=reporter)
     return _evaluate(experiment, workdir, False, reporter)
@@ -385,9 +403,6 @@ def _evaluate(experiment, workdir, final, reporter):
   protocol, found = experiment.protocol, workdir / _FOUND
   if found.exists() and not found.is_dir() and jax.process_index() == 0:
     checkpointing.put_aside(found, workdir / checkpointing.DAMAGED / _FOUND)
-  reporter.line(
-      f'Evaluating {" and ".join(subject.models)} of epoch {saved.epoch} on '
-      f'{len(subject.examples.labels)} images: {", ".join(protocol.attacks)}.')
   results = evaluations.evaluate(
       subject, protocol, experiment.parallel,
       key=states.key_once(states.host_key(saved.state),
@@ -556,7 +571,7 @@ def _announce(experiment, workdir, first_epoch, teachers, key, reporter):
   curve = experiment.learning_curve
   found = experiment.evaluators['teacher'](
       teachers[frozens.ROBUST], curve.images, curve.labels, key,
-      (robustness.CLEAN,), reporter=reporter)
+      (robustness.CLEAN,), reporter=reporter.within('teacher'))
   accuracy = found[robustness.CLEAN]['average']
   reporter.line(f'{text}; teacher clean {accuracy:.1%} of '
                 f'{len(curve.labels)} images')
@@ -608,11 +623,51 @@ def _class_metrics(sampler) -> dict:
   return values
 
 
-def _save_samples(workdir, method, number, done):
-  if jax.process_index() == 0:
-    samples.save_grid(
-        workdir / 'samples' / f'epoch_{number:05d}.png',
-        samples.sample_grid(done.images, done.labels, method.num_classes))
+def _kept_metrics(done, num_classes) -> dict:
+  """Returns how often the teacher predicts what the pool's images are for."""
+  if done.judged is None:
+    return {}
+  right, counts = (
+      np.bincount(labels, minlength=num_classes).tolist()
+      for labels in (done.labels[done.judged.labels == done.labels],
+                     done.labels))
+  return {
+      'synthesis/kept_agreement': float(done.judged.agreement),
+      'synthesis/kept_agreement_per_class': [
+          each / count if count else None
+          for each, count in zip(right, counts, strict=True)],
+      'synthesis/kept_per_class': counts}
+
+
+def _spent(method, number) -> dict[str, int]:
+  """Returns steps and images of the epochs up to `number`."""
+  spent = budgets.of(method, number)
+  found = {'distill/steps': spent.student_steps}
+  if not method.synthesis.rounds.reads_data:
+    found |= {'synthesis/steps': spent.generator_steps,
+              'synthesis/images': spent.images}
+  return found
+
+
+def _samples(method, steps, teachers, done):
+  """Returns what is shown of an epoch, on the host."""
+  judged, pairs = done.judged, done.pairs
+  if judged is None and frozens.ROBUST in teachers:
+    judged = _on_host(method, steps.judge(
+        *method.parallel.shard((done.images, done.labels)),
+        frozens.Frozen(teachers, None, done.state.epoch)))
+  return samples.choose(
+      done.images, done.labels, method.num_classes,
+      None if judged is None else (judged.labels, judged.confidence),
+      None if pairs is None else method.parallel.gather(
+          (pairs.images, pairs.attacked, pairs.labels)))
+
+
+def _on_host(method, judged):
+  """Returns a judgement as arrays of this host."""
+  labels, confidence = method.parallel.gather(
+      (judged.labels, judged.confidence))
+  return methods.Judgement(np.asarray(judged.agreement), labels, confidence)
 
 
 def _key(method, key, number):
@@ -637,14 +692,6 @@ def _images_per_epoch(method):
   """Returns how many images an epoch adds to the pool."""
   rounds = method.synthesis.rounds
   return rounds.pooled * rounds.per_epoch * method.synthesis.batch_size
-
-
-def _steps_until(method, number):
-  """Returns the number of steps of the epochs up to `number`."""
-  rounds = method.synthesis.rounds
-  trained = max(0, number - method.warmup_epochs)
-  return rounds.per_epoch * (number * rounds.generator_steps
-                             + trained * rounds.student_steps)
 
 
 def _due(number: int, every: int, last: int) -> bool:

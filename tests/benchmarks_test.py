@@ -253,3 +253,26 @@ def test_autoattack_parity_runs_both_sides(tmp_path):
   _run('autoattack_parity.py', 'write', f'--results={tmp_path}',
        f'--document={document}', cwd=tmp_path)
   assert '100.0%, 100.0%, 100.0%' in document.read_text()
+
+
+def test_error_of_the_time_left(monkeypatch):
+  monkeypatch.syspath_prepend(_SCRIPTS)
+  eta = importlib.import_module('eta')
+  # Half a second too much is said, always.
+  notes = [(100 + i, 10 - i + 0.5) for i in range(10)]
+  rows = eta.table(notes, 100., 110.).splitlines()[2:]
+  assert len(rows) == 5 and all(row.endswith('| +5% |') for row in rows)
+  assert rows[2] == '| 50% | 6 s | 5 s | +5% |'
+
+
+def test_cost_of_the_log(monkeypatch, tmp_path):
+  monkeypatch.syspath_prepend(_SCRIPTS)
+  cost = importlib.import_module('log_cost')
+  record = {'epoch': 1, 'seconds': 9., 'synthesis/loss': 1., 'distill/loss': 2.,
+            'synthesis/steps': 3, 'distill/steps': 4,
+            'sampler/probs': [0.5, 0.5]}
+  (tmp_path / 'metrics.jsonl').write_text(json.dumps(record) + '\n')
+  found = cost.measure(tmp_path, ('jsonl', 'terminal'))
+  assert found.pop('training') == 9.
+  assert '4 steps, distill' in found and all(
+      seconds >= 0 for seconds in found.values())

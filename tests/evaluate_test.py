@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 from safetensors import numpy
+import timeless
 import tiny
 
 import ferd_jax
@@ -133,9 +134,9 @@ def test_lines_of_finished_attacks(capsys, tmp_path):
   path = tmp_path / 'results.json'
   evaluate.main([*map(str, _FILE), '--attacks=clean,fgsm', f'--json={path}'])
   found = json.loads(path.read_text())[0]['models']['model']
-  *lines, last = capsys.readouterr().err.splitlines()[2:]
+  *lines, last = timeless.lines(capsys.readouterr().err)[2:]
   assert lines == [
-      f'{name}: {found[name]["average"]:.2%}, worst class '
+      f'model, {name}: {found[name]["average"]:.2%}, worst class '
       f'{found[name]["worst"]:.2%}' for name in ('clean', 'fgsm')]
   assert last.startswith(tuple('0123456789')) and 'compiled' in last
 

@@ -24,11 +24,11 @@ def _run(workdir):
   """Returns the numbers of a run of three epochs."""
   import as_if_trained
   import jax
+  import timeless
   import tiny
 
   from ferd_jax import train
   from ferd_jax.run import checkpoints as checkpointing
-  from ferd_jax.run import progress
   from ferd_jax.run import state as states
 
   config = tiny.config(**{'eval.attacks': ('clean', 'fgsm'), 'eval.every': 1})
@@ -40,12 +40,10 @@ def _run(workdir):
   experiment = tiny.claim(config, workdir, teacher=(model, teacher),
                           student=model)
   results = train.train(experiment, workdir)
-  lines = (workdir / progress.METRICS).read_text().splitlines()
-  epochs = [{name: value for name, value in json.loads(line).items()
+  epochs = [{name: value for name, value in record.items()
              # Of a class there are one or two images.
-             if not name.endswith(('seconds', 'ms_per_step', 'devices',
-                                   'per_class'))}
-            for line in lines]
+             if not name.endswith(('devices', 'per_class'))}
+            for record in timeless.records(workdir)]
   with checkpointing.Checkpoints(workdir, experiment.method) as checkpoints:
     state = checkpoints.restore(
         states.init(experiment.method, 0), checkpoints.latest_epoch)

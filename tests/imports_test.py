@@ -82,7 +82,8 @@ def test_no_imports_go_in_circles():
 @pytest.mark.parametrize('library, owners', [
     ('tensorflow_datasets', {'data'}), ('torch', {'torch_twins', 'convert'}),
     ('orbax', {'run', 'weights'}),
-    ('tqdm', {'core', 'run'}),
+    ('rich', {'core'}), ('tqdm', set()),
+    ('tensorboardX', set()), ('wandb', set()), ('trackio', set()),
     ('PIL', {'run', 'data'}), ('ml_collections', {'run'}),
     ('tensorflow', set())])
 def test_heavy_libraries_have_one_place(library, owners):

@@ -25,6 +25,6 @@ class Reporter(reporting.Reporter):
   def line(self, text):
     self.lines.append(text)
 
-  def task(self, name, total=None, unit='step', initial=0):
+  def task(self, name, total=None, unit='step', initial=0, images=0):
     self.tasks.append(Task(name, total, unit, initial))
     return self.tasks[-1]

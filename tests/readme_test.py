@@ -158,7 +158,7 @@ def test_scripts_of_faults_exist():
 def test_named_settings_exist(page):
   groups = '|'.join(settings.defaults().keys())
   named = set(re.findall(
-      rf'`(?:--)?(?:config\.)?((?:{groups})\.(?!py`)[\w.]+)`',
+      rf'`(?:--)?(?:config\.)?((?:{groups})\.(?!(?:py|txt)`)[\w.]+)`',
       page.read_text()))
   assert not named - _known_settings()
 

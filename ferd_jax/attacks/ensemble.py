@@ -32,7 +32,6 @@ from ferd_jax.core import validate
 
 _CLEAN = -1  # of `broken_by`
 _ROBUST = -2
-_LINE_EVERY = 60  # seconds
 _R, _S = parallels.REPLICATED, parallels.SHARDED
 
 
@@ -380,18 +379,19 @@ class Session:
       self._broken_by[index] = position
 
   def _remaining_work(self, position):
-    """Returns what attacks from `position` on have to do, in forward passes.
+    """Returns what attacks have to do, in forward passes, by name.
 
-    It is the most there can be: an image that is fooled is through.
+    It is the most there can be: an image that is fooled is through. Those
+    before `position` are done.
     """
     left = self._correct
     if not self._individual:
       left = left & (self._broken_by == _ROBUST)
-    work = 0
+    work = dict.fromkeys(self._members, 0)
     for name, attack in list(self._members.items())[position:]:
       done = self._attempts_done[name][left & ~self._fooled[name]]
-      work += (int((attack.num_attempts - done).sum()) * attack.num_steps
-               * attack.step_cost)
+      work[name] = (int((attack.num_attempts - done).sum()) * attack.num_steps
+                    * attack.step_cost)
     return work
 
   def _check_model(self):
@@ -586,52 +586,38 @@ class _Saver:
 
 
 class _Display:
-  """Shows the robust accuracy so far, and how long it will take.
-
-  On a terminal as a bar, elsewhere as a line a minute.
-  """
+  """Shows the robust accuracy so far, and how long it will take."""
 
   def __init__(self, reporter, num_images):
-    self._reporter = reporter
-    self._num_images = num_images
-    # What is counted, forward passes, says nothing to a person.
-    self._task = self._reporter.task('AutoAttack', unit='')
-    self._started = self._last_line = time.monotonic()
-    self._done = 0
+    self._reporter, self._num_images = reporter, num_images
+    self._whole = reporter.whole('AutoAttack')
+    self._name, self._done, self._task = '', 0, reporting.Task()
 
   def tick(self, name, work, remaining, robust):
     """Counts work done and what there is at most to do, in forward passes."""
+    if name != self._name:
+      self._task.close()
+      # What is counted, forward passes, says nothing to a person.
+      self._name, self._done = name, 0
+      self._task = self._reporter.task(name, unit='')
     self._done += work
-    now = time.monotonic()
-    share = robust / self._num_images
-    if self._reporter.live:
-      self._task.resize(self._done + remaining)
-      self._task.rename(f'{name}: robust {share:.2%}')
-    elif now > self._last_line + _LINE_EVERY:
-      self._last_line = now
-      self.line(f'{name}: robust accuracy {share:.2%} so far, '
-                f'{self._left(remaining)} left')
-    self._task.advance(work)
+    self._task.resize(self._done + remaining[name])
+    self._task.advance(work, {'robust': robust / self._num_images})
+    self._reporter.remains(remaining)
 
   def after(self, name, robust, seconds, remaining):
-    """Prints what an attack has left."""
+    """Says what an attack has left."""
+    self._reporter.remains(remaining)
     self.line(f'{name}: robust accuracy {robust / self._num_images:.2%} '
-              f'({robust} of {self._num_images}), {seconds:.0f} s, '
-              f'{self._left(remaining)} left')
+              f'({robust} of {self._num_images}), {seconds:.0f} s')
 
   def line(self, text):
-    """Prints a line above the bar."""
+    """Says something above the bars."""
     self._reporter.line(text)
 
   def close(self):
     self._task.close()
-
-  def _left(self, remaining):
-    """Returns the time that `remaining` takes at the speed so far."""
-    if remaining and not self._done:
-      return '?'
-    elapsed = time.monotonic() - self._started
-    return reporting.interval(elapsed / max(self._done, 1) * remaining)
+    self._whole.close()
 
 
 class _Borrowed:

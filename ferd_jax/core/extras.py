@@ -26,3 +26,19 @@ def need_training(name: str) -> None:
   if name == '__main__':
     sys.exit(f'error: {text}')
   raise ImportError(text)
+
+
+def need(package: str, extra: str, what: str) -> None:
+  """Makes sure that the package of an extra is there.
+
+  Args:
+    package: to import.
+    extra: of ferd_jax that installs it.
+    what: needs it, for the message.
+
+  Raises:
+    ValueError: if it is not.
+  """
+  if importlib.util.find_spec(package) is None:
+    raise ValueError(f'{what} needs {package}, which is not installed: pip '
+                     f'install ".[{extra}]" in the directory of ferd_jax.')

@@ -46,3 +46,34 @@ def check(what: str, num_bytes: int, cure: str) -> None:
     raise ValueError(
         f'Expected {what} to fit the {total / 1e9:,.1f} GB of this host, not '
         f'to take {num_bytes / 1e9:,.1f} GB: {cure}.')
+
+
+def in_use() -> tuple[int, int]:
+  """Returns the bytes of memory in use on this process' devices, and of all.
+
+  Where the devices are the processor that is what this process has, of what
+  it may have. (0, 0) if nobody knows.
+  """
+  used = limit = 0
+  for device in jax.local_devices():
+    stats = device.memory_stats() or {}
+    used += stats.get('bytes_in_use', 0)
+    limit += stats.get('bytes_limit', 0)
+  if limit or jax.default_backend() != 'cpu':
+    return used, limit
+  try:
+    pages = int(pathlib.Path('/proc/self/statm').read_text().split()[1])
+    return pages * os.sysconf('SC_PAGE_SIZE'), of_host()
+  except (AttributeError, OSError, ValueError):  # Not on Linux.
+    return 0, 0
+
+
+def text() -> str:
+  """Returns what a person is told of the devices and their memory."""
+  devices = jax.local_devices()
+  name = f'{len(devices)} x {devices[0].device_kind}'
+  used, limit = in_use()
+  if not used:
+    return name
+  share = f' of {limit / 2 ** 30:,.1f}' if limit else ''
+  return f'{name}, memory {used / 2 ** 30:,.1f}{share} GiB'

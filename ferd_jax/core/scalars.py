@@ -34,11 +34,11 @@ class Scalars(flax.struct.PyTreeNode):
     return dict(zip(self.names, np.asarray(self.values).tolist(), strict=True))
 
 
-def packed(step: Callable[..., tuple[Any, Mapping[str, jax.Array]]]
-           ) -> Callable[..., tuple[Any, Scalars]]:
-  """Returns a step (...) -> (state, metrics) with its metrics in one array."""
+def packed(step: Callable[..., tuple[Any, ...]]
+           ) -> Callable[..., tuple[Any, ...]]:
+  """Returns a step (...) -> (state, metrics, ...) with metrics in one array."""
   @functools.wraps(step)
   def call(*args, **kwargs):
-    state, metrics = step(*args, **kwargs)
-    return state, Scalars.of(metrics)
+    state, metrics, *others = step(*args, **kwargs)
+    return state, Scalars.of(metrics), *others
   return call

@@ -12,6 +12,7 @@ as one has had its SIGTERM; SIGINT is passed on to it.
 
 from collections.abc import Iterator
 from collections.abc import Mapping
+from collections.abc import Sequence
 import contextlib
 import os
 import signal
@@ -115,26 +116,16 @@ def _preempted(check):
     return False
 
 
-class _Checking(reporting.Reporter):
+class _Checking(reporting.Wrapped):
   """A reporter beside which something is called whenever a task advances."""
 
   def __init__(self, reporter, check):
-    self._reporter, self._check = reporter, check
-
-  @property
-  def active(self) -> bool:
-    return self._reporter.active
-
-  @property
-  def live(self) -> bool:
-    return self._reporter.live
-
-  def line(self, text: str) -> None:
-    self._reporter.line(text)
+    super().__init__(reporter)
+    self._check = check
 
   def task(self, name: str, total: int | None = None, unit: str = 'step',
-           initial: int = 0) -> reporting.Task:
-    return _CheckingTask(self._reporter.task(name, total, unit, initial),
+           initial: int = 0, images: int = 0) -> reporting.Task:
+    return _CheckingTask(super().task(name, total, unit, initial, images),
                          self._check)
 
 
@@ -154,6 +145,10 @@ class _CheckingTask(reporting.Task):
 
   def resize(self, total: int) -> None:
     self._task.resize(total)
+
+  def bars(self, name: str, labels: Sequence[str],
+           values: Sequence[float]) -> None:
+    self._task.bars(name, labels, values)
 
   def close(self) -> None:
     self._task.close()

@@ -146,6 +146,19 @@ class StudentBatch(flax.struct.PyTreeNode):
   labels: jax.Array | None
 
 
+class Pairs(flax.struct.PyTreeNode):
+  """What a step saw.
+
+  Attributes:
+    images: `[B, H, W, C]` in [0, 1], the views of the batch.
+    attacked: `[B, H, W, C]`, what the inner attack made of them.
+    labels: int32 `[B]`.
+  """
+  images: jax.Array
+  attacked: jax.Array
+  labels: jax.Array
+
+
 def sgd(schedule: schedules.Schedule, momentum: float,
         weight_decay: float) -> optax.GradientTransformation:
   """Returns SGD as PyTorch has it.
@@ -185,7 +198,7 @@ def init(settings: Settings, variables: Any,
 def step(settings: Settings, state: StudentState, batch: StudentBatch,
          frozen: frozens.Frozen, key: jax.Array, *,
          axis_name: str | None = None
-         ) -> tuple[StudentState, dict[str, jax.Array]]:
+         ) -> tuple[StudentState, dict[str, jax.Array], Pairs]:
   """Takes one step on the student.
 
   In this order, unless the outer loss has its adversarial pass first: a clean
@@ -202,10 +215,11 @@ def step(settings: Settings, state: StudentState, batch: StudentBatch,
     axis_name: mapped axis over which the examples are sharded.
 
   Returns:
-    The new state and scalar metrics: the loss, what the outer loss says, means
+    The new state; scalar metrics: the loss, what the outer loss says, means
     of what the attack noticed, and how often the student agrees with the
     `ROBUST` teacher on clean and on attacked images (with the labels, where
-    that teacher is not read), as far as they are known.
+    that teacher is not read), as far as they are known; and the images, to be
+    looked at.
   """
   keys = collectives.example_keys(
       key, collectives.example_indices(batch.images.shape[0], axis_name))
@@ -227,7 +241,7 @@ def step(settings: Settings, state: StudentState, batch: StudentBatch,
     labels = jnp.argmax(t_clean[frozens.ROBUST], axis=-1).astype(jnp.int32)
 
   def loss_fn(params):
-    outputs, batch_stats = _outputs(
+    outputs, batch_stats, attacked = _outputs(
         settings, state, params, images, labels, t_clean, teachers, attack_keys,
         frozen.epoch, axis_name)
     loss, outer, metrics = settings.outer(state.outer, outputs,
@@ -238,10 +252,11 @@ def step(settings: Settings, state: StudentState, batch: StudentBatch,
     metrics = metrics | _agreements(outputs) | {
         f'noticed_{name}': jnp.mean(value.astype(loss.dtype))
         for name, value in outputs.noticed.items()}
-    return loss, (batch_stats, inner, outer, metrics | {'loss': loss})
+    return loss, (batch_stats, inner, outer, metrics | {'loss': loss},
+                  attacked)
 
   params = state.variables['params']
-  gradient, (batch_stats, inner, outer, metrics) = jax.grad(
+  gradient, (batch_stats, inner, outer, metrics, attacked) = jax.grad(
       loss_fn, has_aux=True)(params)
   gradient = collectives.pmean(gradient, axis_name)
   metrics = collectives.pmean(metrics, axis_name)
@@ -254,7 +269,8 @@ def step(settings: Settings, state: StudentState, batch: StudentBatch,
   if average is not None:
     average = average.include(variables, settings.average)
   return StudentState(variables=variables, opt_state=opt_state, inner=inner,
-                      outer=outer, average=average), metrics
+                      outer=outer, average=average), metrics, Pairs(
+                          images, attacked, labels)
 
 
 def end_epoch(settings: Settings, inner: Any, outer: Any,
@@ -273,7 +289,8 @@ def end_epoch(settings: Settings, inner: Any, outer: Any,
 
 def _outputs(settings, state, params, images, labels, t_clean, teachers, keys,
              epoch, axis_name):
-  """Returns what both losses may read, and the student's new statistics."""
+  """Returns what both losses may read, the student's new statistics, images.
+  """
   needs, student = settings.outer.needs, settings.student
   variables = {**state.variables, 'params': params}
 
@@ -306,7 +323,7 @@ def _outputs(settings, state, params, images, labels, t_clean, teachers, keys,
   outputs = base.Outputs(
       labels=labels, t_clean=t_clean, t_adv=t_adv, s_clean=s_clean,
       s_adv=s_adv, noticed=attacked.noticed, epoch=epoch)
-  return outputs, variables['batch_stats']
+  return outputs, variables['batch_stats'], attacked.images
 
 
 def _agreements(outputs):

@@ -30,7 +30,8 @@ def once(directory: epath.PathLike | None, name: str, run: str,
     run: digest of all that it depends on.
     compute: returns JSON values; not called if the part is there.
     parallel: the device mapping, of whose processes all do the same.
-    reporter: told of a file that is damaged, which is made again.
+    reporter: told of a part that is there, and of a file that is damaged,
+      which is made again.
 
   Returns:
     JSON values, as they are after reading.
@@ -51,6 +52,7 @@ def once(directory: epath.PathLike | None, name: str, run: str,
     reporter.line(f'Warning: Cannot read {path}: {errors.reason(error)}. '
                   f'{name} is done again.')
   if parallel.all_agree(found is not None):
+    reporter.line(f'{name}: found by an earlier start, not done again.')
     return found['values']
   values = _read_back(compute())
   if parallel.is_first:

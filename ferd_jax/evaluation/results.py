@@ -22,6 +22,7 @@ from ferd_jax.attacks import geometry
 from ferd_jax.attacks import minimum_norm
 from ferd_jax.attacks import saved
 from ferd_jax.core import digests
+from ferd_jax.core import memory
 from ferd_jax.core import parallel as parallels
 from ferd_jax.core import reporting
 from ferd_jax.evaluation import curves
@@ -30,6 +31,7 @@ from ferd_jax.evaluation import per_image
 from ferd_jax.evaluation import robustness
 from ferd_jax.evaluation import tables
 from ferd_jax.evaluation import target_analysis
+from ferd_jax.evaluation import workload
 from ferd_jax.models import forward
 from ferd_jax.models import frozen as frozens
 from ferd_jax.models import mean_sparse
@@ -161,44 +163,52 @@ def evaluate(subject: Subject, protocol: Protocol,
     results['targets'] = {}
   if protocol.curve_radii:
     results['curves'] = {}
-  for name, (model, variables) in subject.models.items():
-    reporter.line(f'{name}, {protocol.norm} eps {protocol.eps:.5f}:')
-    doubt = mean_sparse.doubt(model)
-    if doubt:
-      reporter.line(f'Warning: {doubt}')
-    variables = parallel.replicate(variables)
-    evaluator = (evaluators or {}).get(name) or protocol.evaluator(
-        model, num_classes, parallel)
-    results['models'][name] = found = evaluator(
-        variables, images, labels, key, protocol.attacks, state_dir=state_dir,
-        on_result=lambda attack, summary: reporter.line(
-            f'{attack}: {summary["average"]:.2%}, worst class '
-            f'{summary["worst"]:.2%}'), reporter=reporter)
-    if doubt:  # What a table would hide.
-      for attack, summary in found.items():
-        if attack != robustness.CLEAN:
-          summary['warnings'] = [*summary['warnings'], doubt]
-    clean = found.get(robustness.CLEAN)
-    if clean is not None and name != frozens.STUDENT:
-      doubt = loading.implausible(clean['average'], len(labels), num_classes,
-                                  subject.published)
+  epoch = f' of epoch {subject.epoch}' if subject.epoch else ''
+  reporter.line(
+      f'Evaluating {" and ".join(subject.models)}{epoch} on {len(labels)} '
+      f'images, {protocol.norm} eps {protocol.eps:.5f}: '
+      f'{", ".join(protocol.attacks)}.')
+  with reporter.whole('evaluation', memory.text):
+    expect(subject, protocol, reporter)
+    for name, (model, variables) in subject.models.items():
+      place = reporter.within(name)
+      doubt = mean_sparse.doubt(model)
       if doubt:
         reporter.line(f'Warning: {doubt}')
-    if number:
-      results['targets'][name] = _targets(
-          protocol, model, variables, num_classes, images[:number],
-          labels[:number], key, parallel, state_dir, reporter)
-    if protocol.curve_radii:
-      results['curves'][name] = _curve(
-          protocol, model, variables, num_classes, images, labels, key,
-          parallel, state_dir, reporter)
-    if protocol.diagnosed_examples:
-      try:
-        results.setdefault('diagnosis', {})[name] = _diagnosis(
-            protocol, model, variables, images, labels, key, parallel,
-            state_dir, reporter)
-      except diagnosis.NothingToAttack as error:  # Its accuracies say so, too.
-        reporter.line(f'Warning: {name} is not diagnosed. {error}')
+      variables = parallel.replicate(variables)
+      evaluator = (evaluators or {}).get(name) or protocol.evaluator(
+          model, num_classes, parallel)
+      results['models'][name] = found = evaluator(
+          variables, images, labels, key, protocol.attacks,
+          state_dir=state_dir,
+          on_result=_teller(name, protocol, len(labels), num_classes, reporter),
+          reporter=place)
+      if doubt:  # What a table would hide.
+        for attack, summary in found.items():
+          if attack != robustness.CLEAN:
+            summary['warnings'] = [*summary['warnings'], doubt]
+      clean = found.get(robustness.CLEAN)
+      if clean is not None and name != frozens.STUDENT:
+        doubt = loading.implausible(clean['average'], len(labels), num_classes,
+                                    subject.published)
+        if doubt:
+          reporter.line(f'Warning: {doubt}')
+      if number:
+        results['targets'][name] = _targets(
+            protocol, model, variables, num_classes, images[:number],
+            labels[:number], key, parallel, state_dir, place)
+        reporter.remains({f'{name}, targets': 0})
+      if protocol.curve_radii:
+        results['curves'][name] = _curve(
+            protocol, model, variables, num_classes, images, labels, key,
+            parallel, state_dir, place)
+      if protocol.diagnosed_examples:
+        try:
+          results.setdefault('diagnosis', {})[name] = _diagnosis(
+              protocol, model, variables, images, labels, key, parallel,
+              state_dir, place)
+        except diagnosis.NothingToAttack as error:  # Its accuracies say so.
+          reporter.line(f'Warning: {name} is not diagnosed. {error}')
   return tables.json_values(results)
 
 
@@ -229,6 +239,36 @@ def _run_of(protocol, model, variables, images, labels, key, more):
           '\n'.join([saved.described(model), more, protocol.norm,
                      repr(protocol.eps), jax.__version__,
                      ferd_jax.__version__]).encode(), np.uint8)))
+
+
+def expect(subject: Subject, protocol: Protocol,
+           reporter: reporting.Reporter) -> None:
+  """Tells a reporter what an evaluation has to do.
+
+  Args:
+    subject: what is evaluated.
+    protocol: how.
+    reporter: estimates by it when all will be over.
+  """
+  if not reporter.active:
+    return
+  images = subject.examples.images
+  for name, (model, variables) in subject.models.items():
+    reporter.expect(workload.of_model(
+        name, workload.operations(model, variables, images.shape[1:]),
+        protocol, len(images), len(subject.examples.class_names)))
+
+
+def _teller(name, protocol, num_images, num_classes, reporter):
+  """Returns what tells of each attack on a model that is done."""
+  found = {}
+  def tell(attack, summary):
+    found[attack] = summary
+    reporter.line(f'{name}, {attack}: {summary["average"]:.2%}, worst class '
+                  f'{summary["worst"]:.2%}')
+    reporter.remains(workload.after(name, protocol, found, num_images,
+                                    num_classes))
+  return tell
 
 
 def _targets(protocol, model, variables, num_classes, images, labels, key,

@@ -155,8 +155,7 @@ class Evaluator:
         it is not repeated, and the state of an AutoAttack that is interrupted.
       on_result: called with the name of every attack that is done and what is
         returned of it.
-      reporter: shows how far each attack is. An AutoAttack shows that itself,
-        on stderr, if the reporter shows anything.
+      reporter: shows how far each attack is.
 
     Returns:
       `metrics.summarise` of each attack, `per_class`, a list of C accuracies
@@ -251,7 +250,8 @@ class Evaluator:
       attack = functools.partial(
           self.attacks[name], jax.tree_util.Partial(self.apply_fn, variables),
           key, images, labels, batch_size=self.batch_of(images.shape),
-          state_file=state_file, progress=reporter, parallel=self.parallel)
+          state_file=state_file, progress=reporter.within(name),
+          parallel=self.parallel)
       try:
         result = attack()
       except saved.Damaged as error:

@@ -7,8 +7,9 @@ from typing import Any
 
 from ferd_jax.attacks import diagnosis
 
-_MOST_CLASSES = 200  # of a table of targets
 _COLUMNS = ('average', 'worst', 'worst10', 'nsd')
+WIDTH = 100  # columns of what is printed
+MOST_CLASSES = 20  # that have a row each
 
 
 def not_data_free(training_data: Mapping) -> str:
@@ -23,8 +24,16 @@ def not_data_free(training_data: Mapping) -> str:
 
 
 def text(results: Mapping) -> str:
-  """Returns all that is printed of results: all tables, and the diagnosis."""
+  """Returns all that is printed of results, at most 100 columns wide.
+
+  `table`, `class_table` where accuracies of classes are known, `target_table`s,
+  curves and diagnoses.
+  """
   tables = [table(results)]
+  if 'class_names' in results and all(
+      'per_class' in summary for found in results['models'].values()
+      for summary in found.values()):
+    tables.append(class_table(results))
   for name, matrix in results.get('targets', {}).items():
     number = matrix.get('num_examples')
     if number is not None and number < results['num_examples']:
@@ -41,6 +50,9 @@ def text(results: Mapping) -> str:
 def table(results: Mapping) -> str:
   """Returns the results of a run as a Markdown table.
 
+  Models stand beside each other if 100 columns hold them, else below. The worst
+  tenth of the classes is left out where it is the worst class everywhere.
+
   Args:
     results: as written to `results.json`: `config`, `norm`, `eps`, `seed`,
       `dataset`, `split` (None for noise), `num_examples`, `class_counts`,
@@ -50,15 +62,9 @@ def table(results: Mapping) -> str:
       `num_examples` of an attack that got the first so many only.
   """
   models = results['models']
-  header = ['attack', *(f'{model} {column}' for model in models
-                        for column in _COLUMNS)]
-  rows = []
-  for attack, found in next(iter(models.values())).items():
-    cells = [_cell(column, models[model][attack][column])
-             for model in models for column in _COLUMNS]
-    number = found.get('num_examples', results['num_examples'])
-    rows.append([attack if number >= results['num_examples'] else
-                 f'{attack} (first {number})', *cells])
+  columns = [column for column in _COLUMNS if column != 'worst10' or any(
+      summary['worst10'] != summary['worst'] for found in models.values()
+      for summary in found.values())]
   title = [f'{results["num_examples"]} images{_per_class(results)}',
            f'{results.get("norm", "Linf")} eps {results["eps"]:.5f}',
            f'epoch {results["epoch"]}' if results['epoch'] else '',
@@ -76,7 +82,82 @@ def table(results: Mapping) -> str:
            for (model, warning), attacks in warned.items()]
   return '\n'.join([
       f'{results["config"]}: {source}, {", ".join(filter(None, title))}', '',
-      *markdown(header, rows), *([''] if notes else []), *notes])
+      *_beside(results, columns), *([''] if notes else []), *notes])
+
+
+def _beside(results, columns):
+  """Returns the lines of the results' table, or of one for each model."""
+  models = results['models']
+  for average in ('{} average', '{} avg', '{}'):
+    header = ['attack']
+    for model in models:
+      header += [average.format(model), *columns[1:]]
+    found = markdown(header, _rows(results, models, columns))
+    if len(found[0]) <= WIDTH:
+      return found
+  lines = []
+  for model in models:
+    lines += [*([''] if lines else []), *markdown(
+        ['attack', f'{model} average', *columns[1:]],
+        _rows(results, [model], columns))]
+  return lines
+
+
+def _rows(results, models, columns):
+  """Returns a row for each attack: its name, and cells of some models."""
+  found, rows = results['models'], []
+  for attack, summary in next(iter(found.values())).items():
+    number = summary.get('num_examples', results['num_examples'])
+    rows.append([
+        attack if number >= results['num_examples'] else
+        f'{attack} (first {number})',
+        *(_cell(column, found[model][attack][column])
+          for model in models for column in columns)])
+  return rows
+
+
+def class_table(results: Mapping) -> str:
+  """Returns the accuracy of each class under each attack, Markdown tables.
+
+  As many attacks stand beside each other as 100 columns hold. Of more than 20
+  classes those in which the last model is weakest are shown, under the last
+  attack.
+
+  Args:
+    results: as for `table`, with `class_names` and `per_class` accuracies.
+  """
+  models, names = results['models'], results['class_names']
+  attacks = list(next(iter(models.values())))
+  *_, last = models.values()
+  weakest = last[attacks[-1]]['per_class']
+  shown, title = range(len(names)), 'Accuracy by class'
+  if len(names) > MOST_CLASSES:
+    known = [label for label in shown if weakest[label] is not None]
+    shown = sorted(known, key=lambda label: weakest[label])[:MOST_CLASSES]
+    title += (f', the {len(shown)} of {len(names)} that are weakest under '
+              f'{attacks[-1]}')
+  if len(models) > 1:
+    title += f': {", ".join(models)}'
+  counts = results.get('class_counts')
+  rows = [[names[label], *([] if counts is None else [str(counts[label])])]
+          for label in shown]
+  head = ['class', *([] if counts is None else ['images'])]
+  cells = {attack: [
+      ' '.join(_short(found[attack]['per_class'][label])
+               for found in models.values()) for label in shown]
+           for attack in attacks}
+  lines, left = [title], attacks
+  while left:
+    for number in range(len(left), 0, -1):
+      some = left[:number]
+      found = markdown([*head, *some], [
+          [*row, *(cells[attack][i] for attack in some)]
+          for i, row in enumerate(rows)])
+      if number == 1 or len(found[0]) <= WIDTH:
+        break
+    lines += ['', *found]
+    left = left[number:]
+  return '\n'.join(lines)
 
 
 def sweep_table(sweep: Sequence[Mapping]) -> str:
@@ -101,6 +182,9 @@ def target_table(name: str, class_names: Sequence[str],
                  matrix: Mapping) -> str:
   """Returns success rates of targeted attacks as a Markdown table.
 
+  Where 100 columns do not hold the names of the classes, their numbers stand
+  for them; of more than 20 classes only the extreme pairs are said.
+
   Args:
     name: of the model, and what else the title says first.
     class_names: of the K classes.
@@ -109,17 +193,30 @@ def target_table(name: str, class_names: Sequence[str],
   title = (f'{name}: how often an attack on the class of a row reaches that '
            f'of a column, {_cell("average", matrix["mean"])} on average, '
            f'std / mean over all {_cell("nsd", matrix["unevenness"])}')
-  if len(class_names) > _MOST_CLASSES:  # A million cells are in the JSON.
-    return (f'{title}; {len(class_names)} classes are more than a table '
-            'shows.')
+  if len(class_names) > MOST_CLASSES:
+    lines = [title.replace('the class of a row reaches that of a column',
+                           'one class reaches another')]
+    for kind in ('easiest', 'hardest'):
+      if matrix.get(kind):
+        source, target, rate = matrix[kind]
+        lines.append(f'{kind}: {class_names[source]} to {class_names[target]}, '
+                     f'{rate:.2%}')
+    return '\n'.join(lines)
   rows = []
   for source, rates in enumerate(matrix['reached']):
     rows.append([
         class_names[source], str(matrix['counts'][source]),
         *('' if rate is None else f'{rate:.0%}' for rate in rates),
         _cell('nsd', matrix['source_unevenness'][source])])
-  return '\n'.join([title, '', *markdown(
-      ['class', 'images', *class_names, 'std / mean'], rows)])
+  found = markdown(['class', 'images', *class_names, 'std / mean'], rows)
+  if len(found[0]) > WIDTH:
+    rows = [[f'{source} {row[0]}', row[1],
+             *(cell.removesuffix('%') for cell in row[2:-1]), row[-1]]
+            for source, row in enumerate(rows)]
+    found = markdown(['class', 'images', *map(str, range(len(class_names))),
+                      'std/mean'], rows)
+    title += ', in percent'
+  return '\n'.join([title, '', *found])
 
 
 def curve_table(name: str, found: Mapping) -> str:
@@ -174,6 +271,10 @@ def _cell(column, value):
   if value is None:  # The NSD of a model that is always wrong.
     return '-'
   return f'{value:.3f}' if column == 'nsd' else f'{value:.2%}'
+
+
+def _short(value):
+  return ('-' if value is None else f'{value:.1%}').rjust(6)
 
 
 def _line(cells, widths):

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 import dataclasses
 import functools
+from typing import Any
 
 from flax import linen as nn
 import jax
@@ -42,11 +43,33 @@ def tail_share(model: nn.Module, image_shape: Sequence[int],
     image_shape: shape of one image, (H, W, C).
     start: a stage.
   """
-  image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
   shapes = jax.eval_shape(
       lambda key: models.init_variables(model, key, image_shape),
       jax.random.key(0))
   head, whole = (
-      jax.jit(functools.partial(forward.logits, model, stop=stop)).lower(
-          shapes, image).cost_analysis()['flops'] for stop in (start, None))
+      operations(model, shapes, image_shape, stop) for stop in (start, None))
   return 1 - head / whole
+
+
+def operations(model: nn.Module, variables: Any, image_shape: Sequence[int],
+               stop: str | None = None) -> float:
+  """Returns the floating point operations of a forward pass of an image.
+
+  Args:
+    model: any module; with stages if it is to stop at one.
+    variables: of it, or their shapes.
+    image_shape: shape of one image, (H, W, C).
+    stop: the last stage; None for the logits.
+  """
+  leaves, structure = jax.tree.flatten(variables)
+  leaves = tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+                 for leaf in leaves)
+  return _operations(model, structure, leaves, tuple(image_shape), stop)
+
+
+@functools.lru_cache(maxsize=64)  # It traces the network.
+def _operations(model, structure, leaves, image_shape, stop):
+  image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+  options = {} if stop is None else {'stop': stop}
+  return jax.jit(functools.partial(forward.logits, model, **options)).lower(
+      jax.tree.unflatten(structure, leaves), image).cost_analysis()['flops']

@@ -35,6 +35,7 @@ from ferd_jax.run import networks
 from ferd_jax.run import settings
 from ferd_jax.run import state as states
 from ferd_jax.run import work_directory
+from ferd_jax.run import writers
 from ferd_jax.synthesis import device_pool
 from ferd_jax.synthesis import pool
 from ferd_jax.weights import loading
@@ -167,6 +168,8 @@ def build(config: config_dict.ConfigDict,
   _check_names(config)
   parallel = parallels.create(config.parallel, devices)
   _check(config)
+  if to_train:
+    writers.check(config.log.writers)
   with validate.named('data'):
     info = data.info(config.data.name)
   _check_data(config, info)
@@ -368,6 +371,11 @@ def _check(config):
           'measured then.')
   with validate.named('log'):
     validate.count(0, samples_every=config.log.samples_every)
+    for name in config.log.writers:
+      validate.one_of(writers.WRITERS, writers=name)
+    if len(set(config.log.writers)) < len(config.log.writers):
+      raise validate.SettingError('writers', tuple(config.log.writers),
+                                  'to name each once.')
 
 
 def _check_name(name):

@@ -56,9 +56,11 @@ class LearningCurve:
     Returns:
       `<split>_<attack>`, `<split>_<attack>_worst`, `<split>_<attack>_per_class`
       (a list of accuracies, None for a class without images), and, if the run
-      selects by it, `synthetic_pgd`: how often the student under PGD-20 agrees
-      with the teacher on the newest synthetic images.
+      selects by it, `synthetic_pgd` and `synthetic_pgd_per_class`: how often
+      the student under PGD-20 agrees with the teacher on the newest synthetic
+      images.
     """
+    reporter = reporter.within('student')
     found = self.evaluator(student, self.images, self.labels, key,
                            self.attacks, reporter=reporter)
     point = {}
@@ -74,4 +76,6 @@ class LearningCurve:
       found = self.evaluator(student, images, predicted, key, ('pgd20',),
                              reporter=reporter)
       point[SYNTHETIC_PGD] = found['pgd20']['average']
+      point[f'{SYNTHETIC_PGD}{PER_CLASS}'] = tables.json_values(
+          found['pgd20']['per_class'])
     return point

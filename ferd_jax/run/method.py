@@ -6,6 +6,7 @@ import functools
 from typing import NamedTuple
 
 import chex
+import jax
 import jax.numpy as jnp
 
 from ferd_jax import attacks
@@ -47,6 +48,19 @@ class Method:
   training_data: data.Examples | None = None
 
 
+class Judgement(NamedTuple):
+  """What the teacher says of images.
+
+  Attributes:
+    agreement: how often it predicts their labels, a scalar.
+    labels: int `[B]`, those that it predicts.
+    confidence: `[B]`, with which probability.
+  """
+  agreement: jax.Array
+  labels: jax.Array
+  confidence: jax.Array
+
+
 class Steps(NamedTuple):
   """The compiled functions of a method.
 
@@ -56,9 +70,10 @@ class Steps(NamedTuple):
   begin: Callable  # kept, probs, indices, key -> phase
   generate: Callable | None  # phase, Frozen, key -> phase, Scalars
   images: Callable  # phase, Frozen, key, real -> images, labels
-  agreement: Callable  # images, labels, Frozen -> scalar
+  judge: Callable  # images, labels, Frozen -> Judgement
   end: Callable  # kept, phase -> kept
-  student: Callable  # StudentState, StudentBatch, Frozen, key -> its, Scalars
+  # StudentState, StudentBatch, Frozen, key -> its state, Scalars, Pairs
+  student: Callable
   measured_images: Callable  # phase, Frozen, key, real -> images, labels
   attack: Callable | None  # variables, key, images, labels, indices=: images
   measure: Callable | None  # images, labels, variables -> Sums
@@ -109,13 +124,14 @@ def compile_steps(method: Method) -> Steps:
       images=step(
           functools.partial(labelled, synthesis.images, rounds.pooled),
           made_of, (SHARDED, SHARDED)),
-      agreement=step(functools.partial(_agreement, teacher),
-                     (SHARDED, SHARDED, REPLICATED), REPLICATED),
+      judge=step(functools.partial(_judge, teacher),
+                 (SHARDED, SHARDED, REPLICATED),
+                 Judgement(REPLICATED, SHARDED, SHARDED)),
       end=step(synthesis.end, (kept, phase), kept),
       student=step(
           scalars.packed(functools.partial(distill.step, settings)),
           (REPLICATED, batch, REPLICATED, REPLICATED),
-          (REPLICATED, REPLICATED), donate=(0,)),
+          (REPLICATED, REPLICATED, SHARDED), donate=(0,)),
       measured_images=step(
           functools.partial(labelled, synthesis.measured_images, True),
           made_of, (SHARDED, SHARDED)),
@@ -125,11 +141,14 @@ def compile_steps(method: Method) -> Steps:
           (REPLICATED,) * 5, (REPLICATED,) * 4))
 
 
-def _agreement(model, images, labels, frozen, *, axis_name=None):
-  """Returns how often the `ROBUST` teacher predicts the labels."""
+def _judge(model, images, labels, frozen, *, axis_name=None):
+  """Returns what the `ROBUST` teacher says of images."""
   logits = forward.logits(model, frozen.teachers[frozens.ROBUST], images)
-  correct = jnp.argmax(logits, -1) == labels
-  return collectives.pmean(jnp.mean(correct.astype(logits.dtype)), axis_name)
+  predictions = jnp.argmax(logits, -1)
+  correct = predictions == labels
+  return Judgement(
+      collectives.pmean(jnp.mean(correct.astype(logits.dtype)), axis_name),
+      predictions, jnp.max(jax.nn.softmax(logits), axis=-1))
 
 
 def _measure(measurement, model, num_classes, images, labels, variables, *,

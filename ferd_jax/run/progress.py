@@ -1,70 +1,84 @@
-"""Where a training is, for people as lines and a bar, for programs as JSON."""
+"""Where a training is, for people as bars and lines, for programs as JSON."""
 
 from collections.abc import Mapping
 from collections.abc import Sequence
 import json
 import math
 import time
+from typing import Any
 
 from etils import epath
 import jax
+import numpy as np
 
-from ferd_jax.core import atomic
 from ferd_jax.core import errors
+from ferd_jax.core import memory
 from ferd_jax.core import reporting
 from ferd_jax.run import checkpoints
+from ferd_jax.run import samples as sampling
+from ferd_jax.run import workload as workloads
+from ferd_jax.run import writers as writing
 
-METRICS = 'metrics.jsonl'
-# Of the metrics of a group of the config; all others are shown.
-_SHOWN = ('/loss', '/kept_agreement', '/max_prob')
+METRICS = writing.METRICS
+_SAMPLES = 'samples'
 
 
 class Progress:
   """Shows where a run is, what it loses, and when it will be done.
 
-  Use it in `with`: the bar is gone before an error is shown. Only process 0
+  Use it in `with`: the bars are gone before an error is shown. Only process 0
   writes.
   """
 
-  def __init__(self, workdir: epath.PathLike, total_steps: int,
-               done_epochs: int = 0, done_steps: int = 0,
+  def __init__(self, workdir: epath.PathLike, workload: workloads.Workload,
+               done_epochs: int = 0,
                reporter: reporting.Reporter = reporting.SILENT,
-               kept: Sequence[str] | None = None):
+               kept: Sequence[str] | None = None, *,
+               writers: Sequence[str] = ('jsonl', 'terminal'),
+               identity: Mapping[str, Any] | None = None):
     """Starts the display.
 
     Args:
       workdir: where `metrics.jsonl` is written.
-      total_steps: generator and student steps of the whole run.
+      workload: what the run has to do.
       done_epochs: those saved by an earlier session of this run; later ones
         in the metrics were lost with it and are removed at the next epoch.
-      done_steps: the steps of those epochs.
       reporter: draws it.
       kept: the lines of those epochs as their checkpoint has them, from which
         a file that has others is made again; None if it has none.
+      writers: what else is told, of `writers.WRITERS`.
+      identity: of the run, for writers.
 
     Raises:
       OSError: if there are metrics that cannot be read, and none were kept.
     """
-    self._path = epath.Path(workdir) / METRICS
-    self._reporter = reporter
+    self._workdir, self._workload = epath.Path(workdir), workload
+    self._path, self._reporter = self._workdir / METRICS, reporter
     if kept is not None:
       self._lines = list(kept)
-      self._restore(done_epochs)
+      if 'jsonl' in writers:
+        self._restore(done_epochs)
     else:
       try:
         self._lines = lines(workdir, done_epochs)
       except OSError as error:
         raise OSError(f'{error} Without this file the run goes on, and what '
                       'was measured so far is lost.') from error
-    self._task = reporter.task('', total_steps, initial=done_steps)
-    self._start, self._first = time.monotonic(), done_steps
-    self._done, self._total = done_steps, total_steps
+    self._writers = writing.Writers(writing.Run(
+        self._workdir, identity or {}, workload.num_epochs, done_epochs,
+        workload.class_names, self._lines, reporter), writers)
+    reporter.expect(workload.works(done_epochs, self._lines))
+    self._whole = reporter.whole('training', memory.text,
+                                 train_seconds(self._lines))
+    self._show_classes(json.loads(self._lines[-1]) if self._lines else {})
+    self._phase, self._task, self._counts = '', reporting.Task(), {}
 
   def __enter__(self) -> 'Progress':
     return self
 
   def __exit__(self, *_) -> None:
-    self._task.close()
+    self.end()
+    self._writers.close()
 
   @property
   def lines(self) -> list[str]:
@@ -76,36 +90,88 @@ class Progress:
     """What the last epoch took, 0 before the first."""
     return json.loads(self._lines[-1]).get('seconds', 0.) if self._lines else 0.
 
-  def step(self, phase: str, values: Mapping[str, float]) -> None:
-    """Counts a step and shows its values."""
-    self._done += 1
-    self._task.rename(phase)
-    # The loss first: narrow terminals cut the rest.
-    shown = sorted(values, key=lambda name: name != 'loss')
-    self._task.advance(shown={name: values[name] for name in shown})
+  def begin(self, epoch: int) -> None:
+    """Shows that an epoch begins, by its number, from 1."""
+    self._whole.rename(f'epoch {epoch}/{self._workload.num_epochs}')
+    self._counts = {}
 
-  def epoch(self, epoch: int, num_epochs: int, values: Mapping) -> None:
-    """Shows a line for a finished epoch and appends it to the metrics.
+  def end(self) -> None:
+    """Shows nothing any more; writers are still told."""
+    self._task.close()
+    self._whole.close()
+
+  def step(self, phase: str, values: Mapping[str, float]) -> None:
+    """Counts a step and shows its values.
+
+    Args:
+      phase: of it, 'synthesis' or 'distill'.
+      values: of the step, numbers of this host.
+    """
+    if phase != self._phase:
+      self._task.close()
+      self._phase = phase
+      self._task = self._reporter.task(
+          phase, self._workload.steps[phase],
+          initial=self._counts.get(phase, 0),
+          images=self._workload.batch_sizes.get(phase, 0))
+    self._counts[phase] = self._counts.get(phase, 0) + 1
+    # Narrow terminals cut the rest.
+    self._task.advance(shown={
+        name: values[name] for name in sorted(values, key=_importance)})
+
+  def epoch(self, epoch: int, values: Mapping[str, Any]) -> None:
+    """Tells all writers of a finished epoch.
 
     Args:
       epoch: epochs completed.
-      num_epochs: of the run.
       values: JSON values, of which some scalars are shown.
     """
-    self._lines.append(json.dumps({'epoch': epoch} | dict(values)))
-    self._write()
-    shown = ', '.join(
-        f'{name} {value:.3g}' for name, value in values.items()
-        if isinstance(value, float)
-        and ('/' not in name or name.endswith(_SHOWN)))
-    self._reporter.line(f'epoch {epoch}/{num_epochs}: {shown}, '
-                        f'{_duration(self._remaining())} left')
+    self._task.close()
+    self._phase = ''
+    self._reporter.count(workloads.EPOCH)
+    record = {'epoch': epoch, 'time': time.time()} | dict(values)
+    self._lines.append(json.dumps(record))
+    self._writers.epoch(record)
+    self._show_classes(record)
+
+  def pictures(self, epoch: int, samples: sampling.Samples, eps: float,
+               probs: np.ndarray) -> None:
+    """Writes what an epoch's images look like.
+
+    Args:
+      epoch: completed with them.
+      samples: of it.
+      eps: radius of the student's attack, in [0, 1] pixels.
+      probs: `[K]`, weights of the classes.
+    """
+    if jax.process_index():
+      return
+    of, names = f'epoch {epoch}', self._workload.class_names
+    shown = {'': sampling.picture(
+        samples, f'Synthetic images of {of}, by class and its weight; in red '
+        'what the teacher takes an image for', names, probs)}
+    if samples.clean is not None:
+      shown['_attacked'] = sampling.attacked_picture(
+          samples, f'Attacked by the student of {of}: image, attacked image, '
+          f'perturbation from -{eps:.3g} to {eps:.3g}', eps, names)
+    sampling.save(self._workdir / _SAMPLES, epoch, samples, shown)
+    self._writers.pictures(epoch, {
+        f'{_SAMPLES}{suffix}': pixels for suffix, pixels in shown.items()})
+
+  def results(self, results: Mapping[str, Any]) -> None:
+    """Tells all writers of the results of the run."""
+    self._writers.results(results)
+
+  def _show_classes(self, record):
+    probs, names = record.get('sampler/probs'), self._workload.class_names
+    if probs is not None and len(probs) == len(names):
+      self._whole.bars('class probabilities', names, probs)
 
   def _restore(self, done_epochs):
     """Writes the lines again if the file has others of the same epochs."""
     damage = f'{self._path} has other lines than the last checkpoint.'
     try:
-      found = lines(self._path.parent)
+      found = lines(self._workdir)
       if len(found) > done_epochs + 1:  # Of one more a save did not finish.
         self._reporter.line(
             f'Warning: {self._path} has epochs that no checkpoint has; they '
@@ -118,24 +184,12 @@ class Progress:
     if not self._path.exists():
       damage = f'{self._path} is not there.'
     elif jax.process_index() == 0:
-      aside = self._path.parent / checkpoints.DAMAGED / METRICS
+      aside = self._workdir / checkpoints.DAMAGED / METRICS
       checkpoints.put_aside(self._path, aside)
       damage += f' It is kept as {aside}.'
     self._reporter.line(
         f'Warning: {damage} It is made again from the checkpoint.')
-    self._write()
-
-  def _write(self):
-    if jax.process_index() == 0:
-      # As a whole: files in a cloud's bucket cannot be appended to.
-      atomic.write_text(self._path,
-                        ''.join(f'{line}\n' for line in self._lines))
-
-  def _remaining(self) -> float:
-    """Returns the seconds to go at the average speed of this session."""
-    done = self._done - self._first
-    elapsed = time.monotonic() - self._start
-    return elapsed / max(done, 1) * (self._total - self._done)
+    writing.write_lines(self._workdir, self._lines)
 
 
 def train_seconds(metrics: Sequence[str]) -> float:
@@ -166,8 +220,6 @@ def lines(workdir: epath.PathLike, last_epoch: float = math.inf) -> list[str]:
   return found
 
 
-def _duration(seconds: float) -> str:
-  minutes, seconds = divmod(round(seconds), 60)
-  hours, minutes = divmod(minutes, 60)
-  return f'{hours}:{minutes:02}:{seconds:02}' if hours else (
-      f'{minutes}:{seconds:02}')
+def _importance(name):
+  """Returns what sorts values: the loss, the teacher's agreement, the rest."""
+  return (name != 'loss', 'agreement' not in name, name)

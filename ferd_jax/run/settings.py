@@ -140,7 +140,11 @@ _EVAL = {
     'nsd_ddof': (0, "1: the sample's standard deviation over classes"),
 }
 _LOG = {
-    'samples_every': (10, 'epochs between sample grids; 0: none'),
+    'samples_every': (10, 'epochs between pictures of the images; 0: none'),
+    'writers': (('jsonl', 'terminal'),
+                'what the numbers of each epoch go to: of jsonl, terminal, '
+                'tensorboard, wandb, trackio; the last three need the extra of '
+                'their name'),
 }
 _GROUPS = {'data': _DATA, 'teacher': _TEACHER, 'student': _STUDENT,
            'augment': _AUGMENT, 'pool': _POOL, 'distill': _DISTILL,

@@ -46,7 +46,7 @@ class StepLog:
     self._seconds += time.monotonic() - started - programs.seconds
 
   def means(self) -> dict[str, float]:
-    """Returns the means over the epoch's steps, and milliseconds per step.
+    """Returns the means over the epoch's steps, and how long they took.
 
     Compilation does not count.
     """
@@ -57,8 +57,9 @@ class StepLog:
       return {}
     means = {f'{self._phase}/{name}': float(np.mean(values))
              for name, values in self._values.items()}
-    return means | {f'{self._phase}/ms_per_step':
-                    self._seconds / self._count * 1e3}
+    return means | {
+        f'{self._phase}/ms_per_step': self._seconds / self._count * 1e3,
+        f'{self._phase}/seconds': self._seconds}
 
   def _read(self):
     if self._unread is None:

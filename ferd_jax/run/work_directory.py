@@ -6,6 +6,7 @@
   export/              student and generator for PyTorch, see `export`
   metrics.jsonl        a line per epoch
   samples/             pictures of synthetic images
+  log.txt              what the run said, with time stamps
   evaluation/          what an evaluation that is not finished has found so far
   checkpoints/<epoch>  the state, see `checkpoints`: the last epochs, the best
   pool/epoch_*.npz     the synthetic images, one file an epoch
@@ -43,7 +44,7 @@ _FREE = ('data.dir', 'eval.attacks', 'eval.autoattack_examples',
 # What may differ, besides, when a saved student is only evaluated.
 _FREE_TO_EVALUATE = ('data', 'eps', 'eval.curve_attacks', 'eval.curve_examples',
                      'eval.every', 'step_size', TRAINING_DATA)
-CONFIG, RESULTS = 'config.json', 'results.json'
+CONFIG, RESULTS, LOG = 'config.json', 'results.json', 'log.txt'
 _ABSENT = object()
 
 

@@ -10,6 +10,7 @@ References: FERD, arXiv:2509.20793; GitHub mayaobuduyao/FERD
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -113,7 +114,7 @@ class Ferd(trained_latents.TrainedLatents):
     """One generator phase, whose images join the pool, and a student phase."""
     return base.Rounds(self.steps, self.student_steps)
 
-  @property
+  @functools.cached_property  # It traces the teacher.
   def passes(self) -> passes.Passes:
     """One through the teacher, and for L_uni some more through its tail.
 

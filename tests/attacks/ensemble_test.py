@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import gc
-import io
 import re
 import shutil
 import weakref
@@ -440,20 +439,35 @@ def test_lines(capsys):
     robust = result.flags[name].sum()
     assert re.fullmatch(
         rf'{name}: robust accuracy {robust / NUM_IMAGES:.2%} \({robust} of '
-        rf'{NUM_IMAGES}\), \d+ s, \d\d:\d\d left', line), line
-  assert lines[-1].endswith(', 00:00 left')
+        rf'{NUM_IMAGES}\), \d+ s', line), line
 
 
-def test_lines_while_an_attack_runs(capsys, monkeypatch):
-  monkeypatch.setattr(ensemble, '_LINE_EVERY', -1)
-  result = run(progress=True)
-  lines = lines_of(capsys)
-  shares = [float(share) for share in re.findall(
-      r'robust accuracy ([\d.]+)% so far, \d\d:\d\d left', '\n'.join(lines))]
-  assert len(shares) > 10
-  assert shares == sorted(shares, reverse=True)
-  assert shares[0] == pytest.approx(100 * result.clean_accuracy, abs=0.01)
-  assert shares[-1] <= 100 * result.accuracy_after['ce'] + 0.01
+def test_where_it_is_while_an_attack_runs():
+  shares = {}
+
+  class Task(reporting.Task):
+
+    def __init__(self, name):
+      self.name = name
+
+    def advance(self, count=1, shown=None):
+      shares.setdefault(self.name, []).append(shown['robust'])
+
+  class Reporter(reporting.Reporter):
+    left_over = {}
+
+    def task(self, name, *args, **options):
+      return Task(name)
+
+    def remains(self, units):
+      self.left_over |= units
+  reporter = Reporter()
+  result = run(progress=reporter)
+  assert list(shares) == list(result.names)
+  every = sum(shares.values(), [])
+  assert len(every) > 10 and every == sorted(every, reverse=True)
+  assert shares['ce'][0] == pytest.approx(result.clean_accuracy, abs=0.01)
+  assert reporter.left_over == dict.fromkeys(result.names, 0)
 
 
 def test_no_lines(capsys):
@@ -466,32 +480,14 @@ def test_lines_of_a_run_that_goes_on(capsys, tmp_path):
   run(state_file=tmp_path / 'state.npz', progress=True)
   lines = lines_of(capsys)
   assert len(lines) == 4
-  assert all(line.endswith(', 00:00 left') for line in lines[1:])
 
 
-def test_time_left():
-  display = ensemble._Display(reporting.SILENT, 3)
-  assert display._left(0) == '00:00'
-  assert display._left(1) == '?'  # Nothing was measured.
-
-
-def test_a_bar_on_terminals(monkeypatch):
-  class Terminal(io.StringIO):
-    def isatty(self):
-      return True
-  terminal = Terminal()
-  monkeypatch.setattr('sys.stderr', terminal)
-  monkeypatch.setattr('tqdm.tqdm.monitor_interval', 0)
-  result = run(progress=True)
-  shown = terminal.getvalue()
-  assert re.search(r'targeted: robust [\d.]+%: +\d+%\|.*\| \d\d:\d\d<\d\d:\d\d',
-                   shown)
-  assert f'({result.robust.sum()} of {NUM_IMAGES})' in shown
-  terminal.truncate(0)
+def test_nothing_is_left_of_a_run_that_fails():
+  terminal = reporting.Terminal(active=True)
   with pytest.raises(ValueError, match='finite logits') as error:
-    run(lambda x: MODEL(x) * np.nan, progress=True)
-  # No bar is left behind, although the error still holds what showed it.
-  assert terminal.getvalue().endswith('\r') and error.tb
+    run(lambda x: MODEL(x) * np.nan, progress=terminal)
+  # Although the error still holds what showed it.
+  assert not terminal.rows(80) and error.tb
 
 
 @pytest.mark.parametrize('individual', [False, True])
@@ -504,7 +500,8 @@ def test_work_that_remains(monkeypatch, individual):
     tick(self, name, work, left, robust)
   monkeypatch.setattr(ensemble._Display, 'tick', noting)
   run(individual=individual)
-  work, left = np.array(remaining).T
+  work, left = np.array([
+      (work, sum(left.values())) for work, left in remaining]).T
   assert (np.diff(left) <= 0).all() and left[-1] < left[0] / 5
   # At first all runs of all attacks: 2 * 7, 2 * 2 and 4 * 2 * 5 passes.
   assert left[0] == 24 * (14 + 4 + 40)

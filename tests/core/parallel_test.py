@@ -58,7 +58,7 @@ def epoch(mode, num_devices, dtype, num_steps):
       lambda _, values: metrics.append(values))
   phase, = phases
   means = {name: value for name, value in done.metrics.items()
-           if not name.endswith('ms_per_step')}
+           if not name.endswith(('seconds', 'ms_per_step'))}
   return jax.tree.map(np.asarray, {
       'generator': phase.generator,
       'latents': run.parallel.gather(phase.examples.latents),

@@ -110,7 +110,11 @@ def start():
       prior=jnp.asarray(prior), sums=jnp.zeros((CLASSES, CLASSES))))
 
 
-step = jit(distill.step, static_argnums=0)
+@functools.partial(jit, static_argnums=0)
+def step(settings, *args):
+  """Returns state and metrics of a step."""
+  state, metrics, _ = distill.step(settings, *args)
+  return state, metrics
 
 
 @pytest.fixture(scope='module')

@@ -29,6 +29,14 @@ def test_part_is_computed_once(tmp_path):
   assert len(calls) == 2
 
 
+def test_what_is_kept_is_said(tmp_path, capsys):
+  _once(tmp_path, [])
+  assert not capsys.readouterr().err
+  _once(tmp_path, [])
+  assert capsys.readouterr().err == (
+      'fgsm: found by an earlier start, not done again.\n')
+
+
 def test_without_a_directory_nothing_is_kept(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   calls = []

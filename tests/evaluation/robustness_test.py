@@ -124,12 +124,15 @@ def test_what_is_shown(net, examples, monkeypatch, capsys):
   assert not shown()  # Nothing by default.
   reporter = noting.Reporter()
   shown(reporter=reporter)
-  task, autoattack = reporter.tasks
+  task, *autoattack = reporter.tasks
   assert task.started == ('clean', 11, 'image', 0) and task.closed
-  assert autoattack.started[0] == 'AutoAttack' and autoattack.closed
-  assert any('apgd-t: robust accuracy' in line for line in reporter.lines)
+  assert [task.started[0] for task in autoattack] == [
+      'autoattack_fast, apgd-ce', 'autoattack_fast, apgd-t']
+  assert all(task.closed for task in autoattack)
+  said = 'autoattack_fast, apgd-t: robust accuracy'
+  assert any(line.startswith(said) for line in reporter.lines)
   assert task.counts == [4, 4, 3]
-  assert 'apgd-t: robust accuracy' in shown(reporter=reporting.TERMINAL)
+  assert said in shown(reporter=reporting.TERMINAL)
 
 
 def test_autoattack_gets_the_first_images(net, examples, expected):

@@ -6,7 +6,6 @@ import pytest
 from ferd_jax.evaluation import tables
 from ferd_jax.evaluation import target_analysis
 
-_COLUMNS = ('average', 'worst', 'worst10', 'nsd')
 _SUMMARY = {'average': 0.5, 'worst': 0.25, 'worst10': 0.25, 'nsd': 0.125}
 _RESULTS = {'config': 'c', 'dataset': 'd', 'split': 'test', 'epoch': 3,
             'num_examples': 7, 'norm': 'Linf', 'eps': 0.1, 'seed': 0,
@@ -31,10 +30,87 @@ def test_table_has_teacher_beside_student():
   assert title.startswith('c: d test, 7 images')
   assert 'Linf eps 0.10000' in title
   assert _cells(header) == [
-      'attack', *(f'{model} {column}' for model in ('teacher', 'student')
-                  for column in _COLUMNS)]
-  assert _cells(row) == ['pgd20', '50.00%', '25.00%', '25.00%', '0.125',
-                         '40.00%', '25.00%', '25.00%', '0.125']
+      'attack', 'teacher average', 'worst', 'nsd', 'student average', 'worst',
+      'nsd']
+  assert _cells(row) == ['pgd20', '50.00%', '25.00%', '0.125', '40.00%',
+                         '25.00%', '0.125']
+
+
+def test_worst_tenth_is_left_out_where_it_is_the_worst_class():
+  other = _RESULTS['models'] | {'student': {'pgd20': _SUMMARY | {
+      'worst10': 0.3}}}
+  header, _, row = tables.table(_RESULTS | {'models': other}).splitlines()[2:]
+  assert _cells(header).count('worst10') == 2
+  assert _cells(row)[3] == '25.00%' and _cells(row)[-2] == '30.00%'
+
+
+def _classes(models, attacks, number, **changes):
+  """Returns results on classes with long names, of which the last is empty."""
+  rng, found = np.random.default_rng(0), {}
+  for model in models:
+    found[model] = {}
+    for attack in attacks:
+      accuracy = rng.uniform(0.2, 1, number - 1).tolist()
+      found[model][attack] = _SUMMARY | {
+          'per_class': [*accuracy, None], 'num_examples': 200, **changes}
+  return _RESULTS | {
+      'num_examples': 10_000, 'models': found,
+      'class_counts': [1000] * number,
+      'class_names': [f'automobile{i}' for i in range(number)]}
+
+
+@pytest.mark.parametrize('changes', [{}, {'worst10': 0.3}])
+@pytest.mark.parametrize('attacks', [
+    ('clean', 'fgsm', 'pgd20', 'cw20', 'autoattack_fast'),
+    ('clean', 'pgd20_fairard', 'cw100_dfhl', 'autoattack_torchattacks')])
+@pytest.mark.parametrize('models', [
+    ('model',), ('teacher', 'student'), ('robust_teacher', 'other', 'student')])
+def test_what_is_printed_fits_100_columns(models, attacks, changes, matrix):
+  results = _classes(models, attacks, 10, **changes)
+  size = 10
+  reached = np.where(np.eye(size), np.nan, 1.)
+  wide = tables.json_values(target_analysis.TargetMatrix(
+      reached, reached, np.full(size, 1000), 10_000).json_values())
+  text = tables.text(results | {'targets': {'student': wide}})
+  for line in text.splitlines():
+    assert len(line) <= 100 or '|' not in line, line
+  cells = [_cells(line) for line in text.splitlines() if '|' in line]
+  # Each model has its own columns, each attack its row, wherever they are.
+  for model in models:
+    assert sum(f'{model} a' in ' '.join(row) or model in row
+               for row in cells) == 1
+  for attack in attacks:
+    assert any(row[0] == f'{attack} (first 200)' for row in cells)
+  assert ['9 automobile9', '1000'] == cells[-1][:2]
+
+
+def test_table_of_the_classes():
+  results = _classes(('teacher', 'student'), ('clean', 'pgd20'), 3)
+  title, _, header, _, *rows = tables.class_table(results).splitlines()
+  assert title == 'Accuracy by class: teacher, student'
+  assert _cells(header) == ['class', 'images', 'clean', 'pgd20']
+  teacher, student = (results['models'][name]['pgd20']['per_class'][0]
+                      for name in ('teacher', 'student'))
+  assert _cells(rows[0])[0] == 'automobile0' and len(rows) == 3
+  assert _cells(rows[0])[3] == f'{teacher:.1%}  {student:.1%}'
+  assert _cells(rows[2])[2].split() == ['-', '-']
+
+
+def test_table_of_many_classes_has_the_weakest():
+  results = _classes(('teacher', 'student'), ('clean', 'pgd20'), 100)
+  title, _, _, _, *rows = tables.class_table(results).splitlines()
+  assert title == ('Accuracy by class, the 20 of 100 that are weakest under '
+                   'pgd20: teacher, student')
+  weak = results['models']['student']['pgd20']['per_class']
+  order = np.argsort(np.array(weak, float), kind='stable')[:20]
+  assert [_cells(row)[0] for row in rows] == [
+      f'automobile{label}' for label in order]
+  targets = {'mean': 0.5, 'unevenness': 0.1, 'easiest': [1, 2, 0.75],
+             'hardest': None}
+  assert tables.target_table('student', results['class_names'], targets) == (
+      'student: how often an attack on one class reaches another, 50.00% on '
+      'average, std / mean over all 0.100\n'
+      'easiest: automobile1 to automobile2, 75.00%')
 
 
 def test_attacks_on_the_first_images_say_so():
@@ -115,11 +191,12 @@ def test_target_table_of_some_images_says_so(matrix, number, title):
 
 
 def test_text_has_all_tables(matrix):
-  results = _RESULTS | {'class_names': ['a', 'b', 'c'],
-                        'targets': {'student': matrix}}
+  results = _classes(('student',), ('clean',), 3) | {
+      'targets': {'student': matrix}, 'num_examples': 35,
+      'class_names': ['a', 'b', 'c']}
   assert tables.text(_RESULTS) == tables.table(_RESULTS)
   assert tables.text(results) == '\n\n'.join([
-      tables.table(_RESULTS),
+      tables.table(results), tables.class_table(results),
       tables.target_table('student', ['a', 'b', 'c'], matrix)])
 
 

@@ -21,6 +21,7 @@ import sys
 import tempfile
 
 import pytest
+import timeless
 
 _ROOT = pathlib.Path(__file__).parents[2]
 if __name__ == '__main__':
@@ -192,7 +193,7 @@ def broken(runs, number, seed, folder):
     except Exception as error:
       raise AssertionError(f'{where}: {error!r}') from error
     assert 'Traceback' not in shown.getvalue(), f'{where}: {shown.getvalue()}'
-    warnings = [line for line in shown.getvalue().splitlines()
+    warnings = [line for line in timeless.lines(shown.getvalue())
                 if line.startswith('Warning: ') and str(workdir) in line]
     if base != 'finished':
       left = runs.left_by(workdir)

@@ -69,6 +69,7 @@ class Run:
     from ferd_jax.run import checkpoints as checkpointing
     from ferd_jax.run import progress
     from ferd_jax.run import state as states
+    from ferd_jax.run import workload
     from ferd_jax.synthesis import pool as pools
     method = self.experiment.method
     made = train._images_per_epoch(method)
@@ -77,7 +78,8 @@ class Run:
         workdir, method, identity=self.experiment.identity) as checkpoints:
       state, epoch, lines = checkpoints.resume(
           self._like, pool, made, reporter)
-    with progress.Progress(workdir, 1, epoch, 0, reporter, lines) as shown:
+    with progress.Progress(
+        workdir, workload.Workload(1), epoch, reporter, lines) as shown:
       lines = shown.lines
     return (epoch, jax.tree.map(np.asarray, states.without_keys(state)),
             pool.images[:pool.count], pool.labels[:pool.count], lines,

@@ -9,6 +9,7 @@ import sys
 import tempfile
 
 import numpy as np
+import timeless
 
 _TESTS = pathlib.Path(__file__).parents[1]
 _ROOT = _TESTS.parent
@@ -58,11 +59,6 @@ def runner(folder):
 
 def left_by(workdir):
   """Returns all that a run left that does not depend on clocks."""
-  lines = [json.loads(line) for line in
-           (workdir / 'metrics.jsonl').read_text().splitlines()]
-  metrics = [{name: value for name, value in line.items()
-              if not name.endswith(('seconds', 'ms_per_step'))}
-             for line in lines]
   results = json.loads((workdir / 'results.json').read_text())
   results.pop('train_seconds')
   results['budget'].pop('seconds')
@@ -80,7 +76,8 @@ def left_by(workdir):
                      'checkpoints', 'damaged'))
   unfinished = [path.name for path in (workdir / 'checkpoints').iterdir()
                 if not path.name.isdigit()]
-  return {'unfinished': unfinished, 'metrics': metrics, 'results': results,
+  return {'unfinished': unfinished, 'metrics': timeless.records(workdir),
+          'results': results,
           'state': [record[name] for name in ('epoch', 'state', 'pool')],
           'arrays': arrays, 'names': names,
           'config': json.loads((workdir / 'config.json').read_text())}

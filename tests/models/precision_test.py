@@ -1,5 +1,7 @@
 """Networks that compute in bfloat16 keep in float32 what needs it."""
 
+import functools
+
 import as_if_trained
 from flax import linen as nn
 import jax

@@ -46,6 +46,7 @@ def test_means_over_all_rounds():
   log.follow(steps([], 6.))
   got = log.means()
   seconds = got.pop('synthesis/ms_per_step')
+  np.testing.assert_allclose(got.pop('synthesis/seconds'), 3 * seconds / 1e3)
   assert got == {'synthesis/loss': 3., 'synthesis/twice': 6.}
   assert 0 <= seconds < 1e3
 
@@ -70,7 +71,9 @@ def test_time_is_that_of_the_steps_alone(monkeypatch):
   now[0] += 50  # Another phase.
   log.follow(slow(6.))
   now[0] += 50
-  np.testing.assert_allclose(log.means()['distill/ms_per_step'], 3000.)
+  found = log.means()
+  np.testing.assert_allclose(found['distill/ms_per_step'], 3000.)
+  np.testing.assert_allclose(found['distill/seconds'], 9.)
 
 
 def test_no_steps():
