@@ -129,6 +129,7 @@ def _torch_model(name, path):
   """Returns the same as a PyTorch module."""
   import torch
 
+  from ferd_jax import torch_networks
   from ferd_jax import torch_twins
   if name == 'resnet18':
     from pyautoattack.examples import resnet
@@ -136,7 +137,7 @@ def _torch_model(name, path):
     net.load_state_dict(torch.load(path, map_location='cpu',
                                    weights_only=True))
   else:
-    net = torch_twins.CifarResNet(20, 16, 10, 'pad_after', 'stage')
+    net = torch_networks.CifarResNet(20, 16, 10, 'pad_after', 'stage')
     torch_twins.load_published(net, path)
   return net.eval().requires_grad_(False)
 

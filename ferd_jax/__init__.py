@@ -10,7 +10,8 @@ __version__ = '0.2.0'
 
 # What other code imports; everything else is the run's own.
 _PUBLIC = ('attacks', 'compare', 'convert', 'data', 'evaluate', 'losses',
-           'models', 'teachers', 'torch_io', 'torch_twins', 'train')
+           'models', 'teachers', 'torch_io', 'torch_networks', 'torch_twins',
+           'train')
 
 
 def __getattr__(name: str):
