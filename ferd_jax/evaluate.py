@@ -30,7 +30,6 @@ from ferd_jax.attacks import checks
 from ferd_jax.core import atomic
 from ferd_jax.core import buckets
 from ferd_jax.core import errors
-from ferd_jax.core import loops
 from ferd_jax.core import parallel as parallels
 from ferd_jax.core import reporting
 from ferd_jax.core import stopping
@@ -366,11 +365,8 @@ def _sweep(args, stop):
   parallel = parallels.create()
   batch_size = args.batch_size
   if batch_size is None:
-    height, width, _ = subject.examples.images.shape[1:]
-    # On CPU what fits the cache is faster: 16 images of CIFAR.
-    batch_size = parallel.num_devices * (
-        min(max(2 ** 14 // (height * width), 8), 128)
-        if loops.unrolled_here() else 256)
+    batch_size = robustness.usual_batch_size(
+        subject.examples.images.shape[1:], parallel)
   validate.positive(batch_size=batch_size)
   validate.divisible(parallel.num_devices, 'devices', batch_size=batch_size)
   _check_writable(args)

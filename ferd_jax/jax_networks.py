@@ -102,8 +102,9 @@ class _Layers:
   def norm(self, name, x):
     mean, var, scale, bias = (
         self._array(collection, name, each).reshape(1, 1, 1, -1)
-        for collection, each in (('batch_stats', 'mean'), ('batch_stats', 'var'),
-                                 ('params', 'scale'), ('params', 'bias')))
+        for collection, each in (
+            ('batch_stats', 'mean'), ('batch_stats', 'var'),
+            ('params', 'scale'), ('params', 'bias')))
     return (x - mean) * (lax.rsqrt(var + 1e-5) * scale) + bias
 
   def logits(self, name, x):

@@ -26,7 +26,7 @@ STEMS = {'3x3': (3, 1), '3x3/2': (3, 2), '7x7': (7, 1), '7x7/2': (7, 2)}
 
 
 def load(directory: str | pathlib.Path | None = None) -> nn.Module:
-  """Returns the exported network of a directory, in evaluation mode, on the CPU.
+  """Returns the exported network of a directory, in evaluation mode, on CPU.
 
   Args:
     directory: with config.json and student.pt; default: where this file is.

@@ -68,6 +68,13 @@ _STUDENTS = {
 }
 
 
+def _moved(variables):
+  """Returns variables with running statistics as of a trained network."""
+  rng = np.random.default_rng(0)
+  return jax.tree.map(lambda leaf: leaf + rng.uniform(
+      0.1, 0.3, leaf.shape).astype(leaf.dtype), variables)
+
+
 @pytest.fixture(scope='module')
 def exported(tmp_path_factory):
   """Directories of exports, images, and the logits that the runs have."""
@@ -80,17 +87,13 @@ def exported(tmp_path_factory):
     config.student.update(options)
     experiment = tiny.build(config)
     state = states.init(experiment.method, 0)
-    # Running statistics as of a trained network.
-    rng = np.random.default_rng(0)
-    variables = jax.tree.map(
-        lambda leaf: leaf + rng.uniform(0.1, 0.3, leaf.shape).astype(
-            leaf.dtype), jax.device_get(state.student.variables))
+    variables = _moved(jax.device_get(state.student.variables))
     state = state.replace(student=state.student.replace(variables=variables))
     workdir = tmp_path_factory.mktemp(name)
     _, missing = export.write(
         experiment, state, card()['results'] | {'split': None}, workdir)
     assert not missing
-    images = rng.uniform(size=(3, 8, 8, 1)).astype(np.float32)
+    images = np.random.default_rng(1).uniform(size=(3, 8, 8, 1)).astype('f')
     found[name] = workdir / 'export', images, np.asarray(
         forward.logits(experiment.student, variables, images))
   return found
@@ -105,8 +108,8 @@ import numpy, torch
 {where}
 from student_torch import load
 with torch.no_grad():
-  logits = load()(torch.from_numpy(numpy.load('images.npy').transpose(0, 3, 1, 2)
-                                   .copy()))
+  images = numpy.load('images.npy').transpose(0, 3, 1, 2).copy()
+  logits = load()(torch.from_numpy(images))
 numpy.save('logits.npy', logits.numpy())
 """
 _JAX = """

@@ -1,7 +1,7 @@
 """Tests of ferd_jax.torch_io and parity of the models with PyTorch.
 
-The networks of ferd_jax.torch_networks carry the published attribute names. Tests
-that need torch skip without it.
+The networks of ferd_jax.torch_networks carry the published attribute names.
+Tests that need torch skip without it.
 """
 
 import functools
