@@ -12,8 +12,8 @@ __version__ = '0.2.0'
 # modules that have them.
 _FUNCTIONS = {'load_model': 'trained', 'benchmark': 'benchmarking'}
 _PUBLIC = ('attacks', 'compare', 'convert', 'data', 'evaluate', 'losses',
-           'models', 'teachers', 'torch_io', 'torch_networks', 'torch_twins',
-           'train')
+           'models', 'report', 'teachers', 'torch_io', 'torch_networks',
+           'torch_twins', 'train')
 
 
 def __getattr__(name: str):

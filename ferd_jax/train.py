@@ -45,6 +45,7 @@ from ferd_jax.run import lock
 from ferd_jax.run import method as methods
 from ferd_jax.run import progress as progresses
 from ferd_jax.run import samples
+from ferd_jax.run import sessions
 from ferd_jax.run import state as states
 from ferd_jax.run import step_log
 from ferd_jax.run import work_directory
@@ -282,9 +283,11 @@ def train(experiment: experiments.Experiment, workdir: epath.PathLike, *,
   workdir = epath.Path(workdir)
   with lock.held(workdir, reporter) as owned:
     work_directory.check(workdir, experiment.identity, reporter=reporter)
+    sessions.begin(workdir)
     if not _train(experiment, workdir, stop_after, reporter, owned):
       return None
-    return _evaluate(experiment, workdir, True, reporter)
+    with sessions.timed(workdir, sessions.EVALUATION):
+      return _evaluate(experiment, workdir, True, reporter)
 
 
 def _train(experiment, workdir, stop_after, reporter, owned):
