@@ -46,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
       formatter_class=argparse.RawDescriptionHelpFormatter,
       description=__doc__)
   add = parser.add_argument
-  add('runs', nargs='+', type=pathlib.Path, metavar='RUN',
+  add('runs', nargs='+', metavar='RUN',
       help='work directories of runs, ended or not, or directories that hold '
       'some, such as those of python -m ferd_jax.compare')
   add('--out', type=pathlib.Path, metavar='FILE',
@@ -121,11 +121,13 @@ def _report(args):
 
 
 def _check(args):
-  """Raises ValueError for what would else be known after a while."""
+  """Makes paths of places; raises ValueError for mistakes, before it starts."""
   for place in args.runs:
     if buckets.is_one(place):
       raise ValueError(f'Expected {place} to be on this machine; reports read '
                        'no buckets.')
+  args.runs = [pathlib.Path(place).expanduser() for place in args.runs]
+  for place in args.runs:
     if not place.is_dir():
       raise ValueError(f'Expected {place} to be the work directory of a run, '
                        'or to hold some; there is no such directory.')

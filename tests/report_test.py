@@ -3,6 +3,7 @@
 import base64
 from html import parser as html_parser
 import json
+import pathlib
 import re
 import shutil
 import subprocess
@@ -21,6 +22,7 @@ from ferd_jax.run import sessions
 
 pytest.importorskip('matplotlib')
 
+_ROOT = pathlib.Path(__file__).parents[1]
 _GOOD, _BAD = made_runs.right(9, 8, 7, 6), made_runs.right(8, 4, 4, 0)
 
 
@@ -189,6 +191,19 @@ def test_what_is_missing_is_said_in_its_place(run, tmp_path):
       'Accuracy of each class, older', 'Losses, begun'}
 
 
+def test_record_of_another_form_is_said_in_its_place(run, tmp_path):
+  other = tmp_path / 'other'
+  shutil.copytree(run, other)
+  results = json.loads((other / 'results.json').read_text())
+  del results['models']['student']['clean']['per_class']
+  (other / 'results.json').write_text(json.dumps(results))
+  out = tmp_path / 'r.html'
+  assert not _main(other, f'--out={out}', '--no-networks')
+  said = _Page(out.read_text()).missing
+  assert any("of another form (KeyError: 'per_class')" in each
+             for each in said)
+
+
 def test_teacher_that_is_gone_is_named(run, tmp_path):
   moved = tmp_path / 'moved'
   shutil.copytree(run, moved)
@@ -320,7 +335,7 @@ def test_tables_need_no_matplotlib_and_plots_name_the_extra(comparison):
       'runpy.run_module("ferd_jax.report", run_name="__main__")')
   for argv, status in (([f'{comparison}', '--format=csv'], 0),
                        ([f'{comparison}'], 1)):
-    done = subprocess.run([sys.executable, '-c', program, *argv],
+    done = subprocess.run([sys.executable, '-c', program, *argv], cwd=_ROOT,
                           capture_output=True, text=True, check=False)
     assert done.returncode == status, done.stderr
   assert 'matplotlib missing' in done.stderr and '[report]' in done.stderr

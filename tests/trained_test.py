@@ -1,5 +1,6 @@
 """Tests of ferd_jax.load_model."""
 
+import pathlib
 import shutil
 import subprocess
 import sys
@@ -111,4 +112,5 @@ def test_nothing_is_imported_before_it_is_used(run):
       'import sys, ferd_jax; '
       'assert {"load_model", "benchmark"} <= set(dir(ferd_jax)); '
       'assert not {"jax", "flax", "ml_collections"} & sys.modules.keys()')
-  subprocess.run([sys.executable, '-c', program], check=True)
+  subprocess.run([sys.executable, '-c', program], check=True,
+                 cwd=pathlib.Path(__file__).parents[1])

@@ -44,9 +44,11 @@ _OF_A_RUN = {
         'classifies right.'),
     'weights': (
         'Class weights and D', plots.weights,
-        'Probability with which the next epoch makes images of a class, and '
-        'the mean negative margin of the attacked network that it comes from: '
-        'larger is more fragile. Framed: the largest of the epoch.'),
+        'Probability with which the next epoch makes images of a class; the '
+        'mean negative margin of the attacked network that it comes from, '
+        'larger is more fragile; and, where it is recorded, how often the '
+        'teacher predicts the class that an image was made for. Framed: the '
+        'extreme class of the epoch.'),
     'losses': (
         'Losses', plots.losses,
         'Means over the steps of an epoch; terms without their weights.'),
@@ -102,7 +104,7 @@ class Plots:
 
   def comparison(self) -> Iterator[tuple[str, str, str, Draw]]:
     """Yields name, title, caption and function of plots of the table."""
-    if self.found.table is None:
+    if not self.found.compares:
       return
     for name, (title, draw, caption) in _OF_A_COMPARISON.items():
       yield name, title, caption, functools.partial(draw, self.found.table)
@@ -160,7 +162,7 @@ def write_figures(drawable: Plots, directory: pathlib.Path, *,
       todo.append((name if len(found.runs) == 1 else f'{title}_{name}', draw))
   for name, draw in todo:
     try:
-      drawn = draw(width)
+      drawn = _drawn(draw, width)
     except records.Missing as missing:
       reporter.line(f'{name}: {missing}')
       continue
@@ -241,8 +243,7 @@ def _sections(found, drawable) -> Iterator[tuple[str, str, str]]:
   runs = found.runs
   notes = ''.join(f'<p class="missing">{_escape(note)}</p>'
                   for note in found.notes)
-  compared = found.table is not None and len(found.table.outcomes) > 1
-  if found.is_comparison or compared:
+  if found.is_comparison or found.compares:
     yield from _comparison(found, drawable, notes)
   if not runs:
     return
@@ -336,7 +337,7 @@ def _settings(run):
 
 def _or_missing(function, run):
   try:
-    return function(run)
+    return _drawn(function, run)
   except records.Missing as missing:
     return _missing(str(missing))
 
@@ -344,7 +345,7 @@ def _or_missing(function, run):
 def _figure(draw, title):
   """Returns a picture, or why there is none."""
   try:
-    drawn = draw(drawing.PAGE)
+    drawn = _drawn(draw, drawing.PAGE)
   except records.Missing as missing:
     return _missing(str(missing))
   data = base64.b64encode(drawing.svg(drawn)).decode()
@@ -352,6 +353,20 @@ def _figure(draw, title):
   return (f'<figure><img alt="{_escape(title)}" width="{96 * width:.0f}" '
           f'height="{96 * height:.0f}" src="data:image/svg+xml;base64,{data}">'
           '</figure>')
+
+
+def _drawn(draw, argument):
+  """Returns what a function draws of a record, which any version may have left.
+
+  Raises:
+    records.Missing: also if the record is of another form than is known.
+  """
+  try:
+    return draw(argument)
+  except (LookupError, TypeError, ValueError) as error:
+    raise records.Missing(
+        'not to be drawn: what is recorded is of another form '
+        f'({type(error).__name__}: {error})') from error
 
 
 def _missing(reason):

@@ -113,35 +113,37 @@ def class_curves(run: records.Run, width: float) -> figures.Figure:
     chosen = drawing.thinned(len(epochs))
     panels[f'{markdown.attack_title(attack)}, {point.partition("_")[0]}'] = (
         [epochs[i] for i in chosen],
-        np.array([_percent(values[i]) for i in chosen]).T)
+        np.array([_percent(values[i]) for i in chosen]).T, np.nanargmin)
   number = len(next(iter(panels.values()))[1])
   return _over_epochs(panels, run.names(number), width, 'accuracy (%)', low=0,
-                      high=100, worst=np.nanargmin)
+                      high=100)
 
 
 @drawing.styled
 def weights(run: records.Run, width: float) -> figures.Figure:
-  """Draws the probability of each class, and D, over the epochs."""
+  """Draws weights, D and what the teacher agrees with, class x epoch."""
   panels = {}
-  for title, name, scale in (
-      ('class weights: probabilities (%)', 'sampler/probs', 100),
-      ('D: mean negative margins (logits)', 'sampler/fragility', 1)):
+  for title, name, scale, extreme in (
+      ('class weights: probabilities (%)', 'sampler/probs', 100, np.nanargmax),
+      ('D: mean negative margins (logits)', 'sampler/fragility', 1,
+       np.nanargmax),
+      ('teacher predicts the class (%)', 'synthesis/kept_agreement_per_class',
+       100, np.nanargmin)):
     epochs, values = run.series(name)
     if epochs:
       chosen = drawing.thinned(len(epochs))
       panels[title] = ([epochs[i] for i in chosen], scale * np.array(
           [[math.nan if value is None else value for value in values[i]]
-           for i in chosen], float).T)
-  if not panels:
+           for i in chosen], float).T, extreme)
+  if not any(title.startswith(('class', 'D')) for title in panels):
     raise records.Missing(
         'not recorded: no epoch is done, or the sampler of this method weighs '
         'no classes')
   number = len(next(iter(panels.values()))[1])
-  return _over_epochs(panels, run.names(number), width, '', form='{:.1f}',
-                      worst=np.nanargmax)
+  return _over_epochs(panels, run.names(number), width, '', form='{:.1f}')
 
 
-def _over_epochs(panels, names, width, label, *, worst, low=None, high=None,
+def _over_epochs(panels, names, width, label, *, low=None, high=None,
                  form='{:.0f}'):
   """Draws heat maps of classes x epochs; the extreme class of each is framed.
   """
@@ -149,8 +151,8 @@ def _over_epochs(panels, names, width, label, *, worst, low=None, high=None,
   rows = -(-len(panels) // side)
   figure = drawing.figure(width, rows * (0.75 + 0.135 * min(len(names), 40)))
   axes = figure.subplots(rows, side, squeeze=False)
-  for i, (title, (epochs, values)) in enumerate(panels.items()):
-    marked = [(int(worst(column)), j) for j, column in enumerate(values.T)
+  for i, (title, (epochs, values, extreme)) in enumerate(panels.items()):
+    marked = [(int(extreme(column)), j) for j, column in enumerate(values.T)
               if np.isfinite(column).any()]
     drawing.heat_map(axes[i // side, i % side], values, names,
                      list(map(str, epochs)), low=low, high=high, form=form,
@@ -166,12 +168,15 @@ def _over_epochs(panels, names, width, label, *, worst, low=None, high=None,
 def radii(runs: Sequence[records.Run], width: float) -> figures.Figure:
   """Draws robustness against eps: averages, and worst classes below them."""
   lines = {}
+  norms = [each.get('norm', 'Linf') for run in runs for each in run.sweep]
+  norm = 'Linf' if 'Linf' in norms else next(iter(norms), '')
   for run in runs:
+    sweep = [each for each in run.sweep if each.get('norm', 'Linf') == norm]
     for model in ('teacher', 'student'):
-      for attack in _attacks_of_sweep(run, model):
+      for attack in _attacks_of(sweep, model):
         points = sorted(
             (each['eps'], each['models'][model][attack]['average'],
-             each['models'][model][attack]['worst']) for each in run.sweep
+             each['models'][model][attack]['worst']) for each in sweep
             if attack in each['models'].get(model, {}))
         title = f'{model}, {markdown.attack_title(attack)}'
         lines[f'{run.title}: {title}' if len(runs) > 1 else title] = np.array(
@@ -196,7 +201,7 @@ def radii(runs: Sequence[records.Run], width: float) -> figures.Figure:
                       textcoords='offset points',
                       va='bottom' if above else 'top')
   for axes, title in zip(panels, ('average', 'worst class'), strict=True):
-    axes.set(title=title, xlabel='eps (pixels in [0, 1])')
+    axes.set(title=title, xlabel=f'{norm} eps (pixels in [0, 1])')
     axes.set_ylim(-6, 106)
     axes.grid(True)
   panels[0].set_ylabel('accuracy (%)')
@@ -205,9 +210,9 @@ def radii(runs: Sequence[records.Run], width: float) -> figures.Figure:
   return figure
 
 
-def _attacks_of_sweep(run, model):
+def _attacks_of(sweep, model):
   return list(dict.fromkeys(
-      attack for each in run.sweep for attack in each['models'].get(model, {})
+      attack for each in sweep for attack in each['models'].get(model, {})
       if attack != 'clean'))
 
 
@@ -301,9 +306,13 @@ def learning_curves(runs: Sequence[records.Run],
     raise records.Missing(
         'not recorded: there is no point of the learning curve yet (eval.every '
         'says how often)')
-  figure = drawing.figure(width, 2.3)
-  panels = figure.subplots(1, len(points), squeeze=False, sharey=True)[0]
-  for axes, point in zip(panels, points, strict=True):
+  side = min(len(points), 3 if width > 5 else 2)
+  rows = -(-len(points) // side)
+  figure = drawing.figure(width, 2.3 * rows)
+  panels = figure.subplots(rows, side, squeeze=False, sharey=True).ravel()
+  for axes in panels[len(points):]:
+    axes.set_axis_off()
+  for axes, point in zip(panels, points, strict=False):
     for number, run in enumerate(runs):
       for measure, name, dash in (('average', point, '-'), (
           'worst class', f'{point}_worst', '--')):
@@ -321,8 +330,9 @@ def learning_curves(runs: Sequence[records.Run],
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_ylim(0, 103)
     axes.grid(True)
-  panels[0].set_ylabel('accuracy (%)')
-  panels[-1].legend(loc='lower right', fontsize=5.5)
+  for axes in panels[:len(points):side]:
+    axes.set_ylabel('accuracy (%)')
+  panels[len(points) - 1].legend(loc='lower right', fontsize=5.5)
   return figure
 
 

@@ -175,6 +175,12 @@ class Collection:
   notes: Sequence[str]
   is_comparison: bool
 
+  @property
+  def compares(self) -> bool:
+    """Whether the table says more than the runs do by themselves."""
+    return self.table is not None and (
+        self.is_comparison or len(self.table.outcomes) > 1)
+
 
 def collect(places: Sequence[pathlib.Path],
             reference: str | None = None) -> Collection:
@@ -199,9 +205,10 @@ def collect(places: Sequence[pathlib.Path],
   if ended:
     try:
       table = tables.Table(overview.named(ended, places), reference)
-    except ValueError as error:  # Runs that cannot be in one table.
+    except (LookupError, TypeError, ValueError) as error:
+      # Runs that cannot be in one table, or of another version.
       if reference is not None:
-        raise
+        raise ValueError(f'Cannot compare them: {error}') from error
       notes.append(f'There is no table of all runs: {error}')
   alone = [workdir for workdir in found if not any(
       place.resolve() in workdir.resolve().parents for place in compared)]

@@ -23,6 +23,7 @@ import jax
 
 import ferd_jax
 from ferd_jax.core import atomic
+from ferd_jax.run import checkpoints
 
 SESSIONS = 'sessions.json'
 EVALUATION = 'evaluation_seconds'
@@ -96,5 +97,7 @@ def _processor():
 
 
 def _write(workdir, found):
-  atomic.write_text(epath.Path(workdir) / SESSIONS,
-                    json.dumps(found, indent=2) + '\n')
+  path = epath.Path(workdir) / SESSIONS
+  if path.is_dir():
+    checkpoints.put_aside(path, path.parent / checkpoints.DAMAGED / SESSIONS)
+  atomic.write_text(path, json.dumps(found, indent=2) + '\n')

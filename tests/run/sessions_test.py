@@ -32,3 +32,10 @@ def test_a_record_that_cannot_be_read_is_begun_anew(tmp_path):
     sessions.begin(tmp_path)
     found, = json.loads((tmp_path / sessions.SESSIONS).read_text())
     assert 'command' in found
+
+
+def test_a_directory_in_its_place_is_put_aside(tmp_path):
+  (tmp_path / sessions.SESSIONS).mkdir()
+  sessions.begin(tmp_path)
+  assert len(sessions.read(tmp_path)) == 1
+  assert (tmp_path / 'damaged' / sessions.SESSIONS).is_dir()
