@@ -451,7 +451,7 @@ img { max-width: 100%; height: auto; }
 .missing { background: #f3f3f3; border-left: 3px solid #888; margin: .4rem 0;
   padding: .4rem .7rem; overflow-wrap: anywhere; max-width: 60rem; }
 .beside { display: grid; gap: 0 1.5rem;
-  grid-template-columns: repeat(auto-fit, minmax(min(100%, 30rem), 1fr)); }
+  grid-template-columns: repeat(auto-fit, minmax(min(100%, 32rem), 1fr)); }
 .beside > div { min-width: 0; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .88rem; margin: .3rem 0;
@@ -465,7 +465,7 @@ th:first-child, td:first-child { text-align: left; }
   overflow-wrap: anywhere; vertical-align: top; }
 .pairs th { font-weight: 600; min-width: 8rem; }
 .one { display: grid; gap: 0 2rem;
-  grid-template-columns: repeat(auto-fit, minmax(min(100%, 36rem), 1fr)); }
+  grid-template-columns: repeat(auto-fit, minmax(min(100%, 33rem), 1fr)); }
 .one > section { min-width: 0; }
 summary { cursor: pointer; color: #0a58a5; margin: .3rem 0; }
 footer { border-top: 1px solid #ccc; color: #666; font-size: .85rem;
