@@ -170,6 +170,7 @@ def _torch_model(name, path):
   """Returns the same as a PyTorch module."""
   import torch
 
+  from ferd_jax import torch_networks
   from ferd_jax import torch_twins
   if name == 'resnet18':
     from pyautoattack.examples import resnet
@@ -177,7 +178,7 @@ def _torch_model(name, path):
     net.load_state_dict(torch.load(path, map_location='cpu',
                                    weights_only=True))
   elif name == 'resnet20':
-    net = torch_twins.CifarResNet(20, 16, 10, 'pad_after', 'stage')
+    net = torch_networks.CifarResNet(20, 16, 10, 'pad_after', 'stage')
     torch_twins.load_published(net, path)
   else:
     import safetensors.torch

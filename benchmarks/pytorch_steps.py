@@ -20,6 +20,7 @@ import torch.nn.functional as F
 
 from ferd_jax import attacks
 from ferd_jax import torch_io
+from ferd_jax import torch_networks
 from ferd_jax import torch_twins
 from ferd_jax.run import experiment as experiments
 
@@ -31,10 +32,10 @@ def tail(net: torch.nn.Module, stages: tuple[str, ...], tap: str,
   """Returns the logits `[B, C]` of the output of stage `tap`."""
   for name in stages[stages.index(tap) + 1:-1]:
     latents = getattr(net, name)(latents)
-  if isinstance(net, torch_twins.WideResNet) or hasattr(net, 'bn'):
+  if isinstance(net, torch_networks.WideResNet) or hasattr(net, 'bn'):
     latents = F.relu(latents)  # before the head of pre-activation networks
   *_, linear = (m for m in net.modules() if isinstance(m, torch.nn.Linear))
-  return linear(torch_twins.pooled(latents))
+  return linear(torch_networks.pooled(latents))
 
 
 def crop_flip(images: torch.Tensor, rows: torch.Tensor,

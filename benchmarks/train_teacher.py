@@ -28,7 +28,7 @@ import torch.nn.functional as F
 sys.path.append(str(pathlib.Path(__file__).parents[1]))
 
 from ferd_jax import data
-from ferd_jax import torch_twins
+from ferd_jax import torch_networks
 
 ASSETS = pathlib.Path(__file__).parents[1] / 'ferd_jax' / 'assets'
 
@@ -112,7 +112,7 @@ def train(recipe, data_dir):
   torch.manual_seed(recipe.seed)
   x, y = tensors(recipe.dataset, recipe.train_split, data_dir)
   num_classes = int(y.max()) + 1
-  model = torch_twins.CifarResNet(recipe.depth, recipe.width, num_classes,
+  model = torch_networks.CifarResNet(recipe.depth, recipe.width, num_classes,
                                   'pad_both', 'akamaster', x.shape[1])
   model = model.to(memory_format=torch.channels_last)  # twice as fast on CPU
   optimizer = torch.optim.SGD(model.parameters(), recipe.learning_rate,

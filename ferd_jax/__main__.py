@@ -18,6 +18,7 @@ COMMANDS = {
     'train': ('train_command', 'train a run, or go on: main.py'),
     'evaluate': ('evaluate', 'evaluate the robustness of a model or run'),
     'compare': ('compare', 'run methods x seeds and put them into one table'),
+    'report': ('report', 'show runs as a page, tables and figures'),
     'convert': ('convert', 'convert weights between Flax and PyTorch'),
     'teachers': ('teachers', 'list the teachers of RobustBench that load'),
 }

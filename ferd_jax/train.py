@@ -46,6 +46,7 @@ from ferd_jax.run import lock
 from ferd_jax.run import method as methods
 from ferd_jax.run import progress as progresses
 from ferd_jax.run import samples
+from ferd_jax.run import sessions
 from ferd_jax.run import state as states
 from ferd_jax.run import step_log
 from ferd_jax.run import work_directory
@@ -293,10 +294,12 @@ def train(experiment: experiments.Experiment, workdir: epath.PathLike, *,
         reporter.kept(workdir / work_directory.LOG),
         contextlib.ExitStack() as stack):
     work_directory.check(workdir, experiment.identity, reporter=reporter)
+    sessions.begin(workdir)
     progress = _train(experiment, workdir, stop_after, reporter, owned, stack)
     if progress is None:
       return None
-    results = _evaluate(experiment, workdir, True, reporter)
+    with sessions.timed(workdir, sessions.EVALUATION):
+      results = _evaluate(experiment, workdir, True, reporter)
     progress.results(results)
     return results
 

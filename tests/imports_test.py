@@ -11,10 +11,12 @@ _PACKAGE = pathlib.Path(__file__).parents[1] / 'ferd_jax'
 
 # The rooms, from the ground up. A file imports from rooms that stand before
 # its own, and from its own as long as nothing goes in circles.
-_ROOMS = ('assets', 'core', 'losses', 'data', 'attacks', 'models', 'torch_io',
-          'torch_twins', 'weights', 'synthesis', 'distillation', 'evaluation',
-          'run', 'train', 'comparison', 'evaluate', 'convert', 'teachers',
-          'compare', 'train_command', '__main__')
+_ROOMS = ('assets', 'core', 'losses', 'data', 'attacks', 'models',
+          'jax_networks', 'torch_networks', 'torch_io', 'torch_twins',
+          'weights', 'synthesis', 'distillation', 'evaluation', 'run',
+          'trained', 'benchmarking', 'train', 'comparison', 'reports',
+          'evaluate', 'convert', 'teachers', 'compare', 'report',
+          'train_command', '__main__')
 _FILES = sorted(path for path in _PACKAGE.rglob('*.py')
                 if path != _PACKAGE / '__init__.py')
 _NAMES = [str(path.relative_to(_PACKAGE)) for path in _FILES]
@@ -80,7 +82,8 @@ def test_no_imports_go_in_circles():
 
 
 @pytest.mark.parametrize('library, owners', [
-    ('tensorflow_datasets', {'data'}), ('torch', {'torch_twins', 'convert'}),
+    ('tensorflow_datasets', {'data'}), ('matplotlib', {'reports'}),
+    ('torch', {'torch_networks', 'torch_twins', 'convert'}),
     ('orbax', {'run', 'weights'}),
     ('rich', {'core'}), ('tqdm', set()),
     ('tensorboardX', set()), ('wandb', set()), ('trackio', set()),

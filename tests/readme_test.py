@@ -13,6 +13,7 @@ import pytest
 from ferd_jax import compare
 from ferd_jax import convert
 from ferd_jax import evaluate
+from ferd_jax import report
 from ferd_jax import teachers
 from ferd_jax.models import registry
 from ferd_jax.run import command_line
@@ -22,7 +23,8 @@ _ROOT = pathlib.Path(__file__).parents[1]
 _PAGES = [_ROOT / 'README.md', *sorted((_ROOT / 'docs').glob('*.md'))]
 _EXAMPLES = [page for page in _PAGES if '>>> ' in page.read_text()]
 _PARSERS = {'compare': compare._parser, 'convert': convert._parser,
-            'evaluate': evaluate._parser, 'teachers': teachers._parser}
+            'evaluate': evaluate._parser, 'report': report._parser,
+            'teachers': teachers._parser}
 _COMMAND = re.compile(
     r'python (?P<what>main\.py|benchmarks/\w+\.py|-m ferd_jax\.\w+)'
     r'(?P<rest>(?: [^`\n]*)?)')
@@ -88,7 +90,7 @@ def test_named_files_exist(page):
   text = page.read_text()
   named = set(re.findall(
       r'\b(?:ferd_jax|configs|tests|docs|benchmarks)/(?:\w+/)*\w+\.'
-      r'(?:py|md|json|svg)', text))
+      r'(?:py|md|json|svg|png|mplstyle)', text))
   assert not [name for name in named if not (_ROOT / name).exists()]
   for link in re.findall(r'\]\(([^)\s]+)\)', text):
     if '://' in link:

@@ -111,7 +111,7 @@ def test_all_that_a_run_leaves_says_that_it_had_data(trained, stripes):
   card = json.loads((workdir / 'export' / 'model_card.json').read_text())
   assert card['training_data'] == results['training_data']
   assert card['teacher'] is None
-  assert words in (workdir / 'export' / 'model_card.md').read_text()
+  assert words in (workdir / 'export' / 'README.md').read_text()
 
 
 def test_killed_training_goes_on_bit_for_bit(trained, stripes, tmp_path,

@@ -128,7 +128,7 @@ def test_student_is_exported_for_pytorch(whole):
   assert card['results'] == per_image.without(results)
   assert card['config'] == json.loads(json.dumps(run.identity))
   assert card['student']['arch'] == run.config.student.arch
-  text = (workdir / 'export' / 'model_card.md').read_text()
+  text = (workdir / 'export' / 'README.md').read_text()
   assert tables.text(results) in text and '0.1; seed 0, epoch 4 of 4' in text
 
 

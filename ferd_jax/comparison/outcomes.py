@@ -12,6 +12,7 @@ from typing import Any
 
 from ferd_jax import train
 from ferd_jax.evaluation import robustness
+from ferd_jax.run import export
 from ferd_jax.run import learning_curve
 from ferd_jax.run import progress as progresses
 from ferd_jax.run import settings
@@ -169,12 +170,19 @@ def work_directories(places: Sequence[pathlib.Path]) -> list[pathlib.Path]:
   found = []
   for place in places:
     below = sorted(path.parent for path in place.rglob('config.json')
-                   if 'checkpoints' not in path.parts)
+                   if 'checkpoints' not in path.parts
+                   and not _is_export(path.parent))
     if not below:
       raise ValueError(f'Expected {place} to be the work directory of a run, '
                        'or to hold some: there is no config.json.')
     found += below
   return list(dict.fromkeys(found))
+
+
+def _is_export(directory):
+  """Returns whether a directory is what a run exported, not a run."""
+  return (directory.name == export.DIRECTORY
+          and (directory.parent / work_directory.CONFIG).exists())
 
 
 def by_method(found: Sequence[Outcome]) -> dict[str, list[Outcome]]:

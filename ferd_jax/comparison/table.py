@@ -133,6 +133,15 @@ class Table:
       return None
     return metrics.worst_k(accuracies[0]).mean(axis=0)
 
+  def class_accuracies(self, row: str, attack: str) -> np.ndarray | None:
+    """Returns the accuracy of every class, `[S, K]`, a row for each seed.
+
+    It is NaN for a class without images, None if the attack was not on all
+    seeds.
+    """
+    pairs = self._results(row, attack)
+    return None if pairs is None else _per_class(pairs)
+
   def budget(self, method: str) -> dict[str, float | None]:
     """Returns means over seeds of what a method spent, None if unknown."""
     found = [outcome.results.get('budget', {})
@@ -230,9 +239,7 @@ class Table:
     pairs = self._results(row, attack)
     if pairs is None:
       return None
-    accuracies = np.array([
-        [math.nan if value is None else value for value in found['per_class']]
-        for _, found in pairs], float)
+    accuracies = _per_class(pairs)
     results, found = pairs[0]
     counts = np.array(results['class_counts'], float)
     if 'labels' in results:  # Those that the attack got.
@@ -259,6 +266,13 @@ class Table:
     return statistics.Flags(
         np.stack(flags), labels[0], images=(
             results['dataset'], results['split'], labels[0].tobytes()))
+
+
+def _per_class(pairs):
+  """Returns accuracies `[S, K]` of (results, an attack's) of every seed."""
+  return np.array([
+      [math.nan if value is None else value for value in found['per_class']]
+      for _, found in pairs], float)
 
 
 class _Column:

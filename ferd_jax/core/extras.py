@@ -5,6 +5,7 @@ import sys
 
 # Of requirements.txt, what the attacks do without.
 _TRAINING = ('flax', 'optax', 'orbax', 'ml_collections', 'safetensors')
+_REPORT = ('matplotlib',)
 
 
 def need_training(name: str) -> None:
@@ -16,12 +17,21 @@ def need_training(name: str) -> None:
   Raises:
     ImportError: if one is missing; a command ends with one line instead.
   """
-  missing = [package for package in _TRAINING
+  _need(name, _TRAINING, 'train', 'training')
+
+
+def need_report(name: str) -> None:
+  """Makes sure that the packages for reports are there, as `need_training`."""
+  _need(name, _REPORT, 'report', 'reports')
+
+
+def _need(name, packages, extra, purpose):
+  missing = [package for package in packages
              if importlib.util.find_spec(package) is None]
   if not missing:
     return
   text = (f'{", ".join(missing)} missing: this needs the extra of ferd_jax for '
-          'training; pip install "ferd_jax[train]", or ".[train]" in its '
+          f'{purpose}; pip install "ferd_jax[{extra}]", or ".[{extra}]" in its '
           'directory.')
   if name == '__main__':
     sys.exit(f'error: {text}')

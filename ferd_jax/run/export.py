@@ -1,14 +1,20 @@
 """What a run leaves for others: its networks' weights and a model card.
 
+  export/README.md            what it is, from which teacher, and how good, with
+                              the header that a model hub reads
+  export/model_card.json      the same for programs
+  export/config.json          what it takes to build the network
   export/student.pt           a state dict, `torch.load(weights_only=True)`
   export/student.safetensors  the same
-  export/student.npz          the same for this package, see `native`
-  export/generator.*          that epoch's generator in all three
-  export/model_card.json      what it is, from which teacher, and how good
-  export/model_card.md        the same to read
+  export/student.npz          the same for JAX, see `native`
+  export/student_torch.py     builds and loads it, with PyTorch alone
+  export/student_jax.py       the same with JAX alone
+  export/generator.*          that epoch's generator, as the student's weights
 """
 
 from collections.abc import Mapping
+import contextlib
+from importlib import resources
 import json
 from typing import Any
 
@@ -22,11 +28,15 @@ from ferd_jax.evaluation import per_image
 from ferd_jax.evaluation import tables
 from ferd_jax.models import frozen as frozens
 from ferd_jax.run import experiment as experiments
+from ferd_jax.run import hub
 from ferd_jax.run import settings
 from ferd_jax.run import state as states
 from ferd_jax.weights import native
 
-_DIRECTORY = 'export'
+DIRECTORY = 'export'
+# Of this package, what is copied beside the weights.
+_LOADERS = {'student_torch.py': 'torch_networks.py',
+            'student_jax.py': 'jax_networks.py'}
 _UNSAID = ('activation', 'padding', 'shortcut', 'shortcut_input')
 
 
@@ -44,17 +54,39 @@ def write(experiment: experiments.Experiment, state: states.TrainState,
   Returns:
     The directory, and sentences on what could not be written.
   """
-  directory, missing = epath.Path(workdir) / _DIRECTORY, []
+  directory, missing = epath.Path(workdir) / DIRECTORY, []
   missing += _write(directory, 'student', experiment.student,
                     experiment.student_network, state.student.reported)
   generator = experiment.method.synthesis.generator(state.synthesis)
   if generator is not None:
     missing += _write(directory, 'generator', *generator)
-  card = model_card(experiment, results)
-  atomic.write_text(directory / 'model_card.json',
-                    json.dumps(card, indent=2, allow_nan=False) + '\n')
-  atomic.write_text(directory / 'model_card.md', card_text(card))
+  card, config = model_card(experiment, results), _config(experiment, results)
+  for name, values in (('model_card.json', card), ('config.json', config)):
+    atomic.write_text(directory / name,
+                      json.dumps(values, indent=2, allow_nan=False) + '\n')
+  loaders = [name for name in _LOADERS if 'module' in config]
+  for name in loaders:
+    source = resources.files('ferd_jax').joinpath(_LOADERS[name])
+    atomic.write_text(directory / name, source.read_text())
+  if not loaders:
+    missing.append(f'{" and ".join(_LOADERS)} were not written: they build '
+                   f'the built-in networks, not '
+                   f'{type(experiment.student).__name__}.')
+  atomic.write_text(directory / 'README.md', readme(card, bool(loaders)))
   return directory, missing
+
+
+def _config(experiment, results):
+  """Returns what it takes to build the student, JSON values."""
+  model, method = experiment.student, experiment.method
+  config = {'library_name': hub.LIBRARY,
+            'image_shape': list(method.image_shape),
+            'class_names': results['class_names']}
+  if experiment.student_network is not None:
+    config['network'] = experiment.student_network.json_values()
+  with contextlib.suppress(ValueError):  # One from outside of this package.
+    config['module'] = torch_io.torch_module(model, method.image_shape[-1])
+  return config
 
 
 def _write(directory, name, model, network, variables):
@@ -117,11 +149,12 @@ def _method(config):
   return f'{parts}, by ferd_jax'
 
 
-def card_text(card: Mapping) -> str:
-  """Returns a model card as Markdown.
+def readme(card: Mapping, loaders: bool = True) -> str:
+  """Returns a model card as Markdown, with the header that a hub reads.
 
   Args:
     card: as `model_card` returns it.
+    loaders: whether `student_torch.py` and `student_jax.py` are beside it.
   """
   student, teacher, results = (
       card[name] for name in ('student', 'teacher', 'results'))
@@ -135,7 +168,10 @@ def card_text(card: Mapping) -> str:
     pixels = (f'in [0, 1], from which the mean {student["mean"]} is to be '
               f'subtracted and which are divided by {student["std"]} before '
               'the network')
-  return f"""# {results['config']}: {student['arch']}
+    if loaders:
+      pixels += ', as the files below do themselves'
+  return f"""{hub.header(card)}
+# {results['config']}: {student['arch']}
 
 A student of {card['method']}. {_data(card)}
 
@@ -146,18 +182,44 @@ A student of {card['method']}. {_data(card)}
 * Teacher: {_teacher(teacher)}.
 * Made for {card['norm']} attacks of radius {card['eps']:.5g}; seed \
 {card['seed']}, epoch {card['epoch']} of {results['num_epochs']}.
-* All settings and numbers: model_card.json.
+* All settings and numbers: model_card.json. Teacher and data set have licences
+  of their own.
+
+{_USAGE if loaders else _OWN_USAGE}
+## Results
+
+{tables.text(results)}
+"""
+
+
+_USAGE = """With PyTorch alone, in this directory:
 
 ```python
+from student_torch import load
+logits = load()(images)  # [N, C, H, W] in [0, 1]
+```
+
+With JAX alone, as a function that attacks and gradients take:
+
+```python
+from student_jax import load
+logits = load()(images)  # [N, H, W, C] in [0, 1]
+```
+
+As a Flax module with its variables:
+
+```python
+import ferd_jax
+module, variables, apply = ferd_jax.load_model('.')
+logits = apply(variables, images)  # [N, H, W, C] in [0, 1]
+```
+"""
+_OWN_USAGE = """```python
 import torch
 net = ...  # The module that is named above.
 state_dict = torch.load('student.pt', weights_only=True)
 net.load_state_dict(state_dict, strict=True)
 ```
-
-## Results
-
-{tables.text(results)}
 """
 
 

@@ -11,6 +11,7 @@
   checkpoints/<epoch>  the state, see `checkpoints`: the last epochs, the best
   pool/epoch_*.npz     the synthetic images, one file an epoch
   lock.json            who works in it, see `lock`
+  sessions.json        what it was started by and on, see `sessions`
   damaged/             what could not be read, and was made again
 """
 

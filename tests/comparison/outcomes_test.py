@@ -89,3 +89,13 @@ def test_what_does_not_make_another_method(tmp_path):
   found = outcomes.by_method(
       [outcomes.load(tmp_path / str(seed)) for seed in range(4)])
   assert list(found) == ['made'] and len(found['made']) == 4
+
+
+def test_what_a_run_exports_is_no_run(tmp_path):
+  """Though a config.json is there, too."""
+  for name in ('a', 'export'):
+    made_runs.write(tmp_path / name, _CLEAN)
+    (tmp_path / name / 'export').mkdir()
+    (tmp_path / name / 'export' / 'config.json').write_text('{}')
+  assert outcomes.work_directories([tmp_path]) == [
+      tmp_path / 'a', tmp_path / 'export']

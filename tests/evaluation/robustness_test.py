@@ -215,7 +215,8 @@ def test_stepped_attack_equals_the_whole_one(net, examples, monkeypatch):
 def test_accuracy_of_a_published_teacher_equals_that_in_pytorch():
   """Clean and PGD-20, 10,000 images: half an hour on two cores."""
   torch = pytest.importorskip('torch')
-  from ferd_jax import torch_twins  # needs torch
+  from ferd_jax import torch_networks  # needs torch
+  from ferd_jax import torch_twins
 
   path = _REAL / 'teachers' / 'CIFAR10-resnet20-adv.pth'
   if not path.exists():  # It has no licence to be copied here.
@@ -231,7 +232,7 @@ def test_accuracy_of_a_published_teacher_equals_that_in_pytorch():
                                  mapping)
   found = evaluator(variables, examples.images, examples.labels, key)
 
-  net = torch_twins.CifarResNet(20, 16, 10, 'pad_after', 'stage').eval()
+  net = torch_networks.CifarResNet(20, 16, 10, 'pad_after', 'stage').eval()
   torch_twins.load_published(net, path)
   net.requires_grad_(False)
   @jax.jit

@@ -1,7 +1,7 @@
 """Tests of ferd_jax.torch_io and parity of the models with PyTorch.
 
-The twins of ferd_jax.torch_twins carry the published attribute names. Tests
-that need torch skip without it.
+The networks of ferd_jax.torch_networks carry the published attribute names.
+Tests that need torch skip without it.
 """
 
 import functools
@@ -18,6 +18,7 @@ import safetensors.numpy
 
 from ferd_jax import models
 from ferd_jax import torch_io
+from ferd_jax.models import resnet
 
 # Published checkpoints, which have no licence to be copied here.
 REAL = pathlib.Path(__file__).parents[3] / 'shared' / 'data' / 'teachers'
@@ -43,6 +44,11 @@ def torch():
 def twins(torch):
   from ferd_jax import torch_twins
   return torch_twins
+
+
+def networks():
+  from ferd_jax import torch_networks  # needs torch
+  return torch_networks
 
 
 # The model's name and options; what `torch_twins.twin` makes of it is compared.
@@ -116,7 +122,7 @@ def pair(twins, case, **options):
     net = twins.randomise(twins.twin(models.build(arch, 5, **fixed)))
     return net, arrays(net), model
   kind, arguments, arch, fixed = CASES[case]
-  net = twins.randomise(getattr(twins, kind)(*arguments))
+  net = twins.randomise(getattr(networks(), kind)(*arguments))
   classes = arguments[1 if kind == 'MobileNetV2' else
                       3 if kind == 'WideResNet' else 2]
   model = models.build(arch, classes, **fixed | options)
@@ -389,7 +395,7 @@ def test_training_step_equals_pytorch(torch, twins, case):
 
 @pytest.mark.parametrize('wide', [False, True])
 def test_generator_equals_pytorch(torch, twins, wide):
-  net = twins.randomise(twins.Generator(7, 8, 2, 6, wide))
+  net = twins.randomise(networks().Generator(7, 8, 2, 6, wide))
   model = models.Generator(side=8, channels=2, width=6, wide_start=wide)
   state_dict = arrays(net)
   assert (set(torch_io.torch_shapes(model, (7,))) == set(state_dict))
@@ -803,8 +809,12 @@ def test_published_checkpoint(torch, twins, name, arguments, options):
     pytest.skip(f'needs the published {name}')
   model = models.build('cifar_resnet20', 10, **options)
   variables = torch_io.load_variables(path, model, (32, 32, 3))
-  net = twins.CifarResNet(20, 16, 10, *arguments).eval()
+  net = networks().CifarResNet(20, 16, 10, *arguments).eval()
   net.mean_std = IMAGENET if 'mean' in options else None
   twins.load_published(net, path)
   assert_same_stages(torch, net, model, variables, images((4, 32, 32, 3)),
                      1e-5)
+
+
+def test_stems_are_those_of_the_modules(torch):
+  assert networks().STEMS == resnet.STEMS

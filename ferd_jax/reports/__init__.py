@@ -1,0 +1,1 @@
+"""What runs left, as tables and pictures to be read, compared and printed."""
