@@ -105,7 +105,7 @@ class APGD(attack.Attack):
   References: Croce & Hein 2020, arXiv:2003.01690, Sec. 3; GitHub
     fra31/auto-attack autoattack/autopgd_base.py. As there the first
     comparison of losses is with 0. For L1 Croce & Hein 2021,
-    arXiv:2103.01208, Sec. 4.
+    arXiv:2103.01208.
   """
   eps: float
   norm: geometry.Norm = 'Linf'

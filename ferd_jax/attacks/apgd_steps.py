@@ -212,7 +212,7 @@ class _Momentum(Steps):
 class _Sparse(Steps):
   """Of L1.
 
-  References: Croce & Hein 2021, arXiv:2103.01208, Sec. 4; GitHub
+  References: Croce & Hein 2021, arXiv:2103.01208; GitHub
     fra31/auto-attack autoattack/autopgd_base.py. Counts of entries are exact
     here: upstream's include entries that differ from the image by rounding.
   """

@@ -114,7 +114,7 @@ class Geometry:
       x: `[B, ...]`, where it was taken.
       bounds: lowest and highest pixel value.
 
-    References: Tramer & Boneh 2019, arXiv:1904.13000, Sec. 3.3 (SLIDE).
+    References: Tramer & Boneh 2019, arXiv:1904.13000 (SLIDE).
     """
     raise NotImplementedError
 

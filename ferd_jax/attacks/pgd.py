@@ -49,7 +49,7 @@ class PGD(attack.Attack):
     ValueError: for a setting out of range.
 
   References: Madry et al. 2018, arXiv:1706.06083, Sec. 2; for L1 Tramer &
-    Boneh 2019, arXiv:1904.13000, Sec. 3.3.
+    Boneh 2019, arXiv:1904.13000 (SLIDE).
   """
   eps: float
   step_size: float

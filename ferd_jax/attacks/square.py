@@ -338,7 +338,7 @@ class Square(attack.Attack):
     ValueError: for a setting out of range.
 
   References: Andriushchenko et al. 2020, arXiv:1912.00049, Sec. 3; for L1
-    Croce & Hein 2021, arXiv:2103.01208, Sec. 5; GitHub fra31/auto-attack
+    Croce & Hein 2021, arXiv:2103.01208; GitHub fra31/auto-attack
     autoattack/square.py.
   """
   eps: float
