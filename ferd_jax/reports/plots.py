@@ -285,11 +285,12 @@ def losses(run: records.Run, width: float) -> figures.Figure:
     panel.xaxis.get_major_locator().set_params(integer=True)
     panel.grid(True)
     below.set_axis_off()
-    below.legend(*panel.get_legend_handles_labels(), fontsize=5.5,
-                 ncols=1 if percent else 2, loc='upper left',
-                 title='and the last value',
-                 title_fontsize=5.5, columnspacing=1., handlelength=1.5,
-                 alignment='left').set_in_layout(False)
+    legend = below.legend(
+        *panel.get_legend_handles_labels(), fontsize=5.5,
+        ncols=1 if percent else 2, loc='upper left', alignment='left',
+        title='and the last value', title_fontsize=5.5, columnspacing=1.,
+        handlelength=1.5)
+    legend.set_in_layout(False)  # So that all panels are of one size.
   return figure
 
 

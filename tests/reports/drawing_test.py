@@ -1,5 +1,7 @@
 """What all plots share."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -29,3 +31,15 @@ def test_cells_have_numbers_where_they_can_be_read(size, numbers):
   assert len(figure.axes[0].texts) == (size * size - 1 if numbers else 0)
   assert len(figure.axes[0].get_yticks()) <= 50
   assert drawing.svg(figure) == drawing.svg(draw())
+
+
+def test_files_for_a_paper_have_its_width_and_fonts(tmp_path):
+  figure = drawing.figure(drawing.COLUMN, 1)
+  figure.subplots().set_title('a title')
+  for suffix in ('.pdf', '.png'):
+    drawing.save(figure, tmp_path / f'plot{suffix}')
+  content = (tmp_path / 'plot.pdf').read_bytes()
+  assert b'/Type3' not in content
+  box = re.search(rb'/MediaBox \[ *0 0 ([\d.]+) ', content)
+  assert float(box[1]) == pytest.approx(72 * 3.25, abs=1)
+  assert (tmp_path / 'plot.png').stat().st_size > 1000
