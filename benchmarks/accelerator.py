@@ -139,7 +139,8 @@ def run(part: Part, args: argparse.Namespace, deadline: float) -> str:
   log.parent.mkdir(parents=True, exist_ok=True)
   if part.result is not None:
     part.result.parent.mkdir(parents=True, exist_ok=True)
-  with log.open('a') as file:
+  # That of the training goes on, as it does.
+  with log.open('a' if part.name == 'training' else 'w') as file:
     process = subprocess.Popen(
         [sys.executable, *command], cwd=_ROOT, stdout=file,
         stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,

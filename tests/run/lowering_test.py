@@ -163,6 +163,7 @@ def test_training_lowers(lowered, name, small, mode, precision):
     assert 'stablehlo.all_reduce' in lowered.modules['distill.step'][0]
 
 
+@pytest.mark.filterwarnings('ignore::UserWarning')  # Of zeros.
 @pytest.mark.parametrize('name, versions', [
     ('cifar10', ('standard',)), _slow('cifar10', ('plus', 'torchattacks_compat')
                                       ), _slow('cifar100', ('standard',)),
