@@ -45,10 +45,12 @@ def test_at_most_twenty_classes():
 @pytest.mark.parametrize('channels', [1, 3])
 def test_images_are_of_readable_size_and_as_they_are(channels):
   found = _chosen([0, 1, 1], 2, channels, side=4)
-  picture = samples.picture(found, 'title', _NAMES, np.array([0.25, 0.75]))
+  picture = samples.picture(found, 'title', _NAMES[:2],
+                            np.array([0.25, 0.75]))
   for level in (1, 2, 3):  # 64 x 64 pixels of each, without smoothing.
     assert (picture == level).all(-1).sum() >= 64 * 64
-  large = samples.picture(_chosen([0, 1, 1], 2, channels, side=96), '', _NAMES)
+  large = samples.picture(_chosen([0, 1, 1], 2, channels, side=96), '',
+                          _NAMES[:2])
   assert ((large == 2).all(-1).sum()) >= 96 * 96
 
 
