@@ -135,7 +135,8 @@ def of(experiment: experiments.Experiment, devices: str,
       batch_sizes={SYNTHESIS: synthesis.batch_size,
                    DISTILL: distillation.batch_size},
       class_names=tuple(experiment.examples.class_names),
-      costs=_costs(method, teacher, student), learning_curve=curve,
+      costs=_costs(method, teacher, student) if counted else {},
+      learning_curve=curve,
       curve_every=config.eval.every, evaluation=evaluation, devices=devices)
 
 

@@ -157,7 +157,8 @@ def test_lines_above_the_bars(terminal, monkeypatch):
   assert '[something] happened\n' in text
   assert 'work 1/4 ━' in text.partition('happened')[2]
   # It is gone, and what follows starts a clean line.
-  assert screen.getvalue().endswith('\x1b[2K')
+  assert '\x1b[2K' in screen.getvalue().rpartition('work 1/4')[2]
+  assert screen.getvalue().endswith(('\r', '\x1b[2K'))
 
 
 def test_bars_are_gone_before_an_error_is_shown(terminal, monkeypatch):
@@ -167,7 +168,7 @@ def test_bars_are_gone_before_an_error_is_shown(terminal, monkeypatch):
       task.advance()
       raise KeyboardInterrupt
   shown = screen.getvalue()
-  assert shown.endswith('\x1b[2K')
+  assert shown.endswith(('\r', '\x1b[2K'))
   task.close()
   terminal.beat()
   assert screen.getvalue() == shown

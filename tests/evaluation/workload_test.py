@@ -23,8 +23,8 @@ def test_passes_of_a_model():
 
 def test_robust_images_go_through_all_of_autoattack():
   every = workload.autoattack('autoattack', _PROTOCOL, 100, 10, robust=1.)
-  # 101 gradients, 9 targets, 5,000 queries.
-  assert every['square'] == 50 * 5000
+  # 101 gradients, 9 targets, 5,000 queries and the start.
+  assert every['square'] == 50 * 5001
   assert every['apgd-t'] == pytest.approx(9 * every['apgd-ce'])
   half = workload.autoattack('autoattack', _PROTOCOL, 100, 10, robust=0.5)
   assert half['square'] == every['square'] / 2
@@ -35,7 +35,7 @@ def test_what_is_left_once_some_are_done():
   found = {'clean': {'average': 0.9}, 'pgd20': {'average': 0.25}}
   left = workload.after('m', _PROTOCOL, found, 100, 10)
   assert left['m, clean'] == left['m, pgd20'] == 0 and 'm, fgsm' not in left
-  assert left['m, autoattack, square'] == 50 * 5000 / 4
+  assert left['m, autoattack, square'] == 50 * 5001 / 4
   found['autoattack'] = {'average': 0.2}
   left = workload.after('m', _PROTOCOL, found, 100, 10)
   assert not any(units for name, units in left.items())

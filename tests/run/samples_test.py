@@ -18,8 +18,8 @@ def _chosen(labels, num_classes, channels=1, side=4, **options):
   return samples.choose(images, np.array(labels), num_classes, **options)
 
 
-def _colours(picture):
-  return {tuple(pixel) for pixel in picture.reshape(-1, 3)}
+def _has_red(picture):
+  return (picture[..., 0].astype(int) - picture[..., 1] > 60).any()
 
 
 def test_first_images_of_each_class_by_class():
@@ -45,10 +45,12 @@ def test_at_most_twenty_classes():
 @pytest.mark.parametrize('channels', [1, 3])
 def test_images_are_of_readable_size_and_as_they_are(channels):
   found = _chosen([0, 1, 1], 2, channels, side=4)
-  picture = samples.picture(found, 'title', _NAMES, np.array([0.25, 0.75]))
+  picture = samples.picture(found, 'title', _NAMES[:2],
+                            np.array([0.25, 0.75]))
   for level in (1, 2, 3):  # 64 x 64 pixels of each, without smoothing.
     assert (picture == level).all(-1).sum() >= 64 * 64
-  large = samples.picture(_chosen([0, 1, 1], 2, channels, side=96), '', _NAMES)
+  large = samples.picture(_chosen([0, 1, 1], 2, channels, side=96), '',
+                          _NAMES[:2])
   assert ((large == 2).all(-1).sum()) >= 96 * 96
 
 
@@ -58,9 +60,8 @@ def test_teacher_speaks_where_it_disagrees():
                                        np.array([0.93, 0.5])))
     assert found.teacher_confidence.dtype == np.float32
     return samples.picture(found, 'title', _NAMES)
-  red = (190, 30, 30)
-  assert red not in _colours(picture([0, 1]))
-  assert red in _colours(picture([0, 0]))
+  assert not _has_red(picture([0, 1]))
+  assert _has_red(picture([0, 0]))
   assert picture([0, 0]).shape[0] > picture([0, 1]).shape[0]
 
 
