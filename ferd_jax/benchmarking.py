@@ -76,7 +76,7 @@ def benchmark(model: Any, data: str | data.Examples | Images, *,
     data: a data set's name or the path of an .npz, `data.Examples`, or a pair
       of images `[N, H, W, C]`, uint8 or float in [0, 1], and int labels `[N]`.
     eps: radius in [0, 1] pixels; default for Linf: 8/255.
-    norm: 'Linf' or 'L2'.
+    norm: 'Linf', 'L2' or 'L1'.
     attacks: of `evaluation.robustness.ATTACKS`, besides clean images.
     n_examples: the first images only; default: all.
     split: of a named data set.
@@ -112,7 +112,7 @@ def benchmark(model: Any, data: str | data.Examples | Images, *,
   parallel = parallels.create()
   if batch_size is None:
     batch_size = robustness.fitting_batch(examples.images.shape[1:],
-                                             parallel)
+                                          parallel)
   validate.positive(batch_size=batch_size)
   validate.divisible(parallel.num_devices, 'devices', batch_size=batch_size)
   found = evaluations.evaluate(

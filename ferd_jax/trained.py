@@ -62,8 +62,9 @@ def load_model(id_or_path: str | os.PathLike[str], **options: Any) -> Model:
     id_or_path: the work directory of a run or what it exported, for its
       student; a file of weights, of PyTorch or of this package; a RobustBench
       id ('Engstrom2019Robustness'), whose file is fetched, with its data set
-      where several have one ('cifar10/Rice2020Overfitting'); one of `SHIPPED`;
-      or 'user/name' on the Hugging Face hub, of an export of this package.
+      where several have one ('cifar10/Rice2020Overfitting'), with its norm for
+      one against L2 ('L2/Rice2020Overfitting'); one of `SHIPPED`; or
+      'user/name' on the Hugging Face hub, of an export of this package.
     **options: what a file does not say, as for `weights.loading.load`: `arch`,
       `num_classes`, `image_shape`, and in `options` the rest.
 
@@ -132,12 +133,19 @@ def _shipped(name):
 def _published(name):
   """Returns the RobustBench entry of an id, None if there is none.
 
+  It may have its data set and norm before it, 'cifar10/L2/ID'; without a norm
+  it is the one against Linf where there are both, as everywhere.
+
   Raises:
     ValueError: for an id that several data sets have.
   """
-  dataset, _, identifier = name.rpartition('/')
+  *before, identifier = name.split('/')
   found = [entry for entry in robustbench.entries()
-           if entry.id == identifier and dataset in ('', entry.dataset)]
+           if entry.id == identifier
+           and all(part in (entry.dataset, entry.norm) for part in before)]
+  norms = {entry.norm for entry in found}
+  first = next((norm for norm in robustbench.NORMS if norm in norms), None)
+  found = [entry for entry in found if entry.norm == first]
   if len(found) > 1:
     raise ValueError(f'Expected {name!r} with its data set: ' + ' or '.join(
         f'{entry.dataset}/{entry.id}' for entry in found) + '.')
