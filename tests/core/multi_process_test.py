@@ -12,9 +12,9 @@ import time
 
 import jax
 import numpy as np
-import parallel_test
 import pytest
 import timeless
+import whole_epoch
 
 _ROOT = pathlib.Path(__file__).parents[2]
 _FLAGS = [f'--config={_ROOT / "configs" / "digits.py"}:smoke',
@@ -171,8 +171,8 @@ jax.config.update('jax_enable_x64', True)
 jax.distributed.initialize(f'127.0.0.1:{sys.argv[1]}', 2, int(sys.argv[2]))
 assert len(jax.devices()) == 4 and len(jax.local_devices()) == 2
 sys.path[:0] = sys.argv[4:]
-import parallel_test
-found = parallel_test.epoch('shard_map', 4, np.float64, 3)
+import whole_epoch
+found = whole_epoch.epoch('shard_map', 4, np.float64, 3)
 if jax.process_index() == 0:
   np.savez(sys.argv[3], *jax.tree.leaves(found))
 """
@@ -193,7 +193,7 @@ def test_two_processes_compute_what_one_does(tmp_path):
     found = [arrays[f'arr_{i}'] for i in range(len(arrays.files))]
   for mode, num_devices in (('jit', 1), ('pmap', 4)):
     with jax.enable_x64(True):
-      expected = parallel_test.epoch(mode, num_devices, np.float64, 3)
+      expected = whole_epoch.epoch(mode, num_devices, np.float64, 3)
     for one, other in zip(found, jax.tree.leaves(expected), strict=True):
       np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-9)
 

@@ -1,73 +1,12 @@
 """The numbers do not depend on how many devices compute them, or how."""
 
-import as_if_trained
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny
 
-from ferd_jax import train
 from ferd_jax.core import parallel
-from ferd_jax.models import frozen as frozens
-from ferd_jax.run import method as methods
-from ferd_jax.run import state as states
-from ferd_jax.synthesis import pool as pools
-
-
-def _cast(tree, dtype):
-  def cast(leaf):
-    if jnp.issubdtype(leaf.dtype, jnp.floating):
-      return jnp.asarray(leaf, dtype)
-    return leaf
-  return jax.tree.map(cast, tree)
-
-
-def epoch(mode, num_devices, dtype, num_steps):
-  """Returns all that an epoch of both phases computes, on the host."""
-  config = tiny.config(parallel=mode, warmup_epochs=0)
-  config.synthesis.steps = config.distill.steps = num_steps
-  assert config.sampler.name == 'margin_softmax'
-  # The paper's. Adam divides a gradient by its size: where that is rounding,
-  # the first step is too, times the learning rate.
-  config.synthesis.generator_lr = 2e-3
-  # Noise large enough for some of the channels to be robust.
-  config.synthesis.bottleneck.mask = 'global'
-  config.synthesis.bottleneck.learning_rate = 6.
-  config.augment.flip = True
-  run = tiny.build(config, num_devices)
-  method, place = run.method, run.parallel.replicate
-  state = place(_cast(states.init(method, config.seed), dtype))
-  # Latents of a freshly initialised net hardly vary.
-  teacher = place(_cast(as_if_trained.random_variables(
-      run.teacher.model, method.image_shape, seed=1), dtype))
-  # Images of an epoch before, so that the order of drawing matters.
-  rng, size = np.random.default_rng(0), method.synthesis.batch_size
-  pool = pools.Pool(np.zeros((3 * size, *method.image_shape), dtype),
-                    np.zeros(3 * size, np.int32))
-  pool.append(rng.uniform(size=(size, *method.image_shape)).astype(dtype),
-              rng.integers(0, method.num_classes, size))
-  phases, metrics, steps = [], [], methods.compile_steps(method)
-
-  def end(kept, phase):
-    phases.append(phase)
-    return steps.end(kept, phase)
-  done = train.epoch(
-      method, steps._replace(end=end), state, {frozens.ROBUST: teacher}, pool,
-      lambda _, values: metrics.append(values))
-  phase, = phases
-  means = {name: value for name, value in done.metrics.items()
-           if not name.endswith(('seconds', 'ms_per_step'))}
-  return jax.tree.map(np.asarray, {
-      'generator': phase.generator,
-      'latents': run.parallel.gather(phase.examples.latents),
-      'view': run.parallel.gather(phase.examples.view),
-      'images': done.images, 'labels': done.labels, 'pool': vars(pool),
-      'metrics': metrics, 'means': means,
-      'state': done.state.replace(
-          key=jax.random.key_data(done.state.key))})
-
 
 _MAPPINGS = [('pmap', 4), *(
     pytest.param(*mapping, marks=pytest.mark.slow) for mapping in (
@@ -78,21 +17,21 @@ _MAPPINGS = [('pmap', 4), *(
 @pytest.fixture(scope='module')
 def reference_float64():
   with jax.enable_x64(True):
-    return epoch('jit', 1, np.float64, 3)
+    return whole_epoch.epoch('jit', 1, np.float64, 3)
 
 
 @pytest.mark.parametrize('mode, num_devices', _MAPPINGS)
 def test_float64_steps_do_not_depend_on_devices(
     mode, num_devices, reference_float64):
   with jax.enable_x64(True):
-    found = epoch(mode, num_devices, np.float64, 3)
+    found = whole_epoch.epoch(mode, num_devices, np.float64, 3)
   assert found['images'].dtype == np.float64
   chex.assert_trees_all_close(found, reference_float64, rtol=1e-9, atol=1e-9)
 
 
 @pytest.fixture(scope='module')
 def reference_float32():
-  return epoch('jit', 1, np.float32, 1)
+  return whole_epoch.epoch('jit', 1, np.float32, 1)
 
 
 # What depends on the devices shows in float64; this is about the tolerance.
@@ -100,7 +39,7 @@ def reference_float32():
 @pytest.mark.parametrize('mode, num_devices', [('pmap', 4), ('shard_map', 2)])
 def test_float32_step_does_not_depend_on_devices(
     mode, num_devices, reference_float32):
-  found = epoch(mode, num_devices, np.float32, 1)
+  found = whole_epoch.epoch(mode, num_devices, np.float32, 1)
   chex.assert_trees_all_close(found, reference_float32, rtol=1e-5, atol=1e-5)
 
 

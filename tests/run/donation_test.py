@@ -45,7 +45,7 @@ def test_donated_states_are_used_up(mode):
     leaves = jax.tree.leaves(args[0])
     with warnings.catch_warnings():
       warnings.simplefilter('error')  # JAX's, of what it could not use.
-      state, _ = jax.block_until_ready(step(*args))
+      state, *_ = jax.block_until_ready(step(*args))
     assert jax.tree.structure(state) == jax.tree.structure(args[0])
     # What a compiler folds away was not given to it.
     kept = [leaf for leaf in leaves if not leaf.is_deleted()]

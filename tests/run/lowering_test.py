@@ -132,7 +132,7 @@ def _epoch(run):
 _WHOLE = 'compiled.CompiledAttack._whole.<locals>.whole'
 _STEPS = {
     'state._initial', 'ferd.Ferd.begin', 'ferd.Ferd.step',
-    'method.compile_steps.<locals>.labelled', 'method._agreement',
+    'method.compile_steps.<locals>.labelled', 'method._judge',
     'trained_latents.TrainedLatents.end', 'distill.step', 'method._measure',
     'method._end_epoch', _WHOLE, 'robustness.correct_images',
     'robustness.predictor.<locals>.predictions'}

@@ -43,7 +43,7 @@ def taken():
     labels = np.arange(size, dtype=np.int32)
     attacked = steps.attack(teacher, key, images, labels)
     measured = steps.measure(attacked, labels, teacher)
-    student, distill = steps.student(
+    student, distill, _ = steps.student(
         state.student, train.distill.StudentBatch(images, labels),
         frozen.replace(student=None), key)
     found[precision] = {

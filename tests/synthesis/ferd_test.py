@@ -487,11 +487,12 @@ def test_margins_per_class(run, networks):
       [margins[0] + margins[3], 0, margins[1] + margins[2]])
   np.testing.assert_array_equal(measured.counts, [2, 0, 2])
   # Of the teacher alone: there need not even be a student.
-  agreement = methods._agreement(MODEL, examples.best_images, labels,
-                                 networks.replace(student=None))
+  judged = methods._judge(MODEL, examples.best_images, labels,
+                          networks.replace(student=None))
   kept = forward.logits(MODEL, teacher_of(networks), examples.best_images)
-  np.testing.assert_allclose(agreement,
+  np.testing.assert_allclose(judged.agreement,
                              (np.argmax(kept, -1) == labels).mean())
+  np.testing.assert_array_equal(judged.labels, np.argmax(kept, -1))
 
 
 def test_images_and_measured_images(run, networks):
