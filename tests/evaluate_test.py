@@ -1,6 +1,7 @@
 """`python -m ferd_jax.evaluate`, on files and on a run."""
 
 import json
+import re
 
 import numpy as np
 import pytest

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import whole_epoch
 
 from ferd_jax.core import parallel
 
