@@ -215,8 +215,7 @@ class Terminal(Reporter):
       if self._log is not None:
         self._log.write(stamped)
       if self._live is not None:
-        self._live.console.print(text, markup=False, highlight=False,
-                                 soft_wrap=True)
+        self._live.console.print(text, markup=False, highlight=False)
       elif self._log is None or not self._log.is_stderr:
         print(stamped if self._kept and not self.live else text,
               file=sys.stderr, flush=True)
