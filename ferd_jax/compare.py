@@ -189,7 +189,7 @@ def _of_plan(plan, args):
       {row.directory: row.name for row in plan.rows}, indent=2) + '\n')
   reasons = {}
   # A signal ends the runs, too: leaving the iteration stops them.
-  with contextlib.closing(running.execute(
+  with reporting.TERMINAL.kept(), contextlib.closing(running.execute(
       runs, places, estimate, max_minutes=args.max_minutes,
       reporter=reporting.TERMINAL)) as ended:
     for run, reason in ended:

@@ -100,7 +100,7 @@ def _report(args):
       reporter.line(note)
     if args.figures is None:
       return
-  extras.need_report(__name__)
+  extras.need_report('__main__')  # One line, whoever called.
   from ferd_jax.reports import page  # It needs matplotlib.
   plots = page.Plots(found, not args.no_networks, reporter)
   if args.figures is not None:

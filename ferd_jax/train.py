@@ -415,7 +415,7 @@ def _evaluate(experiment, workdir, final, reporter):
     if final:
       exported, missing = export.write(experiment, saved.state, results,
                                        workdir)
-      for line in (*missing, f'Student for PyTorch: {exported}'):
+      for line in (*missing, f'The student, for PyTorch and JAX: {exported}'):
         reporter.line(line)
     atomic.write_text(
         workdir / (work_directory.RESULTS if final else EVALUATION),

@@ -32,6 +32,8 @@ from ferd_jax.weights import native
 from ferd_jax.weights import robustbench
 
 _STUDENT = 'student.npz'
+# What a file of weights ends with, and no repository's name.
+_FILES = ('.pt', '.pth', '.ckpt', '.npz', '.safetensors', '.tar', '.bin')
 # Robust ResNet-8s that come with the package, each with a recipe beside it.
 SHIPPED = ('digits_resnet8_adv', 'fashion_mnist_resnet8_adv')
 
@@ -90,7 +92,8 @@ def load_model(id_or_path: str | os.PathLike[str], **options: Any) -> Model:
         robustbench.fetch(entry), arch=entry.arch, options=entry.options,
         select=entry.select, num_classes=info.num_classes,
         image_shape=info.image_shape))
-  if re.fullmatch(r'[\w.-]+/[\w.-]+', name) and not path.suffix:
+  if re.fullmatch(r'[\w.-]+/[\w.-]+', name) and (
+      path.suffix.lower() not in _FILES):
     return _model(_from_path(hub.fetch(name), {}))
   ids = [*SHIPPED, *(each.id for each in robustbench.entries())]
   close = difflib.get_close_matches(name, ids, n=2)

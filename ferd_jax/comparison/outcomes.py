@@ -19,8 +19,8 @@ from ferd_jax.run import settings
 from ferd_jax.run import work_directory
 
 # Settings in which runs of one method may differ: not only the seed.
-_FREE = ('seed', 'data.dir', 'log', 'max_minutes', 'parallel', 'teacher.path',
-         'teachers.*.path', 'format', 'ferd_jax')
+_FREE = ('seed', 'data.dir', 'log', 'max_minutes', 'parallel', 'pool.place',
+         'teacher.path', 'teachers.*.path', 'format', 'ferd_jax')
 _IMAGES = ('dataset', 'split', 'num_examples', 'norm', 'eps')
 
 
@@ -237,8 +237,13 @@ def kind(outcome: Outcome) -> tuple:
 
 
 def _comparable(identity) -> Iterator[tuple[str, str]]:
-  """Yields the settings that make a method, values as text."""
-  for name, value in settings.flat(identity):
+  """Yields the settings that make a method, values as text.
+
+  A setting that is newer than the run had its default.
+  """
+  values = dict(settings.flat(json.loads(json.dumps(
+      settings.defaults_like(identity).to_dict()))))
+  for name, value in (values | dict(settings.flat(identity))).items():
     if not any(fnmatch.fnmatchcase(name, free) or name.startswith(f'{free}.')
                for free in _FREE):
       yield name, value if isinstance(value, str) else json.dumps(value)

@@ -249,7 +249,7 @@ class _Progress:
 
   def show(self):
     """Looks, now and then, how far the runs are."""
-    if self._reporter.live and time.monotonic() > self._looked + 5:
+    if time.monotonic() > self._looked + 5:
       before, self._count = self._count, self._epochs()
       self._task.advance(self._count - before)
       self._looked = time.monotonic()

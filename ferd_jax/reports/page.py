@@ -13,6 +13,7 @@ import re
 from matplotlib import figure as figures
 
 import ferd_jax
+from ferd_jax.attacks import diagnosis
 from ferd_jax.comparison import markdown
 from ferd_jax.core import reporting
 from ferd_jax.evaluation import tables
@@ -269,12 +270,15 @@ def _sections(found, drawable) -> Iterator[tuple[str, str, str]]:
   yield side_by_side('classes_over_epochs')
   yield over_each_other('radii')
   yield from (side_by_side(name) for name in list(everything))
-  yield 'cost', 'Cost', _beside(runs, [_rows(run_tables.cost(run))
-                                       for run in runs])
-  yield 'made', 'How it was made', _beside(
-      runs, [_rows(run_tables.made_by(run)) for run in runs])
+  if any(_diagnosed(run) for run in runs):
+    yield 'diagnosis', 'Can the numbers be believed?', _beside(
+        runs, [_or_missing(_diagnosis, run) for run in runs])
+  yield 'cost', 'Cost', _beside(runs, [_or_missing(
+      lambda run: _rows(run_tables.cost(run)), run) for run in runs])
+  yield 'made', 'How it was made', _beside(runs, [_or_missing(
+      lambda run: _rows(run_tables.made_by(run)), run) for run in runs])
   yield 'settings', 'Settings', _beside(
-      runs, [_settings(run) for run in runs])
+      runs, [_or_missing(_settings, run) for run in runs])
 
 
 def _comparison(found, drawable, notes):
@@ -325,6 +329,26 @@ def _results(run):
                   f'{_escape(attack)}: {_escape(warning)}</p>'
                   for warning in values.get('warnings', ())]
   return ''.join(parts)
+
+
+def _diagnosed(run):
+  """Returns what was found of masked gradients, by model."""
+  found = {}
+  for results in (run.ended, run.evaluation, *run.sweep):
+    found |= (results or {}).get('diagnosis', {})
+  return found
+
+
+def _diagnosis(run):
+  """Returns the checks of each model that was diagnosed."""
+  found = _diagnosed(run)
+  if not found:
+    raise records.Missing('not asked: python -m ferd_jax.evaluate RUN '
+                          '--diagnose --json=RUN/sweep.json does')
+  return ''.join(
+      f'<h3>{_escape(model)}</h3>' + _from_markdown(
+          diagnosis.Diagnosis.from_json(values).table())
+      for model, values in found.items())
 
 
 def _settings(run):

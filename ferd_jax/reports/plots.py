@@ -181,6 +181,13 @@ def radii(runs: Sequence[records.Run], width: float) -> figures.Figure:
         title = f'{model}, {markdown.attack_title(attack)}'
         lines[f'{run.title}: {title}' if len(runs) > 1 else title] = np.array(
             points)
+    for each in sweep:
+      for model, curve in each.get('curves', {}).items():
+        if curve['norm'] == norm:
+          title = f'{model}, {" and ".join(curve["attacks"])}'
+          lines[f'{run.title}: {title}' if len(runs) > 1 else title] = np.array(
+              [(eps, at['average'], at['worst'])
+               for eps, at in zip(curve['eps'], curve['at'], strict=True)])
   if not lines:
     raise records.Missing(
         'not measured: python -m ferd_jax.evaluate RUN --attacks=pgd20 --eps '

@@ -152,7 +152,7 @@ def _images(path, *names):
       images, labels = (file[name] for name in names)
   except FileNotFoundError as error:
     raise Missing(f'not there: {path.name}') from error
-  except (KeyError, OSError, ValueError, EOFError) as error:
+  except Exception as error:  # What zipfile raises depends on the damage.
     raise Missing(f'not to be read: {path.name} ({error})') from error
   if images.dtype == np.uint8:
     images = images.astype(np.float32) / 255
@@ -257,7 +257,8 @@ def read(workdir: pathlib.Path, title: str = '') -> Run:
       workdir=workdir, title=title or workdir.resolve().name,
       identity=work_directory.saved_identity(workdir),
       metrics=[epoch for epoch in outcomes.epochs(
-          workdir / progresses.METRICS) if isinstance(epoch.get('epoch'), int)],
+          workdir / progresses.METRICS) if isinstance(epoch, dict)
+               and isinstance(epoch.get('epoch'), int)],
       results=results if _is_results(results) else None,
       evaluation=next(filter(_is_results, [
           _json(workdir / train.EVALUATION)]), None),
@@ -278,7 +279,8 @@ def _is_results(values):
 
 def _sweep(workdir, results) -> Iterator[dict[str, Any]]:
   """Yields results at several radii that are in a work directory."""
-  own = (results or {}).get('weights_digest', {}).get('student')
+  own = (results.get('weights_digest', {}).get('student')
+         if _is_results(results) else None)
   for path in sorted(workdir.glob('*.json')):
     values = _json(path)
     if not isinstance(values, list) or not all(map(_is_results, values)):

@@ -146,9 +146,12 @@ def cost(run: records.Run) -> Rows:
     if speed:
       rows.append([f'milliseconds a step, {phase}',
                    f'{np.median(speed[1:] or speed):.1f} (median)'])
+  compiling = sum(epoch.get('compile_seconds', 0.) for epoch in run.metrics)
+  if compiling:
+    rows.append(['of it, compiling', reporting.interval(compiling)])
   if known and total:
-    rows.append(['of it, the rest: learning curve, saving',
-                 reporting.interval(max(0., total - known))])
+    rows.append(['of it, the rest: learning curve, margins',
+                 reporting.interval(max(0., total - known - compiling))])
   ended = [session[sessions.EVALUATION] for session in run.sessions
            if sessions.EVALUATION in session]
   rows.append(['time of the final evaluation', reporting.interval(sum(ended))

@@ -40,10 +40,8 @@ def header(card: Mapping[str, Any]) -> str:
       'pipeline_tag: image-classification', 'tags:',
       *(f'- {tag}' for tag in _TAGS),
       f'- {"adversarial-training" if trained else "data-free"}']
-  if known is not None:
-    lines += [f'datasets:  # of {"training and " if trained else ""}evaluation'
-              f'{"" if trained else "; no data were trained on"}',
-              f'- {known}']
+  if trained and known is not None:  # The hub's field is of training.
+    lines += ['datasets:', f'- {known}']
   lines += [
       'metrics:', '- accuracy', 'model-index:',
       f'- name: {_text(results["config"])}', '  results:', '  - task:',

@@ -49,11 +49,14 @@ def begin(workdir: epath.PathLike) -> None:
 def timed(workdir: epath.PathLike, name: str) -> Iterator[None]:
   """Adds to the last session how many seconds something took."""
   started = time.monotonic()
-  yield
-  found = read(workdir)
-  if found and not jax.process_index():
-    found[-1][name] = time.monotonic() - started
-    _write(workdir, found)
+  try:
+    yield
+  finally:  # An evaluation that is stopped goes on in another session.
+    found = read(workdir)
+    if found and not jax.process_index():
+      spent = found[-1].get(name, 0.)
+      found[-1][name] = spent + time.monotonic() - started
+      _write(workdir, found)
 
 
 def read(workdir: epath.PathLike) -> list[dict[str, Any]]:

@@ -77,6 +77,9 @@ class JsonLines(Writer):
     write_lines(self._run.workdir, self._run.lines)
 
 
+_COMPILED = 0.5  # seconds of compilation that are worth a word
+
+
 class Lines(Writer):
   """Shows a line for each epoch."""
 
@@ -84,6 +87,7 @@ class Lines(Writer):
     shown = ', '.join(
         f'{name} {value:.3g}' for name, value in record.items()
         if isinstance(value, float) and name != 'time'
+        and (name != 'compile_seconds' or value >= _COMPILED)
         and ('/' not in name or name.endswith(_SHOWN)))
     left = self._run.reporter.left
     left = '' if left is None else f', about {reporting.interval(left)} left'
