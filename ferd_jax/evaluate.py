@@ -153,7 +153,7 @@ def from_file(path: epath.Path | None,
           f'beside --norm=L2: L2/{args.robustbench}, or '
           f'Linf/{args.robustbench}, trained against Linf.')
     entry = robustbench.find(args.data, args.robustbench)
-    if entry.remark:
+    if entry.remark and not args.straight_through:
       print(f'Warning: {entry.remark}', file=sys.stderr)
     options, published = entry.options_with(options), entry.clean
     arch, select = entry.arch, select or entry.select
@@ -392,7 +392,11 @@ def _sweep(args, stop):
     subject = dataclasses.replace(
         subject, examples=subject.examples.first(args.n_examples))
   curve_radii, curve_attacks = _curve(args, subject)
-  if curve_radii and args.attacks is None:
+  if args.norm not in geometry.NORMS and (args.diagnose or args.targets):
+    raise ValueError(f'Expected --norm={args.norm} without --diagnose and '
+                     f'--targets, which are for {", ".join(geometry.NORMS)}.')
+  if curve_radii and args.attacks is None and not (
+      args.diagnose or args.targets):
     radii = [max(curve_radii)]
   else:
     radii = _checked_radii(args, subject)

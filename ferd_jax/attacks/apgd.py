@@ -131,7 +131,7 @@ class APGD(attack.Attack):
     if self.large_radii:
       validate.count(2, num_iterations=self.num_iterations)
     validate.one_of(('fooling', 'first', 'best'), keep=self.keep)
-    validate.one_of(targets.ORDERS, target_order=self.target_order)
+    targets.check_order(self.target_order, self.num_targets)
     attack.freeze(self, 'eps', 'rho')
     if self.num_targets and self.loss is None:  # Known here already.
       object.__setattr__(self, 'loss', losses.targeted_dlr)

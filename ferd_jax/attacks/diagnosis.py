@@ -54,13 +54,13 @@ class Check:
 
   Attributes:
     name: of it.
-    value: what was measured.
+    value: what was measured; None, from a file, if that was no number.
     bound: what the value has to be, as text.
     passed: whether it is.
     meaning: what it says if it is not.
   """
   name: str
-  value: float
+  value: float | None
   bound: str
   passed: bool
   meaning: str
@@ -109,8 +109,9 @@ class Diagnosis:
         + ', '.join(f'{name} {value:.2%}'
                     for name, value in self.accuracies.items()),
         '', '| check | value | bound | verdict |', '|---|---|---|---|']
-    lines += [f'| {check.name} | {check.value:.4g} | {check.bound} | '
-              f'{check.verdict} |' for check in self.checks]
+    lines += [f'| {check.name} | '
+              f'{"-" if check.value is None else format(check.value, ".4g")} | '
+              f'{check.bound} | {check.verdict} |' for check in self.checks]
     notes = [f'{check.name}: {check.meaning}' for check in self.checks
              if not check.passed]
     return '\n'.join(lines + [''] * bool(notes) + notes)
@@ -179,6 +180,7 @@ def diagnose(logits_fn: attacks.LogitsFn, key: jax.Array, x: np.ndarray,
   validate.count(num_images=num_images, num_queries=num_queries,
                  num_draws=num_draws, batch_size=batch_size)
   validate.one_of(geometry.NORMS, norm=norm)
+  validate.non_negative(eps=eps)
   parallel = parallel or parallels.create(
       'jit', tuple(jax.local_devices()[:1]))
   validate.divisible(parallel.num_devices, 'devices', batch_size=batch_size)
@@ -373,7 +375,7 @@ class _Examination:
     common = dict(eps=self._eps, norm=self._norm, bounds=self._bounds)
     white = self._attacked(apgd.APGD(
         **common, loss=losses.cross_entropy, num_iterations=100,
-        keep='first'))
+        keep='first', large_radii=self._norm == 'L1'))  # As AutoAttack.
     black = self._attacked(square.Square(
         **common, num_queries=num_queries, rescale_schedule=True))
     self._white = white | self._short | self._long

@@ -111,7 +111,7 @@ class FAB(attack.Attack):
     validate.in_range(0, 1, alpha_max=self.alpha_max, beta=self.beta)
     validate.one_of(geometry.NORMS, norm=self.norm)
     validate.one_of(('smallest', 'first'), keep=self.keep)
-    validate.one_of(targets.ORDERS, target_order=self.target_order)
+    targets.check_order(self.target_order, self.num_targets)
     attack.freeze(self, 'eps', 'alpha_max', 'eta', 'beta')
 
   @property

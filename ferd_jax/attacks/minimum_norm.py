@@ -114,10 +114,23 @@ class Distances:
     Args:
       eps: at least 0, in the unit of the images; at 0 it is the clean accuracy.
     """
-    # An image at just this distance is within the radius.
-    robust = self.distances > np.asarray(eps)[..., None]
-    shares = robust.mean(-1)
+    shares = self.robust(eps).mean(-1)
     return shares if np.ndim(eps) else float(shares)
+
+  def robust(self, eps: float | Sequence[float]) -> np.ndarray:
+    """Returns which images withstand a radius, bool `[N]`, or `[M, N]`.
+
+    An image at just this distance is within the radius, and so is one whose
+    distance exceeds it by rounding alone, as the images do that an attack
+    within a ball finds on its surface.
+
+    Args:
+      eps: at least 0, in the unit of the images; or M of them.
+    """
+    radius = np.asarray(eps, np.float64)[..., None]
+    # As much as `checks.results` allows.
+    slack = 1e-5 * radius + geometry.same(np.float32) * (radius > 0)
+    return self.distances.astype(np.float64) > radius + slack
 
   def curve(self) -> tuple[np.ndarray, np.ndarray]:
     """Returns radii `[M]`, ascending from 0, and robust accuracies `[M]`.
@@ -138,7 +151,7 @@ class Distances:
     """
     size = num_classes or int(self.labels.max()) + 1
     found, counts = (np.bincount(those, minlength=size) for those in (
-        self.labels[self.distances > eps], self.labels))
+        self.labels[self.robust(eps)], self.labels))
     with np.errstate(invalid='ignore'):
       return found / counts
 

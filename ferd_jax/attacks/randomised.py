@@ -271,7 +271,7 @@ class Randomised:
                    num_queries=self.num_queries)
     validate.count(2, num_draws=self.num_draws)
     attack.freeze(self, 'eps')
-    if isinstance(self.attacks, str):
+    if not isinstance(self.attacks, tuple | list):
       raise ValueError(f'Expected attacks={self.attacks!r} to be a tuple.')
     object.__setattr__(self, 'attacks', tuple(self.attacks))
     for name in self.attacks:
@@ -285,7 +285,8 @@ class Randomised:
     common = dict(eps=self.eps, norm=self.norm, bounds=self.bounds,
                   eot=self.eot)
     ascent = functools.partial(MeanAPGD, **common,
-                               num_iterations=self.num_iterations)
+                               num_iterations=self.num_iterations,
+                               large_radii=self.norm == 'L1')
     every = {
         'apgd-ce': ascent(loss=losses.cross_entropy),
         'apgd-dlr': ascent(loss=losses.dlr),

@@ -8,10 +8,24 @@ import jax.numpy as jnp
 from ferd_jax import losses
 from ferd_jax.attacks import geometry
 from ferd_jax.core import loops
+from ferd_jax.core import validate
 
 # 'logits': the highest first; 'malt': those the model is steepest towards.
 ORDERS = ('logits', 'malt')
 CANDIDATES = 100  # of MALT, the classes with the highest logits
+
+
+def check_order(order: str, num_targets: int) -> None:
+  """Raises ValueError for an order that there is not, or that orders nothing.
+
+  Args:
+    order: of the targets that an attack chooses.
+    num_targets: how many it chooses; 0 for none.
+  """
+  validate.one_of(ORDERS, target_order=order)
+  if order != ORDERS[0] and not num_targets:
+    raise ValueError(f'Expected num_targets beside target_order={order!r}, '
+                     'which says which they are.')
 
 
 def ranked_classes(scores: jax.Array, rank: jax.Array) -> jax.Array:

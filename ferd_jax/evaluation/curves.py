@@ -56,7 +56,7 @@ def curve(model: nn.Module, variables: Any, images: np.ndarray,
         progress=reporter, parallel=parallel)
   counts = np.bincount(labels, minlength=num_classes)
   def at(eps):
-    robust = np.bincount(labels[found.distances > eps], minlength=num_classes)
+    robust = np.bincount(labels[found.robust(eps)], minlength=num_classes)
     return metrics.summarise(robust, counts, ddof=ddof)
   return {
       'norm': attack.norm, 'attacks': list(found.names),

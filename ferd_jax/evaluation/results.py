@@ -199,9 +199,12 @@ def evaluate(subject: Subject, protocol: Protocol,
             labels[:number], key, parallel, state_dir, place)
         reporter.remains({f'{name}, targets': 0})
       if protocol.curve_radii:
-        results['curves'][name] = _curve(
+        results['curves'][name] = curve = _curve(
             protocol, model, variables, num_classes, images, labels, key,
             parallel, state_dir, place)
+        remark = mean_sparse.doubt(model)
+        if remark:
+          curve['warnings'] = [*curve['warnings'], remark]
       if protocol.diagnosed_examples:
         try:
           results.setdefault('diagnosis', {})[name] = _diagnosis(

@@ -70,7 +70,8 @@ class Sparse:
 
 def doubt(model: nn.Module) -> str | None:
   """Returns why attacks by gradients overrate a network, if they do."""
-  if not getattr(model, 'sparse', False) or model.straight_through:
+  if (getattr(model, 'sparse', False) is not True
+      or getattr(model, 'straight_through', True)):
     return None
   return ('MeanSparse layers have plateaus whose gradient is 0, so that '
           'attacks by gradients and AutoAttack overrate the robustness: of '

@@ -334,7 +334,7 @@ def _results(run):
 def _diagnosed(run):
   """Returns what was found of masked gradients, by model."""
   found = {}
-  for results in (run.ended, run.evaluation, *run.sweep):
+  for results in (run.results, run.evaluation, *run.sweep):
     found |= (results or {}).get('diagnosis', {})
   return found
 

@@ -212,3 +212,18 @@ def test_distances_of_a_single_result():
       norm=np.array([0.5, 0.1, np.nan], 'f'),
       reached=np.array([True, False, False]), correct=np.ones(3, bool))
   np.testing.assert_array_equal(result.distances, [0.5, np.inf, np.inf])
+
+
+@pytest.mark.parametrize('norm, eps', [('Linf', 8 / 255), ('L2', 0.2)])
+def test_an_attack_in_a_ball_at_its_own_radius(norm, eps):
+  """What it finds on the surface is within the radius, by any account."""
+  distances = np.array([0, eps, eps, np.inf], np.float32)
+  distances[2] *= 1 + 1e-6  # As rounding may have it.
+  found = attacks.Distances(
+      names=('pgd',), labels=np.array([0, 0, 1, 1]),
+      correct=distances > 0, distances=distances, by_attack={},
+      images=np.zeros((4, 2, 2, 1), np.float32), warnings=[], seconds={},
+      settings={'norm': norm, 'bounds': (0., 1.)})
+  assert found.robust_accuracy(eps) == 0.25
+  np.testing.assert_array_equal(found.per_class(eps), [0, 0.5])
+  assert found.robust_accuracy(0) == 0.75

@@ -167,3 +167,9 @@ def test_an_attack_goes_on_where_it_only_misses_the_label():
           line, jax.random.key(0), x, jnp.array(y), jnp.array(target)))()
   assert found.success.all() and not found.reached.any()
   assert found.predictions == 1 and np.isinf(found.distances).all()
+
+
+@pytest.mark.parametrize('kind', [attacks.APGD, attacks.FAB])
+def test_an_order_of_nothing_is_refused(kind):
+  with pytest.raises(ValueError, match="num_targets beside target_order='malt"):
+    kind(0.1, target_order='malt')
