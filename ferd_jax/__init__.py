@@ -5,6 +5,14 @@ modules and functions are imported when they are first used.
 """
 
 import importlib
+import typing
+
+if typing.TYPE_CHECKING:  # What type checkers know of `__getattr__` below.
+  from ferd_jax import attacks as attacks
+  from ferd_jax import data as data
+  from ferd_jax import losses as losses
+  from ferd_jax.benchmarking import benchmark as benchmark
+  from ferd_jax.trained import load_model as load_model
 
 __version__ = '0.3.0'
 

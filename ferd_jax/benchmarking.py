@@ -20,10 +20,12 @@ from etils import epath
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 import numpy as np
 
 from ferd_jax import data
 from ferd_jax import trained
+from ferd_jax.attacks import geometry
 from ferd_jax.core import parallel as parallels
 from ferd_jax.core import reporting
 from ferd_jax.core import validate
@@ -32,7 +34,7 @@ from ferd_jax.evaluation import robustness
 from ferd_jax.evaluation import tables
 from ferd_jax.models import forward
 
-Images = tuple[Any, Any]
+Images = tuple[ArrayLike, ArrayLike]
 _MODEL = 'model'  # as results name it
 
 
@@ -59,7 +61,7 @@ class Benchmark:
 
 
 def benchmark(model: Any, data: str | data.Examples | Images, *,
-              eps: float | None = None, norm: str = 'Linf',
+              eps: float | None = None, norm: geometry.Norm = 'Linf',
               attacks: Sequence[str] = ('autoattack',),
               n_examples: int | None = None, split: str = 'test',
               data_dir: str | None = None, batch_size: int | None = None,

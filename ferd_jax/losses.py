@@ -155,7 +155,8 @@ def divergence_from(logits: jax.Array, target_logits: jax.Array) -> jax.Array:
   return kl_divergence(target_logits, logits)
 
 
-divergence_from.takes_logits = True  # in place of labels
+# In place of labels.
+divergence_from.takes_logits = True  # type: ignore[attr-defined]  # a mark
 
 
 def predicts(logits: jax.Array) -> jax.Array:

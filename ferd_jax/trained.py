@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 from flax import linen as nn
 import jax
+from jax.typing import ArrayLike
 
 from ferd_jax import assets
 from ferd_jax import data
@@ -51,9 +52,9 @@ class Model(NamedTuple):
   """
   module: nn.Module
   variables: Any
-  apply: Callable[[Any, jax.Array], jax.Array]
+  apply: Callable[[Any, ArrayLike], jax.Array]
 
-  def __call__(self, images: jax.Array) -> jax.Array:
+  def __call__(self, images: ArrayLike) -> jax.Array:
     return self.apply(self.variables, images)
 
 

@@ -3,7 +3,9 @@
 from collections.abc import Callable
 import dataclasses
 import math
+import typing
 from typing import Any
+from typing import Literal
 from typing import NamedTuple
 
 import jax
@@ -17,6 +19,9 @@ from ferd_jax.attacks import geometry
 from ferd_jax.attacks import inputs
 from ferd_jax.attacks import targets
 from ferd_jax.core import validate
+
+# What is returned, see `APGD`.
+Keep = Literal['fooling', 'first', 'best']
 
 
 class APGDState(NamedTuple):
@@ -116,10 +121,10 @@ class APGD(attack.Attack):
   num_targets: int = 0
   eot: int = 0
   large_radii: bool = False
-  keep: str = 'fooling'
+  keep: Keep = 'fooling'
   bounds: tuple[float, float] = (0., 1.)
   unroll: bool | None = None
-  target_order: str = 'logits'
+  target_order: targets.Order = 'logits'
 
   def __post_init__(self):
     validate.non_negative(eps=self.eps)
@@ -130,7 +135,7 @@ class APGD(attack.Attack):
     validate.one_of(geometry.NORMS, norm=self.norm)
     if self.large_radii:
       validate.count(2, num_iterations=self.num_iterations)
-    validate.one_of(('fooling', 'first', 'best'), keep=self.keep)
+    validate.one_of(typing.get_args(Keep), keep=self.keep)
     targets.check_order(self.target_order, self.num_targets)
     attack.freeze(self, 'eps', 'rho')
     if self.num_targets and self.loss is None:  # Known here already.

@@ -42,12 +42,12 @@ class SparseController(NamedTuple):
     f_best: highest loss so far.
     support: int32, entries that the best image had changed at the last
       checkpoint.
-    count: int32, entries that a step moves.
+    num_moved: int32, entries that a step moves.
   """
   step_size: jax.Array
   f_best: jax.Array
   support: jax.Array
-  count: jax.Array
+  num_moved: jax.Array
 
 
 class Move(NamedTuple):
@@ -238,12 +238,12 @@ class _Sparse(Steps):
     # As if it had changed all, and a fifth of them in a step.
     support = _support(moved) if chosen else jnp.full_like(
         zero, flat.shape[1], jnp.int32)
-    count = _next_count(support) if chosen else jnp.full_like(
+    num_moved = _next_count(support) if chosen else jnp.full_like(
         support, -(-flat.shape[1] // 5))
     return SparseController(
         step_size=eps + zero,
         f_best=jnp.full_like(zero, jnp.finfo(zero.dtype).min),
-        support=support, count=count)
+        support=support, num_moved=num_moved)
 
   def control(self, controller, loss, first, period, moved, eps, rho):
     better = first | (loss > controller.f_best)
@@ -257,13 +257,14 @@ class _Sparse(Steps):
         step_size=jnp.where(checkpoint, step_size, controller.step_size),
         f_best=jnp.where(better, loss, controller.f_best),
         support=jnp.where(checkpoint, support, controller.support),
-        count=jnp.where(checkpoint, _next_count(support), controller.count),
+        num_moved=jnp.where(checkpoint, _next_count(support),
+                            controller.num_moved),
     ), sparser
 
   def advance(self, move, controller, bounds):
     """Returns a step along the steepest entries, projected."""
     step = (geometry.per_example(controller.step_size, move.x)
-            * geometry.sparse_signs(move.gradient, controller.count))
+            * geometry.sparse_signs(move.gradient, controller.num_moved))
     return self._space.project(move.x + step, move.centre, move.eps, bounds)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 from jax import lax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from ferd_jax.attacks import geometry
 from ferd_jax.attacks import inputs
@@ -37,7 +38,7 @@ def advance(x_adv: jax.Array, gradient: jax.Array, x: jax.Array,
 
 
 def ascend(objective: Callable[[jax.Array], tuple[jax.Array, Any]],
-           x: jax.Array, start: jax.Array, *, eps: jax.Array | float,
+           x: ArrayLike, start: ArrayLike, *, eps: ArrayLike,
            step_size: float, num_steps: int, norm: geometry.Norm = 'Linf',
            bounds: tuple[float, float] = (0., 1.),
            unroll: bool | None = None) -> tuple[jax.Array, Any]:
@@ -65,29 +66,29 @@ def ascend(objective: Callable[[jax.Array], tuple[jax.Array, Any]],
     ValueError: if the objective does not return one value per image, or x and
       start are no arrays of one shape.
   """
-  x, start = (inputs.on_device(inputs.array(name, images))
+  centres, first = (inputs.on_device(inputs.array(name, images))
               for name, images in (('x', x), ('start', start)))
-  if start.shape != x.shape:
-    raise ValueError(f'Expected start of shape {start.shape} to have the shape '
-                     f'of x, {x.shape}.')
+  if first.shape != centres.shape:
+    raise ValueError(f'Expected start of shape {first.shape} to have the shape '
+                     f'of x, {centres.shape}.')
 
   def total(images):
     values, noticed = objective(images)
-    if values.shape != x.shape[:1]:
+    if values.shape != centres.shape[:1]:
       raise ValueError('Expected the objective to return one value per image, '
-                       f'{x.shape[:1]}, got {values.shape}.')
+                       f'{centres.shape[:1]}, got {values.shape}.')
     return jnp.sum(values), noticed  # The sum keeps examples apart.
 
   def step(_, carry):
     images, sums = carry
     gradient, noticed = jax.grad(total, has_aux=True)(images)
-    images = advance(images, gradient, x, eps, step_size, norm=norm,
+    images = advance(images, gradient, centres, eps, step_size, norm=norm,
                      bounds=bounds)
     return images, jax.tree.map(jnp.add, sums, noticed)
 
   def nothing(like):  # The sum of two bools is one.
     return jnp.zeros(like.shape, jnp.int32 if like.dtype == bool
                      else like.dtype)
-  sums = jax.tree.map(nothing, jax.eval_shape(objective, start)[1])
-  found = loops.repeat(num_steps, step, (start, sums), unroll=unroll)
+  sums = jax.tree.map(nothing, jax.eval_shape(objective, first)[1])
+  found = loops.repeat(num_steps, step, (first, sums), unroll=unroll)
   return lax.stop_gradient(found)

@@ -11,6 +11,7 @@ be called, compiled, and put into an ensemble.
 from collections.abc import Callable
 import dataclasses
 import inspect
+import typing
 from typing import Any
 from typing import NamedTuple
 import warnings
@@ -18,6 +19,7 @@ import warnings
 import jax
 from jax import lax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 import numpy as np
 
 from ferd_jax import losses
@@ -201,17 +203,26 @@ class Attack:
     step_queries: evaluations of the model on an image in a step.
   """
   eps: float | None
-  norm: str
+  norm: geometry.Distance
   bounds: tuple[float, float]
-  num_steps: int
   num_restarts: int = 1
   num_targets: int = 0
-  target_order: str = 'logits'
+  target_order: target_orders.Order = 'logits'
   unroll: bool | None = None
   takes_targets = True
-  stochastic = False
-  step_cost = 2
-  step_queries = 1
+  if typing.TYPE_CHECKING:  # Settings of some attacks, properties of others.
+    @property
+    def num_steps(self) -> int: ...
+    @property
+    def stochastic(self) -> bool: ...
+    @property
+    def step_cost(self) -> int: ...
+    @property
+    def step_queries(self) -> int: ...
+  else:
+    stochastic = False
+    step_cost = 2
+    step_queries = 1
 
   @property
   def takes_logits(self) -> bool:
@@ -283,10 +294,10 @@ class Attack:
     """How often the steps are gone through: restarts times targets."""
     return self.num_restarts * max(self.num_targets, 1)
 
-  def __call__(self, logits_fn: LogitsFn, key: jax.Array, x: jax.Array,
+  def __call__(self, logits_fn: LogitsFn, key: jax.Array, x: ArrayLike,
                y: Any, targets: Any = None, *,
-               eps: jax.Array | float | None = None,
-               x_init: jax.Array | None = None) -> jax.Array:
+               eps: ArrayLike | None = None,
+               x_init: ArrayLike | None = None) -> jax.Array:
     """Returns adversarial images.
 
     A call outside of `jit` raises for values that are no valid input. Inside,
@@ -323,9 +334,9 @@ class Attack:
       return self._attack(guarded(logits_fn), key, x, y, targets, eps,
                           x_init)[1]
 
-  def run(self, logits_fn: LogitsFn, key: jax.Array, x: jax.Array, y: Any,
-          targets: Any = None, *, eps: jax.Array | float | None = None,
-          x_init: jax.Array | None = None) -> AttackResult:
+  def run(self, logits_fn: LogitsFn, key: jax.Array, x: ArrayLike, y: Any,
+          targets: Any = None, *, eps: ArrayLike | None = None,
+          x_init: ArrayLike | None = None) -> AttackResult:
     """Returns the images and what they achieve; arguments as for the call.
 
     The labels that success is measured by are `y`, or the highest entries if
@@ -342,9 +353,9 @@ class Attack:
     warn(result)
     return result
 
-  def record(self, logits_fn: LogitsFn, key: jax.Array, x: jax.Array, y: Any,
-             targets: Any = None, *, eps: jax.Array | float | None = None,
-             x_init: jax.Array | None = None
+  def record(self, logits_fn: LogitsFn, key: jax.Array, x: ArrayLike, y: Any,
+             targets: Any = None, *, eps: ArrayLike | None = None,
+             x_init: ArrayLike | None = None
              ) -> tuple[AttackResult, History]:
     """Returns what `run` does, and losses and queries on the way.
 
@@ -389,36 +400,38 @@ class Attack:
         correct=(losses.predicts(clean) & valid
                  & (jnp.argmax(clean, axis=-1) == labels))))
 
-  def check(self, logits_fn: LogitsFn, key: jax.Array, x: jax.Array, y: Any,
-            targets: Any = None, eps: jax.Array | float | None = None,
-            x_init: jax.Array | None = None) -> tuple[Problem, jax.Array]:
+  def check(self, logits_fn: LogitsFn, key: jax.Array, x: ArrayLike, y: Any,
+            targets: Any = None, eps: ArrayLike | None = None,
+            x_init: ArrayLike | None = None) -> tuple[Problem, jax.Array]:
     """Returns the problem and which examples of it are valid input, `[B]`.
 
     Arguments and errors are those of the call.
     """
     self.check_targets(targets)
     y, targets = inputs.arrays('y', y), inputs.arrays('targets', targets)
-    x_init = None if x_init is None else inputs.array('x_init', x_init)
-    x = inputs.checked_images(x, y=y, targets=targets, x_init=x_init)
-    eps = self.radius(eps, x.shape[1:])
-    if np.shape(eps) not in ((), x.shape[:1]):
-      raise ValueError(f'Expected eps of shape {np.shape(eps)} to be one '
-                       f'radius or {x.shape[0]}, one per image.')
-    inputs.checked_radii(eps, x.shape[1:], self.norm, self.bounds)
-    keys = inputs.noise_keys(key, x.shape[0])
-    classes = num_classes(logits_fn, x, self.step_key(keys))
+    start = None if x_init is None else inputs.array('x_init', x_init)
+    images = inputs.checked_images(x, y=y, targets=targets, x_init=start)
+    radius = self.radius(eps, images.shape[1:])
+    batch = images.shape[:1]
+    if np.shape(radius) not in ((), batch):
+      raise ValueError(f'Expected eps of shape {np.shape(radius)} to be one '
+                       f'radius or {batch[0]}, one per image.')
+    inputs.checked_radii(radius, images.shape[1:], self.norm, self.bounds)
+    keys = inputs.noise_keys(key, batch[0])
+    classes = num_classes(logits_fn, images, self.step_key(keys))
     self.check_num_classes(classes)
-    eps = jnp.broadcast_to(jnp.asarray(eps, x.dtype), x.shape[:1])
-    valid = inputs.valid_examples(x, y, targets, classes, self.bounds, x_init)
-    valid = jnp.asarray(valid) & jnp.isfinite(eps) & (eps >= 0)
+    radii = jnp.broadcast_to(jnp.asarray(radius, images.dtype), batch)
+    valid = inputs.valid_examples(images, y, targets, classes, self.bounds,
+                                  start)
+    valid = jnp.asarray(valid) & jnp.isfinite(radii) & (radii >= 0)
     y, targets = inputs.on_device((y, targets))
     if isinstance(y, jax.Array) and y.ndim == 2:
       y = losses.unmasked(y)
-    if x_init is not None:
-      x_init = jnp.asarray(x_init, x.dtype)
-    x, y, targets, eps, x_init = jax.tree.map(
-        lax.stop_gradient, (x, y, targets, eps, x_init))
-    return Problem(x, y, targets, eps, keys, x_init), valid
+    if start is not None:
+      start = jnp.asarray(start, images.dtype)
+    images, y, targets, radii, start = jax.tree.map(
+        lax.stop_gradient, (images, y, targets, radii, start))
+    return Problem(images, y, targets, radii, keys, start), valid
 
   def radius(self, eps: Any, shape: tuple[int, ...]) -> Any:
     """Returns the radius of a call: its own, the setting's, or any.
@@ -608,7 +621,8 @@ class Attack:
 def target_classes(targets: Any) -> jax.Array | None:
   """Returns a call's targets if they are classes `[B]`, else None."""
   shape, dtype = getattr(targets, 'shape', ()), getattr(targets, 'dtype', None)
-  if len(shape) != 1 or not jnp.issubdtype(dtype, jnp.integer):
+  if dtype is None or len(shape) != 1 or not jnp.issubdtype(
+      dtype, jnp.integer):
     return None
   return jnp.asarray(targets)
 
@@ -757,7 +771,7 @@ def check_call(name: str, function: Callable, **arguments: Any) -> None:
                      f'{error}.') from error
 
 
-def num_classes(logits_fn: LogitsFn, x: jax.Array,
+def num_classes(logits_fn: LogitsFn, x: ArrayLike,
                 key: jax.Array | None = None) -> int:
   """Returns the K of a model's logits, without evaluating it."""
   return jax.eval_shape(

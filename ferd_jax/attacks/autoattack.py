@@ -3,9 +3,12 @@
 import dataclasses
 import functools
 import os
+import typing
+from typing import Any
+from typing import Literal
 
 import jax
-import numpy as np
+from jax.typing import ArrayLike
 
 from ferd_jax import losses
 from ferd_jax.attacks import apgd
@@ -22,15 +25,18 @@ from ferd_jax.core import parallel as parallels
 from ferd_jax.core import reporting
 from ferd_jax.core import validate
 
-# The attacks of each version, in order.
-VERSIONS = {
+Version = Literal['standard', 'plus', 'rand', 'fast', 'torchattacks_compat',
+                  'custom']
+Member = Literal['apgd-ce', 'apgd-dlr', 'apgd-t', 'fab', 'fab-t', 'square']
+MEMBERS: tuple[Member, ...] = typing.get_args(Member)
+# The attacks of each version but 'custom', in order.
+VERSIONS: dict[Version, tuple[Member, ...]] = {
     'standard': ('apgd-ce', 'apgd-t', 'fab-t', 'square'),
     'plus': ('apgd-ce', 'apgd-dlr', 'fab', 'square', 'apgd-t', 'fab-t'),
     'rand': ('apgd-ce', 'apgd-dlr'),
     'fast': ('apgd-ce', 'apgd-t'),
     'torchattacks_compat': ('apgd-ce', 'apgd-t', 'fab-t', 'square'),
 }
-MEMBERS = ('apgd-ce', 'apgd-dlr', 'apgd-t', 'fab', 'fab-t', 'square')
 
 
 def _names(norm):
@@ -73,7 +79,7 @@ class AutoAttack:
   """
   eps: float
   norm: geometry.Norm = 'Linf'
-  version: str = 'standard'
+  version: Version = 'standard'
   attacks: tuple[str | tuple[str, attack.Attack], ...] = ()
   bounds: tuple[float, float] = (0., 1.)
 
@@ -81,7 +87,7 @@ class AutoAttack:
     validate.non_negative(eps=self.eps)
     validate.one_of(geometry.DISTANCES if self.version == 'custom' else
                     geometry.NORMS, norm=self.norm)
-    validate.one_of((*VERSIONS, 'custom'), version=self.version)
+    validate.one_of(typing.get_args(Version), version=self.version)
     attack.freeze(self, 'eps')
     if self.version == 'torchattacks_compat' and self.norm != 'Linf':
       raise ValueError(f"Expected norm={self.norm!r} to be 'Linf' for version="
@@ -149,7 +155,8 @@ class AutoAttack:
     restarts = 5 if plus or large_radii else 1
     targets = num_classes - 1 if compat else min(9, num_classes - 1)
     ascent_targets = min(targets, 5) if large_radii else targets
-    common = dict(eps=self.eps, norm=self.norm, bounds=self.bounds)
+    common: dict[str, Any] = dict(eps=self.eps, norm=self.norm,
+                                  bounds=self.bounds)
     # An image counts as soon as it fools: none is sought beyond. One that fools
     # a stochastic model once need not do so again; later ones more likely do.
     stochastic = self.version == 'rand'
@@ -159,7 +166,7 @@ class AutoAttack:
         large_radii=large_radii)
     boundary = functools.partial(fab.FAB, **common, keep='first',
                                  num_iterations=10 if compat else 100)
-    standard = {
+    standard: dict[str, attack.Attack] = {
         'apgd-ce': ascent(loss=losses.cross_entropy, num_restarts=restarts),
         'apgd-dlr': ascent(loss=losses.dlr, num_restarts=restarts),
         'apgd-t': ascent(loss=losses.targeted_dlr,
@@ -187,7 +194,7 @@ class AutoAttack:
     return {name: named(name) for name in self.names}
 
   def __call__(self, logits_fn: attack.LogitsFn, key: jax.Array,
-               x: np.ndarray, y: np.ndarray, *, batch_size: int = 256,
+               x: ArrayLike, y: ArrayLike, *, batch_size: int = 256,
                individual: bool = False,
                state_file: os.PathLike | str | None = None,
                save_every: float = 60.,

@@ -24,7 +24,7 @@ _VARIATION = 1e-4  # of normalised logits between passes
 _DEPENDENCE = 1e-3  # of logits on the rest of the batch, of the largest
 
 
-def data_set(x: np.ndarray, y: np.ndarray, eps: float, norm: geometry.Norm,
+def data_set(x: np.ndarray, y: np.ndarray, eps: float, norm: geometry.Distance,
              bounds: tuple[float, float]) -> None:
   """Raises ValueError for data that no model can be attacked on.
 
@@ -32,7 +32,7 @@ def data_set(x: np.ndarray, y: np.ndarray, eps: float, norm: geometry.Norm,
     x: images `[N, ..., channels]`.
     y: labels `[N]`.
     eps: radius in the unit of the images.
-    norm: one of `geometry.NORMS`.
+    norm: one of `geometry.DISTANCES`.
     bounds: lowest and highest pixel value.
 
   Raises:
@@ -66,13 +66,13 @@ def layout(shape: tuple[int, ...]) -> list[str]:
   return []
 
 
-def radius(eps: float, norm: geometry.Norm, shape: tuple[int, ...],
+def radius(eps: float, norm: geometry.Distance, shape: tuple[int, ...],
            bounds: tuple[float, float]) -> None:
   """Raises ValueError for a radius that covers all images.
 
   Args:
     eps: radius in the unit of the images.
-    norm: one of `geometry.NORMS`.
+    norm: one of `geometry.DISTANCES`.
     shape: of an image.
     bounds: lowest and highest pixel value.
   """
@@ -103,7 +103,7 @@ def outputs(logits: np.ndarray) -> list[str]:
     raise ValueError(
         'Expected finite logits, or -inf for a class that is never predicted, '
         f'got others for images {_some(np.flatnonzero(~fine))} '
-        f'({int((~fine).sum())} of {len(fine)}).')
+        f'({int((~fine).sum())} of {fine.size}).')
   return [attacks.NO_LOGITS] if attacks.seem_probabilities(logits) else []
 
 
@@ -230,14 +230,14 @@ def square_too_strong(robust: Mapping[str, float], squares: Collection[str],
   return warnings
 
 
-def results(x_adv: np.ndarray, eps: float, norm: geometry.Norm,
+def results(x_adv: np.ndarray, eps: float, norm: geometry.Distance,
             norms: np.ndarray, bounds: tuple[float, float]) -> None:
   """Raises ValueError for adversarial images that are none.
 
   Args:
     x_adv: adversarial images `[N, ...]`.
     eps: radius.
-    norm: one of `geometry.NORMS`.
+    norm: one of `geometry.DISTANCES`.
     norms: `[N]`, of x_adv - x.
     bounds: lowest and highest pixel value.
 

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 import numpy as np
 
 from ferd_jax import losses
@@ -26,22 +27,22 @@ _R, _S = parallels.REPLICATED, parallels.SHARDED
 
 class _Given(NamedTuple):
   """What a problem is made of, in the layout of the mapping."""
-  key: jax.Array
-  x: jax.Array
+  key: Any  # These are arrays, or their layout.
+  x: Any
   y: Any
   targets: Any
-  eps: jax.Array
-  x_init: jax.Array | None
-  indices: jax.Array
-  attempt: jax.Array | None = None  # of several, with
-  scores: jax.Array | None = None  # of classes on the clean images
+  eps: Any
+  x_init: Any
+  indices: Any
+  attempt: Any = None  # of several, with
+  scores: Any = None  # of classes on the clean images
 
 
 _GIVEN = _Given(key=_R, x=_S, y=_S, targets=_S, eps=_R, x_init=_S, indices=_S,
                 attempt=_R, scores=_S)
 
 
-def jit(attack: attacks.Attack, apply_fn: Callable[..., jax.Array],
+def jit(attack: attacks.Attack, apply_fn: Callable[..., Any],
         parallel: parallels.Parallel | None = None) -> 'CompiledAttack':
   """Returns the attack compiled for a model with variables.
 
@@ -67,7 +68,7 @@ class CompiledAttack:
   """An attack on `apply_fn`, called with variables; see `jit`."""
 
   def __init__(self, attack: attacks.Attack,
-               apply_fn: Callable[..., jax.Array],
+               apply_fn: Callable[..., Any],
                parallel: parallels.Parallel):
     self._attack = attack
     self._apply_fn = apply_fn
@@ -75,13 +76,13 @@ class CompiledAttack:
     # Uncommitted on one device: the caller's arrays may be on another.
     self._place = (jax.device_put if parallel.mode == 'jit' else
                    parallel.replicate)
-    self._num_classes = {}
+    self._num_classes: dict[Any, int] = {}
     self._was_run = False
 
-  def __call__(self, variables: Any, key: jax.Array, x: jax.Array, y: Any,
-               targets: Any = None, *, eps: jax.Array | float | None = None,
-               x_init: jax.Array | None = None,
-               indices: jax.Array | None = None) -> jax.Array:
+  def __call__(self, variables: Any, key: jax.Array, x: ArrayLike, y: Any,
+               targets: Any = None, *, eps: ArrayLike | None = None,
+               x_init: ArrayLike | None = None,
+               indices: ArrayLike | None = None) -> jax.Array:
     """Returns adversarial images.
 
     Args:
@@ -106,9 +107,9 @@ class CompiledAttack:
     given = self._given(variables, key, x, y, targets, eps, x_init, indices)
     return self._images_of(variables, given)
 
-  def run(self, variables: Any, key: jax.Array, x: jax.Array, y: Any,
-          targets: Any = None, *, eps: jax.Array | float | None = None,
-          x_init: jax.Array | None = None, indices: jax.Array | None = None
+  def run(self, variables: Any, key: jax.Array, x: ArrayLike, y: Any,
+          targets: Any = None, *, eps: ArrayLike | None = None,
+          x_init: ArrayLike | None = None, indices: ArrayLike | None = None
           ) -> attacks.AttackResult:
     """Returns the images and what they achieve; arguments as for the call.
 
@@ -122,9 +123,9 @@ class CompiledAttack:
     return self._told(
         self._result(variables, given, self._images_of(variables, given)))
 
-  def record(self, variables: Any, key: jax.Array, x: jax.Array, y: Any,
-             targets: Any = None, *, eps: jax.Array | float | None = None,
-             x_init: jax.Array | None = None, indices: jax.Array | None = None
+  def record(self, variables: Any, key: jax.Array, x: ArrayLike, y: Any,
+             targets: Any = None, *, eps: ArrayLike | None = None,
+             x_init: ArrayLike | None = None, indices: ArrayLike | None = None
              ) -> tuple[attacks.AttackResult, attacks.History]:
     """Returns what `run` does, and losses and queries on the way."""
     if inputs.is_tracing(variables, key, x, y, targets, eps, x_init, indices):

@@ -48,7 +48,7 @@ class DDN(nearest.Nearest):
   step_size: float = 1.
   gamma: float = 0.05
   init_radius: float = 1.
-  keep: str = 'smallest'
+  keep: nearest.Keep = 'smallest'
   bounds: tuple[float, float] = (0., 1.)
   unroll: bool | None = None
 

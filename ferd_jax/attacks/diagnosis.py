@@ -14,6 +14,7 @@ import warnings
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 import numpy as np
 
 from ferd_jax import losses
@@ -84,7 +85,7 @@ class Diagnosis:
   """
   checks: tuple[Check, ...]
   num_images: int
-  norm: str
+  norm: geometry.Norm
   eps: float
   accuracies: dict[str, float]
 
@@ -124,8 +125,8 @@ class Diagnosis:
   @classmethod
   def from_json(cls, values: Mapping[str, Any]) -> 'Diagnosis':
     """Returns what `json_values` is of."""
-    return cls(**values | {
-        'checks': tuple(Check(**check) for check in values['checks'])})
+    return cls(**{**values, 'checks': tuple(
+        Check(**check) for check in values['checks'])})
 
   def __repr__(self) -> str:
     what = (f'failed: {", ".join(self.failed)}' if self.failed
@@ -134,8 +135,8 @@ class Diagnosis:
             f'{self.norm} eps {self.eps:.4g}, {what})')
 
 
-def diagnose(logits_fn: attacks.LogitsFn, key: jax.Array, x: np.ndarray,
-             y: np.ndarray, eps: float, *, norm: str = 'Linf',
+def diagnose(logits_fn: attacks.LogitsFn, key: jax.Array, x: ArrayLike,
+             y: ArrayLike, eps: float, *, norm: geometry.Norm = 'Linf',
              bounds: tuple[float, float] = (0., 1.), stochastic: bool = False,
              num_images: int = 64, num_queries: int = 1000,
              num_draws: int = 100, batch_size: int = 64,
@@ -184,17 +185,17 @@ def diagnose(logits_fn: attacks.LogitsFn, key: jax.Array, x: np.ndarray,
   parallel = parallel or parallels.create(
       'jit', tuple(jax.local_devices()[:1]))
   validate.divisible(parallel.num_devices, 'devices', batch_size=batch_size)
-  x, y = jax.device_get((inputs.image_array('x', x), losses.wide_enough(
-      inputs.array('y', y))))
-  checks.data_set(x, y, eps, norm, bounds)
+  images, labels = jax.device_get((
+      inputs.image_array('x', x), losses.wide_enough(inputs.array('y', y))))
+  checks.data_set(images, labels, eps, norm, bounds)
   key = inputs.one_key(key)
   model = (logits_fn if isinstance(logits_fn, jax.tree_util.Partial)
            else jax.tree_util.Partial(logits_fn))
   reporter = (reporting.TERMINAL if progress is True else
               progress or reporting.SILENT)
   with inputs.own_transfers():
-    return _Examination(model, key, x, y, float(eps), norm, bounds, stochastic,
-                        batch_size, parallel).run(
+    return _Examination(model, key, images, labels, float(eps), norm, bounds,
+                        stochastic, batch_size, parallel).run(
                             num_images, num_queries, num_draws, reporter)
 
 

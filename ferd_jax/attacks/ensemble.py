@@ -14,6 +14,7 @@ import zlib
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 import numpy as np
 
 import ferd_jax
@@ -160,8 +161,8 @@ class Session:
   """One call of AutoAttack."""
 
   def __init__(self, members: Callable[[int], dict[str, attacks.Attack]],
-               logits_fn: attacks.LogitsFn, key: jax.Array, x: np.ndarray,
-               y: np.ndarray, *, batch_size: int, individual: bool,
+               logits_fn: attacks.LogitsFn, key: jax.Array, x: ArrayLike,
+               y: ArrayLike, *, batch_size: int, individual: bool,
                parallel: parallels.Parallel, reporter: reporting.Reporter,
                stochastic: bool,
                settings: dict[str, Any]):
@@ -185,24 +186,26 @@ class Session:
     """
     validate.count(batch_size=batch_size)
     validate.divisible(parallel.num_devices, 'devices', batch_size=batch_size)
-    x, y = jax.device_get((inputs.array('x', x), losses.wide_enough(
-        inputs.array('y', y))))
-    if np.issubdtype(x.dtype, np.floating):
-      x = x.astype(jax.dtypes.canonicalize_dtype(x.dtype), copy=False)
+    images, labels = jax.device_get((
+        inputs.array('x', x), losses.wide_enough(inputs.array('y', y))))
+    if np.issubdtype(images.dtype, np.floating):
+      images = images.astype(jax.dtypes.canonicalize_dtype(images.dtype),
+                             copy=False)
     self._eps, self._norm = settings['eps'], settings['norm']
     self._bounds = settings['bounds']
     self._parallel, self._batch_size = parallel, batch_size
     self._individual, self._stochastic = individual, stochastic
     self._key = inputs.one_key(key)
     # Before the model sees them, which may not take their shape.
-    checks.data_set(x, y, self._eps, self._norm, self._bounds)
+    checks.data_set(images, labels, self._eps, self._norm, self._bounds)
     self._num_classes = attacks.num_classes(
-        logits_fn, x[:1], self._key if stochastic else None)
-    checks.labels(y, self._num_classes)
-    self._x, self._y = x, y.astype(np.int32)
+        logits_fn, images[:1], self._key if stochastic else None)
+    checks.labels(labels, self._num_classes)
+    self._x, self._y = images, labels.astype(np.int32)
     shares = isinstance(logits_fn, jax.tree_util.Partial)
-    self._logits_fn = (logits_fn if shares else
-                       jax.tree_util.Partial(_Borrowed(logits_fn)))
+    self._logits_fn: jax.tree_util.Partial = (
+        logits_fn if isinstance(logits_fn, jax.tree_util.Partial)
+        else jax.tree_util.Partial(_Borrowed(logits_fn)))
     self._traced = self._trace()
     # What it closes over may be other weights by the next call.
     self._compiled = (_shared(digests.of_arrays(self._traced.consts)) if shares
@@ -210,20 +213,21 @@ class Session:
     self._members = members(self._num_classes)
     self._model = parallel.replicate(self._logits_fn)
     self._settings = settings | {
-        'images': len(y), 'seed': jax.random.key_data(self._key).tolist(),
-        'dtype': str(x.dtype), 'jax': jax.__version__,
+        'images': len(labels), 'seed': jax.random.key_data(self._key).tolist(),
+        'dtype': str(images.dtype), 'jax': jax.__version__,
         'ferd_jax': ferd_jax.__version__}
-    self._display = _Display(reporter, len(y))
+    self._display = _Display(reporter, len(labels))
 
     self._clean_predictions = self._y.copy()
     # By attack and index, the image that fools the model and its prediction.
     # All that follows from them is kept besides in the next two.
-    self._found = {name: {} for name in self._members}
+    self._found: dict[str, dict[int, tuple[Any, Any]]] = {
+        name: {} for name in self._members}
     self._fooled, self._zero_gradient = (
-        {name: np.zeros(len(y), bool) for name in self._members}
+        {name: np.zeros(len(labels), bool) for name in self._members}
         for _ in range(2))
-    self._broken_by = np.full(len(y), _ROBUST, np.int32)
-    self._attempts_done = {name: np.zeros(len(y), np.int32)
+    self._broken_by = np.full(len(labels), _ROBUST, np.int32)
+    self._attempts_done = {name: np.zeros(len(labels), np.int32)
                        for name in self._members}
     self._seconds = dict.fromkeys(self._members, 0.)
 

@@ -1,6 +1,7 @@
 """FAB and FAB-T, the minimum-norm attacks of AutoAttack."""
 
 import dataclasses
+import typing
 from typing import NamedTuple
 
 import jax
@@ -11,6 +12,7 @@ from ferd_jax.attacks import attack
 from ferd_jax.attacks import box_projection
 from ferd_jax.attacks import geometry
 from ferd_jax.attacks import inputs
+from ferd_jax.attacks import nearest
 from ferd_jax.attacks import targets
 from ferd_jax.core import loops
 from ferd_jax.core import validate
@@ -90,10 +92,10 @@ class FAB(attack.Attack):
   alpha_max: float = 0.1
   eta: float = 1.05
   beta: float = 0.9
-  keep: str = 'smallest'
+  keep: nearest.Keep = 'smallest'
   bounds: tuple[float, float] = (0., 1.)
   unroll: bool | None = None
-  target_order: str = 'logits'
+  target_order: targets.Order = 'logits'
 
   step_cost = 3  # A gradient, and the prediction where it leads.
   step_queries = 2
@@ -110,7 +112,7 @@ class FAB(attack.Attack):
     validate.count(0, num_targets=self.num_targets)
     validate.in_range(0, 1, alpha_max=self.alpha_max, beta=self.beta)
     validate.one_of(geometry.NORMS, norm=self.norm)
-    validate.one_of(('smallest', 'first'), keep=self.keep)
+    validate.one_of(typing.get_args(nearest.Keep), keep=self.keep)
     targets.check_order(self.target_order, self.num_targets)
     attack.freeze(self, 'eps', 'alpha_max', 'eta', 'beta')
 

@@ -14,7 +14,8 @@ from ferd_jax.core import validate
 _LAST_GAMMA = 0.001
 
 
-def project(delta: jax.Array, radius: jax.Array, norm: str) -> jax.Array:
+def project(delta: jax.Array, radius: jax.Array,
+            norm: geometry.Distance) -> jax.Array:
   """Returns the perturbation in the ball that is closest to `delta` in L2.
 
   Args:
@@ -101,12 +102,12 @@ class FMN(nearest.Nearest):
     the paper hold.
   """
   eps: float | None = None
-  norm: str = 'L2'
+  norm: geometry.Distance = 'L2'
   num_steps: int = 100
   step_size: float = 1.
   gamma: float = 0.05
   overshoot: float = 1.05
-  keep: str = 'smallest'
+  keep: nearest.Keep = 'smallest'
   bounds: tuple[float, float] = (0., 1.)
   unroll: bool | None = None
 
@@ -123,7 +124,7 @@ class FMN(nearest.Nearest):
     """Returns how far an image is beyond the boundary, in logits, `[B]`."""
     return attack.margin_beyond(logits, problem)
 
-  def first_radius(self, delta: jax.Array) -> jax.Array:
+  def first_radius(self, delta: jax.Array) -> jax.typing.ArrayLike:
     """Returns how many entries the start changes, at least 1; or no end."""
     if self.norm == 'L0':
       return jnp.maximum(geometry.of(self.norm).size(delta), 1)

@@ -20,7 +20,8 @@ Norm = Literal['Linf', 'L2', 'L1']
 Distance = Literal['L0', 'L1', 'L2', 'Linf']
 NORMS: tuple[str, ...] = typing.get_args(Norm)
 DISTANCES: tuple[str, ...] = typing.get_args(Distance)
-STARTS = ('zero', 'uniform', 'normal')
+Start = Literal['zero', 'uniform', 'normal']
+STARTS: tuple[str, ...] = typing.get_args(Start)
 TINY = 1e-12  # added to norms that divide, as AutoAttack does
 _ONE_IN = 100  # of the entries is moved by a step of L1, as in SLIDE
 
@@ -119,7 +120,7 @@ class Geometry:
     raise NotImplementedError
 
   def uniform(self, keys: jax.Array, x: jax.Array,
-              eps: jax.Array) -> jax.Array:
+              eps: jax.Array | float) -> jax.Array:
     """Returns noise `[B, ...]` uniform in the eps-ball.
 
     Args:
@@ -263,7 +264,7 @@ class _L0(Geometry):
     return float(math.prod(shape))
 
 
-_GEOMETRIES: dict[str, Geometry] = {
+_GEOMETRIES: dict[Distance, Geometry] = {
     'Linf': _Linf(), 'L2': _L2(), 'L1': _L1(), 'L0': _L0()}
 
 
@@ -296,7 +297,7 @@ def sparse_signs(gradient: jax.Array, count: jax.Array) -> jax.Array:
   return signs.reshape(gradient.shape)
 
 
-def start(kind: str, keys: jax.Array, x: jax.Array, eps: jax.Array | float,
+def start(kind: Start, keys: jax.Array, x: jax.Array, eps: jax.Array | float,
           noise: float, norm: Norm = 'Linf') -> jax.Array:
   """Returns where an attack begins, `[B, ...]`, not clipped to any bounds.
 

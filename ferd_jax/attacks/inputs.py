@@ -172,14 +172,14 @@ def checked_images(x: Any, **targets: Any) -> jax.Array:
   return x
 
 
-def checked_radii(eps: Any, shape: tuple[int, ...], norm: geometry.Norm,
+def checked_radii(eps: Any, shape: tuple[int, ...], norm: geometry.Distance,
                   bounds: tuple[float, float]) -> None:
   """Raises ValueError for radii that are none, if they are known.
 
   Args:
     eps: radius or radii.
     shape: of an image.
-    norm: one of `geometry.NORMS`.
+    norm: one of `geometry.DISTANCES`.
     bounds: lowest and highest pixel value.
 
   Raises:
@@ -253,9 +253,10 @@ def _typed(key):
   return None
 
 
-def valid_examples(x: jax.Array, y: Any, targets: Any, num_classes: int,
-                   bounds: tuple[float, float],
-                   x_init: jax.Array | None = None) -> jax.Array:
+def valid_examples(x: jax.Array | np.ndarray, y: Any, targets: Any,
+                   num_classes: int, bounds: tuple[float, float],
+                   x_init: jax.Array | np.ndarray | None = None
+                   ) -> jax.Array | np.ndarray:
   """Returns which examples are valid input, `[B]`; outside of `jit` all are.
 
   Args:
@@ -346,8 +347,9 @@ def own_transfers(tracing: bool = False
   Yields:
     What puts a model under the caller's transfer guard again.
   """
-  guard = (jax.config.jax_transfer_guard_host_to_device
-           or jax.config.jax_transfer_guard or 'allow')
+  config: Any = jax.config  # Its settings are made when JAX is imported.
+  guard = (config.jax_transfer_guard_host_to_device
+           or config.jax_transfer_guard or 'allow')
   def guarded(model):
     @functools.wraps(model, updated=())
     def call(*args):

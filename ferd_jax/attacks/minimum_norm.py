@@ -5,15 +5,18 @@ look for the smallest perturbation of each, and one run of them gives the robust
 accuracy at every radius.
 """
 
+from collections.abc import Callable
 from collections.abc import Sequence
 import dataclasses
 import functools
 import time
 from typing import Any
+from typing import overload
 import warnings
 import zlib
 
 import jax
+from jax.typing import ArrayLike
 import numpy as np
 
 import ferd_jax
@@ -37,13 +40,13 @@ RADII = {'L0': (0., 1., 2., 5., 10., 20., 50., 100.),
          'Linf': tuple(i / 255 for i in (0, 1, 2, 4, 6, 8, 12, 16))}
 
 
-def names(norm: str) -> tuple[str, ...]:
+def names(norm: geometry.Distance) -> tuple[str, ...]:
   """Returns the names of attacks that there are in a norm."""
   return ('fmn', *(('ddn',) if norm == 'L2' else ()),
           *(('fab', 'fab-t') if norm in geometry.NORMS else ()))
 
 
-def defaults(norm: str) -> tuple[str, ...]:
+def defaults(norm: geometry.Distance) -> tuple[str, ...]:
   """Returns the attacks that are taken where none are asked for."""
   return ('fmn', 'ddn') if norm == 'L2' else ('fmn',)
 
@@ -107,7 +110,14 @@ class Distances:
       return float('nan')
     return float(np.median(self.distances[self.correct]))
 
-  def robust_accuracy(self, eps: float | Sequence[float]
+  @overload
+  def robust_accuracy(self, eps: float) -> float: ...
+
+  @overload
+  def robust_accuracy(self, eps: Sequence[float] | np.ndarray
+                      ) -> np.ndarray: ...
+
+  def robust_accuracy(self, eps: float | Sequence[float] | np.ndarray
                       ) -> float | np.ndarray:
     """Returns the share of all images that withstand a radius, or several.
 
@@ -201,7 +211,7 @@ class MinimumNorm:
   Raises:
     ValueError: for a setting out of range.
   """
-  norm: str = 'L2'
+  norm: geometry.Distance = 'L2'
   attacks: tuple[str | tuple[str, attack_lib.Attack], ...] | None = None
   bounds: tuple[float, float] = (0., 1.)
 
@@ -233,15 +243,20 @@ class MinimumNorm:
   def names(self) -> tuple[str, ...]:
     """Of the attacks, in order."""
     return tuple(member if isinstance(member, str) else member[0]
-                 for member in self.attacks)
+                 for member in self._attacks)
+
+  @property
+  def _attacks(self) -> tuple[str | tuple[str, attack_lib.Attack], ...]:
+    return self.attacks or ()  # Of an instance it is never None.
 
   def members(self, num_classes: int) -> dict[str, attack_lib.Attack]:
     """Returns the attacks by name, in order, for a model with K classes."""
-    common = dict(bounds=self.bounds)
-    boundary = functools.partial(fab.FAB, None, self.norm, **common)
-    own = dict(member for member in self.attacks
+    common: dict[str, Any] = dict(bounds=self.bounds)
+    everywhere = common | dict(eps=None, norm=self.norm)
+    boundary = functools.partial(fab.FAB, **everywhere)
+    own = dict(member for member in self._attacks
                if not isinstance(member, str))
-    makers = {
+    makers: dict[str, Callable[[], attack_lib.Attack]] = {
         'fmn': functools.partial(fmn.FMN, norm=self.norm, **common),
         'ddn': functools.partial(ddn.DDN, **common), 'fab': boundary,
         'fab-t': functools.partial(boundary,
@@ -250,7 +265,7 @@ class MinimumNorm:
             for name in self.names}
 
   def __call__(self, logits_fn: attack_lib.LogitsFn, key: jax.Array,
-               x: np.ndarray, y: np.ndarray, *, batch_size: int = 256,
+               x: ArrayLike, y: ArrayLike, *, batch_size: int = 256,
                progress: bool | reporting.Reporter = True,
                parallel: parallels.Parallel | None = None) -> Distances:
     """Returns how far images are from being misclassified.
@@ -276,37 +291,40 @@ class MinimumNorm:
                 progress or reporting.SILENT)
     validate.count(batch_size=batch_size)
     validate.divisible(parallel.num_devices, 'devices', batch_size=batch_size)
-    x, y = jax.device_get((inputs.array('x', x), losses.wide_enough(
-        inputs.array('y', y))))
-    if np.issubdtype(x.dtype, np.floating):
-      x = x.astype(jax.dtypes.canonicalize_dtype(x.dtype), copy=False)
-    checks.data_set(x, y, 0., self.norm, self.bounds)
+    images, labels = jax.device_get((
+        inputs.array('x', x), losses.wide_enough(inputs.array('y', y))))
+    if np.issubdtype(images.dtype, np.floating):
+      images = images.astype(jax.dtypes.canonicalize_dtype(images.dtype),
+                             copy=False)
+    checks.data_set(images, labels, 0., self.norm, self.bounds)
     key = inputs.one_key(key)
-    num_classes = attack_lib.num_classes(logits_fn, x[:1])
-    checks.labels(y, num_classes)
-    y = y.astype(np.int32)
+    num_classes = attack_lib.num_classes(logits_fn, images[:1])
+    checks.labels(labels, num_classes)
+    labels = labels.astype(np.int32)
     members = self.members(num_classes)
     for member in members.values():
       member.check_num_classes(num_classes)
     with inputs.own_transfers():
-      run = _Run(logits_fn, key, x, y, batch_size, parallel, reporter)
-      notes = checks.outputs(run.clean_logits) + checks.layout(x.shape)
+      run = _Run(logits_fn, key, images, labels, batch_size, parallel,
+                 reporter)
+      notes = checks.outputs(run.clean_logits) + checks.layout(images.shape)
       notes += checks.clean_accuracy(run.correct.mean(), num_classes)
       found = {name: run.attack(name, member)
                for name, member in members.items()}
     checks.results(run.images, geometry.of(self.norm).diameter(
-        x.shape[1:], self.bounds), self.norm,
+        images.shape[1:], self.bounds), self.norm,
                    np.where(np.isfinite(run.distances), run.distances, 0),
                    self.bounds)
     for note in notes:
       warnings.warn(note, stacklevel=2)
     return Distances(
-        names=self.names, labels=y, correct=run.correct,
+        names=self.names, labels=labels, correct=run.correct,
         distances=run.distances, by_attack=found, images=run.images,
         predictions=run.predictions, seconds=run.seconds, warnings=notes,
-        settings={'norm': self.norm, 'bounds': self.bounds, 'images': len(y),
+        settings={'norm': self.norm, 'bounds': self.bounds,
+                  'images': len(labels),
                   'seed': jax.random.key_data(key).tolist(),
-                  'dtype': str(x.dtype), 'jax': jax.__version__,
+                  'dtype': str(images.dtype), 'jax': jax.__version__,
                   'ferd_jax': ferd_jax.__version__})
 
 

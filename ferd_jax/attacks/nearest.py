@@ -6,6 +6,8 @@ returned is the closest of all iterates that succeeded.
 """
 
 from collections.abc import Callable
+import typing
+from typing import Literal
 from typing import NamedTuple
 
 import jax
@@ -15,6 +17,9 @@ from ferd_jax import losses
 from ferd_jax.attacks import attack
 from ferd_jax.attacks import geometry
 from ferd_jax.core import validate
+
+# What is returned: the closest of all iterates that succeed, or the first.
+Keep = Literal['smallest', 'first']
 
 
 class NearestState(NamedTuple):
@@ -56,7 +61,7 @@ class Nearest(attack.Attack):
   eps: float | None
   step_size: float
   gamma: float
-  keep: str
+  keep: Keep
 
   def _check(self):
     """Raises ValueError for settings out of range, and freezes them."""
@@ -65,10 +70,10 @@ class Nearest(attack.Attack):
     validate.count(num_steps=self.num_steps)
     validate.positive(step_size=self.step_size)
     validate.in_range(0, 1, gamma=self.gamma)
-    validate.one_of(('smallest', 'first'), keep=self.keep)
+    validate.one_of(typing.get_args(Keep), keep=self.keep)
     attack.freeze(self, 'eps', 'step_size', 'gamma')
 
-  def first_radius(self, delta: jax.Array) -> jax.Array:
+  def first_radius(self, delta: jax.Array) -> jax.typing.ArrayLike:
     """Returns the radius `[B]` before the first step.
 
     Args:

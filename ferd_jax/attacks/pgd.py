@@ -55,7 +55,7 @@ class PGD(attack.Attack):
   step_size: float
   num_steps: int
   loss: Callable[..., jax.Array] | None = None
-  start: str = 'uniform'
+  start: geometry.Start = 'uniform'
   clip_start: bool = True
   bounds: tuple[float, float] = (0., 1.)
   unroll: bool | None = None

@@ -5,14 +5,21 @@ preset. All return the last iterate, without restarts. Those on the margin are
 PGD on the Carlini-Wagner loss, not their optimisation over the distance.
 """
 
+import typing
+from typing import Any
+from typing import Literal
+
 from ferd_jax import losses
 from ferd_jax.attacks import geometry
 from ferd_jax.attacks import pgd
 from ferd_jax.core import validate
 
 _CW = losses.carlini_wagner
+Name = Literal['fgsm', 'fgsm_fairard', 'pgd10', 'pgd20', 'pgd20_fairard',
+               'pgd20_trades', 'cw20', 'cw30_ciard', 'cw100_dfhl']
+PRESETS: tuple[str, ...] = typing.get_args(Name)
 # By name: step size over eps, and settings of PGD.
-_SETTINGS = {
+_SETTINGS: dict[Name, tuple[float, dict[str, Any]]] = {
     'fgsm': (1, dict(num_steps=1, start='zero')),
     'fgsm_fairard': (1, dict(num_steps=1, start='normal', clip_start=False)),
     'pgd10': (1 / 4, dict(num_steps=10)),
@@ -24,10 +31,9 @@ _SETTINGS = {
                                clip_steps=False)),
     'cw100_dfhl': (1 / 4, dict(num_steps=100, loss=_CW, clip_start=False)),
 }
-PRESETS = tuple(_SETTINGS)
 
 
-def preset(name: str, eps: float, norm: geometry.Norm = 'Linf',
+def preset(name: Name, eps: float, norm: geometry.Norm = 'Linf',
            bounds: tuple[float, float] = (0., 1.)) -> pgd.PGD:
   """Returns the attack of that name at radius `eps`.
 

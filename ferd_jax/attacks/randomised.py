@@ -19,11 +19,14 @@ is weaker than it could be. Here
 from collections.abc import Sequence
 import dataclasses
 import functools
+import typing
 from typing import Any
+from typing import Literal
 import warnings
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 import numpy as np
 
 from ferd_jax import losses
@@ -38,7 +41,8 @@ from ferd_jax.core import parallel as parallels
 from ferd_jax.core import reporting
 from ferd_jax.core import validate
 
-MEMBERS = ('apgd-ce', 'apgd-dlr', 'square')
+Member = Literal['apgd-ce', 'apgd-dlr', 'square']
+MEMBERS: tuple[Member, ...] = typing.get_args(Member)
 CLEAN = 'clean'
 _R, _S = parallels.REPLICATED, parallels.SHARDED
 # What keys are drawn for, apart from the attacks.
@@ -53,7 +57,7 @@ class MeanAPGD(apgd.APGD):
   prediction are those of the last pass. Logits are means here.
   """
   eot: int = 20
-  keep: str = 'best'
+  keep: apgd.Keep = 'best'
 
   def _evaluate(self, logits_fn, problem, x, key):
     def summed_loss(images, key):
@@ -95,6 +99,7 @@ class MeanSquare(square.Square):
            state: square.SquareState, key: jax.Array | None = None
            ) -> square.SquareState:
     """Returns the state after the comparison of `state.candidate`."""
+    assert key is not None  # It is stochastic.
     keys = jax.random.split(key, self.eot)
     new, fine = self._mean_margin(logits_fn, problem, state.candidate, keys)
     old, _ = self._mean_margin(logits_fn, problem, state.x_best,
@@ -256,8 +261,8 @@ class Randomised:
     fra31/auto-attack, issues 15 and 56, pull requests 104 and 105.
   """
   eps: float
-  norm: str = 'Linf'
-  attacks: Sequence[str] = MEMBERS
+  norm: geometry.Norm = 'Linf'
+  attacks: Sequence[Member] = MEMBERS
   eot: int = 20
   num_iterations: int = 100
   num_queries: int = 1000
@@ -282,12 +287,12 @@ class Randomised:
 
   def members(self) -> dict[str, attack.Attack]:
     """Returns the attacks by name, in order."""
-    common = dict(eps=self.eps, norm=self.norm, bounds=self.bounds,
-                  eot=self.eot)
+    common: dict[str, Any] = dict(
+        eps=self.eps, norm=self.norm, bounds=self.bounds, eot=self.eot)
     ascent = functools.partial(MeanAPGD, **common,
                                num_iterations=self.num_iterations,
                                large_radii=self.norm == 'L1')
-    every = {
+    every: dict[str, attack.Attack] = {
         'apgd-ce': ascent(loss=losses.cross_entropy),
         'apgd-dlr': ascent(loss=losses.dlr),
         'square': MeanSquare(**common, num_queries=self.num_queries,
@@ -295,7 +300,7 @@ class Randomised:
     return {name: every[name] for name in self.attacks}
 
   def __call__(self, logits_fn: attack.LogitsFn, key: jax.Array,
-               x: np.ndarray, y: np.ndarray, *, batch_size: int = 256,
+               x: ArrayLike, y: ArrayLike, *, batch_size: int = 256,
                shared_noise: bool = False,
                progress: bool | reporting.Reporter = True,
                parallel: parallels.Parallel | None = None
@@ -326,17 +331,17 @@ class Randomised:
     if shared_noise and parallel.num_devices > 1:
       raise ValueError('Expected one device for shared_noise=True, as devices '
                        f'share no draw, got {parallel.num_devices}.')
-    x, y = jax.device_get((inputs.image_array('x', x), losses.wide_enough(
-        inputs.array('y', y))))
-    checks.data_set(x, y, self.eps, self.norm, self.bounds)
+    images, labels = jax.device_get((
+        inputs.image_array('x', x), losses.wide_enough(inputs.array('y', y))))
+    checks.data_set(images, labels, self.eps, self.norm, self.bounds)
     key = inputs.one_key(key)
-    num_classes = attack.num_classes(logits_fn, x[:1], key)
-    checks.labels(y, num_classes)
+    num_classes = attack.num_classes(logits_fn, images[:1], key)
+    checks.labels(labels, num_classes)
     reporter = (reporting.TERMINAL if progress is True else
                 progress or reporting.SILENT)
     with inputs.own_transfers():
-      return _Session(self, logits_fn, key, x, y.astype(np.int32), batch_size,
-                      shared_noise, parallel, reporter).run()
+      return _Session(self, logits_fn, key, images, labels.astype(np.int32),
+                      batch_size, shared_noise, parallel, reporter).run()
 
 
 class _Session:

@@ -41,7 +41,8 @@ def write(path: os.PathLike | str, identity: dict[str, Any],
   """
   meta = json.dumps({'arrays': list(arrays), 'run': _run(identity)})
   with atomic.writing(epath.Path(path)) as file:
-    np.savez(file, meta=np.array(meta), **arrays)
+    everything: dict[str, Any] = {'meta': np.array(meta), **arrays}
+    np.savez(file, **everything)
 
 
 def read(path: os.PathLike | str,
@@ -56,11 +57,11 @@ def read(path: os.PathLike | str,
     Damaged: if the file is damaged.
     ValueError: if it is of another run (with what differs).
   """
-  path = epath.Path(path)
-  if not path.exists():
+  file_path = epath.Path(path)
+  if not file_path.exists():
     return None
   try:
-    with path.open('rb') as file:
+    with file_path.open('rb') as file:
       loaded = np.load(file, allow_pickle=False)
       meta = json.loads(str(loaded['meta']))
       found = dict(meta['run'])

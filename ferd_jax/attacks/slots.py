@@ -10,6 +10,7 @@ stochastic model's own noise is that of a batch.)
 import collections
 from collections.abc import Callable
 from collections.abc import Iterator
+import dataclasses
 import functools
 from typing import Any
 from typing import NamedTuple
@@ -29,7 +30,8 @@ _R, _S = parallels.REPLICATED, parallels.SHARDED
 _SHRINK = 2  # A compile pays off when the batch shrinks to half.
 
 
-class Outcome(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Outcome:
   """One attempt of the attack on one image.
 
   Attributes:

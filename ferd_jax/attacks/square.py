@@ -202,7 +202,7 @@ def start_tiled(x: jax.Array, eps: jax.Array, axis: jax.Array,
   side, tiles = start_tiles(shape)
   each = np.arange(len(shape), dtype=np.int32)
   cut = pattern((side,) * len(shape), jnp.zeros((len(shape),) * 2, jnp.int32),
-                jnp.full(len(shape), side), each, x.dtype, norm)
+                jnp.full(len(shape), side), jnp.asarray(each), x.dtype, norm)
   cut = jnp.tile(cut, (1, *tiles, 1))
   def spread(values):
     for i in range(len(shape)):
@@ -303,7 +303,8 @@ def draw(keys: jax.Array, number: jax.Array, side: jax.Array,
   """
   num_axes = len(shape)
   bits = _bits(keys, number, 2 * num_axes + 1 + num_channels)
-  places = jnp.maximum(np.array([shape + shape], np.int32) - side[:, None], 1)
+  room = np.array([(*shape, *shape)], np.int32)
+  places = jnp.maximum(room - side[:, None], 1)
   corners = bits[:, :2 * num_axes] % places.astype(jnp.uint32)
   corners = corners.astype(jnp.int32)
   axis = bits[:, 2 * num_axes] % np.uint32(num_axes)
@@ -350,8 +351,6 @@ class Square(attack.Attack):
   bounds: tuple[float, float] = (0., 1.)
   unroll: bool | None = None
 
-  step_cost = 1  # It asks for no gradient.
-
   def __post_init__(self):
     validate.non_negative(eps=self.eps)
     validate.positive(p_init=self.p_init)
@@ -365,6 +364,11 @@ class Square(attack.Attack):
   def num_steps(self) -> int:
     """Evaluations of the model: the start and the queries."""
     return self.num_queries + 1
+
+  @property
+  def step_cost(self) -> int:
+    """Of a step, in forward passes: it asks for no gradient."""
+    return 1
 
   def init(self, problem: attack.Problem) -> SquareState:
     """Returns the start: stripes (Linf), tiles, or `x_init` projected."""

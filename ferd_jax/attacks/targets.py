@@ -1,6 +1,8 @@
 """In which order a targeted attack takes the wrong classes."""
 
 from collections.abc import Callable
+import typing
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +13,8 @@ from ferd_jax.core import loops
 from ferd_jax.core import validate
 
 # 'logits': the highest first; 'malt': those the model is steepest towards.
-ORDERS = ('logits', 'malt')
+Order = Literal['logits', 'malt']
+ORDERS: tuple[str, ...] = typing.get_args(Order)
 CANDIDATES = 100  # of MALT, the classes with the highest logits
 
 
@@ -42,7 +45,7 @@ def ranked_classes(scores: jax.Array, rank: jax.Array) -> jax.Array:
 
 
 def malt_scores(evaluate: Callable[[jax.Array], jax.Array], x: jax.Array,
-                labels: jax.Array, norm: str,
+                labels: jax.Array, norm: geometry.Distance,
                 unroll: bool | None = None) -> jax.Array:
   """Returns how close the classes are where the model is linear, `[B, K]`.
 

@@ -119,7 +119,7 @@ def _read_archive(file: BinaryIO) -> tuple[_Sets, tuple[str, ...]]:
     layout = _layout(members)
     arrays = {name: _read_member(archive, members[name])
               for name in dict.fromkeys(sum(layout.values(), ()))}
-    names = (_read_member(archive, members['class_names'])
+    given = (_read_member(archive, members['class_names'])
              if 'class_names' in members else None)
   for x, y in dict.fromkeys(layout.values()):
     arrays[x], arrays[y] = _images(x, arrays[x]), _labels(y, arrays[y])
@@ -131,7 +131,7 @@ def _read_archive(file: BinaryIO) -> tuple[_Sets, tuple[str, ...]]:
     raise ValueError(f'images of all splits must have one shape, have {shapes}')
   labels = np.concatenate([arrays[y] for _, y in dict.fromkeys(
       layout.values())])
-  names = _class_names(names, labels)
+  names = _class_names(given, labels)
   return {split: (arrays[x], arrays[y].astype(np.int32))
           for split, (x, y) in layout.items()}, names
 

@@ -96,7 +96,7 @@ class Cifar10(_Builder, skip_registration=True):
           'c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd'),)
   SIZES = {'train': 50000, 'test': 10000}
 
-  _LABELS = {'label': class_names.CIFAR10}
+  _LABELS: Mapping[str, tuple[str, ...]] = {'label': class_names.CIFAR10}
   _BATCHES = {
       'train': tuple(f'cifar-10-batches-bin/data_batch_{i}.bin'
                      for i in range(1, 6)),

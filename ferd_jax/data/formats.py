@@ -59,7 +59,7 @@ def read_cifar(path: pathlib.Path, members: Iterable[str],
     ValueError: if a batch is not a whole number of records.
   """
   with tarfile.open(path) as tar:
-    content = b''.join(tar.extractfile(name).read() for name in members)
+    content = b''.join(_content(tar, name) for name in members)
   records = np.frombuffer(content, np.uint8).reshape(
       -1, num_labels + np.prod(_CIFAR_SHAPE))
   images = records[:, num_labels:].reshape(-1, *_CIFAR_SHAPE)
@@ -116,8 +116,7 @@ def read_stl10(path: pathlib.Path, split: str) -> tuple[np.ndarray, np.ndarray]:
     for member in tar:  # The rest of it is 2.5 GB of unlabelled images.
       name = member.name.removeprefix('./')
       if name in wanted:
-        content[wanted[name]] = np.frombuffer(tar.extractfile(member).read(),
-                                              np.uint8)
+        content[wanted[name]] = np.frombuffer(_content(tar, member), np.uint8)
       if len(content) == 2:
         break
   missing = sorted(set('Xy') - content.keys())
@@ -158,6 +157,18 @@ def rgb(encoded: bytes) -> bytes:
   """Returns an encoded RGB image unchanged, any other as an RGB PNG."""
   with Image.open(io.BytesIO(encoded)) as image:
     return encoded if image.mode == 'RGB' else _png(image.convert('RGB'))
+
+
+def _content(tar: tarfile.TarFile, member: str | tarfile.TarInfo) -> bytes:
+  """Returns the bytes of a file in an archive.
+
+  Raises:
+    KeyError: if there is none, or it is a directory.
+  """
+  file = tar.extractfile(member)
+  if file is None:
+    raise KeyError(f'{member!r} is no file of the archive.')
+  return file.read()
 
 
 def _png(image: Image.Image) -> bytes:

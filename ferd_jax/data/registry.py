@@ -121,7 +121,7 @@ def load(name: str, split: str = 'test', *, data_dir: str | None = None,
   if '://' in directory:
     raise validate.SettingError('data_dir', directory,
                                 'to be a directory of this machine.')
-  directory = pathlib.Path(directory).expanduser()
   images, labels, ids = builders.read(_TFDS_NAMES.get(name, name), split,
-                                      directory, download)
+                                      pathlib.Path(directory).expanduser(),
+                                      download)
   return Examples(images, labels, names, ids)

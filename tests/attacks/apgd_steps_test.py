@@ -108,10 +108,10 @@ def test_sparse_controller():
   chosen = steps.begin(moved_by([0, 1, 3, 30]), eps, chosen=True)
   np.testing.assert_array_equal(chosen.support, [0, 1, 3, 30])
   # Two thirds of them, at least one.
-  np.testing.assert_array_equal(chosen.count, [1, 1, 2, 20])
+  np.testing.assert_array_equal(chosen.num_moved, [1, 1, 2, 20])
   controller = steps.begin(moved_by([9, 9, 9, 9]), eps, chosen=False)
   np.testing.assert_array_equal(controller.support, [30] * 4)
-  np.testing.assert_array_equal(controller.count, [6] * 4)
+  np.testing.assert_array_equal(controller.num_moved, [6] * 4)
   np.testing.assert_array_equal(controller.step_size, eps)
 
   def control(controller, loss, counts, checkpoint, first=False):
@@ -128,7 +128,7 @@ def test_sparse_controller():
   np.testing.assert_array_equal(returns, [True, False, False, True])
   np.testing.assert_allclose(after.step_size, [2, 2 / 1.5, 2 / 1.5, 2])
   np.testing.assert_array_equal(after.support, [28, 29, 30, 0])
-  np.testing.assert_array_equal(after.count, [19, 20, 20, 1])
+  np.testing.assert_array_equal(after.num_moved, [19, 20, 20, 1])
   for _ in range(9):
     after, returns = control(after, [0., 0., 0., 0.], [28, 29, 30, 0], 1)
     assert not returns.any()
@@ -139,7 +139,7 @@ def test_sparse_step():
   steps, x = apgd_steps.of('L1'), np.full((2, 4), 0.5)
   controller = apgd_steps.SparseController(
       step_size=np.array([0.2, 0.6]), f_best=np.zeros(2),
-      support=np.zeros(2, int), count=np.array([2, 1]))
+      support=np.zeros(2, int), num_moved=np.array([2, 1]))
   gradient = np.array([[1., -3., 2., 0.], [0.1, 0.2, 0.3, -0.4]])
   move = apgd_steps.Move(centre=x, eps=np.full(2, 0.3), x=x, x_last=x,
                          gradient=gradient, first=np.zeros(2, bool))

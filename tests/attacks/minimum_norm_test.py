@@ -222,7 +222,8 @@ def test_an_attack_in_a_ball_at_its_own_radius(norm, eps):
   found = attacks.Distances(
       names=('pgd',), labels=np.array([0, 0, 1, 1]),
       correct=distances > 0, distances=distances, by_attack={},
-      images=np.zeros((4, 2, 2, 1), np.float32), warnings=[], seconds={},
+      images=np.zeros((4, 2, 2, 1), np.float32),
+      predictions=np.ones(4, np.int32), warnings=[], seconds={},
       settings={'norm': norm, 'bounds': (0., 1.)})
   assert found.robust_accuracy(eps) == 0.25
   np.testing.assert_array_equal(found.per_class(eps), [0, 0.5])
