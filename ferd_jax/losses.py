@@ -5,6 +5,7 @@ originals differ in their reductions. Attacks ascend, training descends.
 """
 
 from typing import Any
+from typing import Literal
 
 import jax
 from jax import lax
@@ -13,6 +14,7 @@ import numpy as np
 
 from ferd_jax.core import collectives
 
+Divisor = Literal['weights', 'batch']  # of the wMSE, see `decoupled_kl`
 _MASKED = -1e9  # the logit of a class that is never predicted
 
 
@@ -236,7 +238,7 @@ def weighted_mse(target_logits: jax.Array, logits: jax.Array,
 
 
 def decoupled_kl(target_logits: jax.Array, logits: jax.Array,
-                 weights: jax.Array, *, norm: str = 'weights',
+                 weights: jax.Array, *, norm: Divisor = 'weights',
                  axis_name: str | None = None) -> jax.Array:
   """Returns the decoupled KL loss of a batch: wMSE + soft cross-entropy.
 
@@ -262,7 +264,7 @@ def decoupled_kl(target_logits: jax.Array, logits: jax.Array,
 
 
 def decoupled_kl_terms(target_logits: jax.Array, logits: jax.Array,
-                       weights: jax.Array, *, norm: str = 'weights',
+                       weights: jax.Array, *, norm: Divisor = 'weights',
                        w_wmse: float = 1., w_ce: float = 1.,
                        temperature: float = 1.,
                        axis_name: str | None = None) -> jax.Array:

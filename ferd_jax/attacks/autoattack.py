@@ -29,6 +29,7 @@ Version = Literal['standard', 'plus', 'rand', 'fast', 'torchattacks_compat',
                   'custom']
 Member = Literal['apgd-ce', 'apgd-dlr', 'apgd-t', 'fab', 'fab-t', 'square']
 MEMBERS: tuple[Member, ...] = typing.get_args(Member)
+Other = Literal['fmn', 'ddn']  # of a 'custom' version, besides presets
 # The attacks of each version but 'custom', in order.
 VERSIONS: dict[Version, tuple[Member, ...]] = {
     'standard': ('apgd-ce', 'apgd-t', 'fab-t', 'square'),
@@ -80,7 +81,8 @@ class AutoAttack:
   eps: float
   norm: geometry.Norm = 'Linf'
   version: Version = 'standard'
-  attacks: tuple[str | tuple[str, attack.Attack], ...] = ()
+  attacks: tuple[Member | presets.Name | Other | tuple[str, attack.Attack],
+                 ...] = ()
   bounds: tuple[float, float] = (0., 1.)
 
   def __post_init__(self):

@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import time
 from typing import Any
+from typing import Literal
 from typing import overload
 import warnings
 import zlib
@@ -33,6 +34,7 @@ from ferd_jax.core import parallel as parallels
 from ferd_jax.core import reporting
 from ferd_jax.core import validate
 
+Member = Literal['fmn', 'ddn', 'fab', 'fab-t']
 # Radii of a table where none are asked for, of images in [0, 1].
 RADII = {'L0': (0., 1., 2., 5., 10., 20., 50., 100.),
          'L1': (0., 1., 2., 4., 8., 12., 16., 24.),
@@ -127,7 +129,7 @@ class Distances:
     shares = self.robust(eps).mean(-1)
     return shares if np.ndim(eps) else float(shares)
 
-  def robust(self, eps: float | Sequence[float]) -> np.ndarray:
+  def robust(self, eps: float | Sequence[float] | np.ndarray) -> np.ndarray:
     """Returns which images withstand a radius, bool `[N]`, or `[M, N]`.
 
     An image at just this distance is within the radius, and so is one whose
@@ -212,7 +214,7 @@ class MinimumNorm:
     ValueError: for a setting out of range.
   """
   norm: geometry.Distance = 'L2'
-  attacks: tuple[str | tuple[str, attack_lib.Attack], ...] | None = None
+  attacks: tuple[Member | tuple[str, attack_lib.Attack], ...] | None = None
   bounds: tuple[float, float] = (0., 1.)
 
   def __post_init__(self):
@@ -246,7 +248,7 @@ class MinimumNorm:
                  for member in self._attacks)
 
   @property
-  def _attacks(self) -> tuple[str | tuple[str, attack_lib.Attack], ...]:
+  def _attacks(self) -> tuple[Member | tuple[str, attack_lib.Attack], ...]:
     return self.attacks or ()  # Of an instance it is never None.
 
   def members(self, num_classes: int) -> dict[str, attack_lib.Attack]:
