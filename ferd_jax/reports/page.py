@@ -491,6 +491,7 @@ th:first-child, td:first-child { text-align: left; }
 .one { display: grid; gap: 0 2rem;
   grid-template-columns: repeat(auto-fit, minmax(min(100%, 33rem), 1fr)); }
 .one > section { min-width: 0; }
+.one > #results { grid-column: 1 / -1; }
 summary { cursor: pointer; color: #0a58a5; margin: .3rem 0; }
 footer { border-top: 1px solid #ccc; color: #666; font-size: .85rem;
   margin-top: 2rem; padding-top: .5rem; }
