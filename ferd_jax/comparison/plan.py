@@ -245,6 +245,9 @@ def check(run: Run) -> experiments.Experiment:
       another run, or a file cannot be read; the message has the row's name.
   """
   with _of_row(run.row):
+    if 'jsonl' not in run.config.log.writers:
+      raise ValueError("Expected log.writers with 'jsonl', which has the "
+                       'epochs that a comparison counts.')
     experiment = experiments.build(run.config)
     if (run.workdir / 'config.json').exists():
       work_directory.claim(run.workdir, experiment.identity)

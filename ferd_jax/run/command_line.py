@@ -31,6 +31,9 @@ _FLAG = re.compile(r'--?config(?:=(?P<value>.*))?$', re.DOTALL)
 _SETTING = re.compile(
     r'--?(?P<no>no)?config\.(?P<name>[\w.]+)(?:=(?P<value>.*))?$', re.DOTALL)
 _FRACTION = re.compile(r'\s*([-+.\deE]+)\s*/\s*([-+.\deE]+)\s*$')
+# What people call settings elsewhere.
+_ELSEWHERE = {'lr': 'learning_rate', 'wd': 'weight_decay', 'bs': 'batch_size',
+              'epochs': 'num_epochs', 'epsilon': 'eps', 'alpha': 'step_size'}
 _HELP = ('-h', '--help', '-help', '--helpfull', '-helpfull', '-?')
 
 
@@ -306,8 +309,10 @@ def _check_name(name, config):
             f'--config.{name} is a setting of {group}.name='
             f'{" or ".join(map(repr, others))}, not of '
             f'{config[group].name!r}.')
-  leaf = name.rpartition('.')[2]
-  close = [other for other in known if other.rpartition('.')[2] == leaf]
+  group, _, leaf = name.rpartition('.')
+  leaf = _ELSEWHERE.get(leaf, leaf)
+  close = [other for other in known if other == f'{group}.{leaf}'.lstrip('.')]
+  close += [other for other in known if other.rpartition('.')[2] == leaf]
   close += difflib.get_close_matches(name, known, n=3, cutoff=0.7)
   close += [other for other in known if difflib.get_close_matches(
       leaf, [other.rpartition('.')[2]], cutoff=0.8)]

@@ -149,3 +149,11 @@ def test_one_budget_on_fashion_mnist(tmp_path):
   assert max(passes.values()) < 1.1 * passes['FERD']
   assert min(passes.values()) > passes['FERD'] / 1.1
 
+
+
+def test_a_run_without_its_epochs_is_refused(tmp_path):
+  plan = plans.Plan('p', [plans.Row('x', 'digits:smoke', [
+      "--config.log.writers=('terminal',)"])])
+  run, *_ = plans.runs(plan, tmp_path)
+  with pytest.raises(ValueError, match="row 'x'.*log.writers with 'jsonl'"):
+    plans.check(run)
