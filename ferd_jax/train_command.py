@@ -116,8 +116,9 @@ def _run(parsed: command_line.Parsed, workdir: str,
       if not training:
         results = train.evaluate_run(experiment, workdir, reporter=reporter)
       elif experiment.parallel.agreed(results is not None):
-        reporter.line(f'{workdir} is finished. --mode=evaluate evaluates it '
-                      'again; without the directory the run starts anew.')
+        if jax.process_index() == 0:
+          print(f'{workdir} is finished. --mode=evaluate evaluates it again; '
+                'without the directory the run starts anew.')
       else:
         results = train.train(experiment, workdir, reporter=reporter)
     reporter.line(f'{programs}.')
