@@ -119,7 +119,7 @@ def control(controller: Controller, loss: jax.Array, period: jax.Array,
 
 
 class Steps:
-  """How APGD steps in a norm."""
+  """How APGD steps in a norm; a subclass for each kind says so."""
 
   def checkpoints(self, num_iterations: int) -> np.ndarray:
     """Returns int32 `[num_iterations + 1]`, 0 where there is no checkpoint."""

@@ -57,7 +57,7 @@ def same(dtype: jax.typing.DTypeLike) -> float:
 
 
 class Geometry:
-  """What a norm is to the attacks.
+  """What a norm is to the attacks, which a subclass for each says.
 
   Attributes:
     order: of the norm, as `numpy.linalg.norm` takes it.

@@ -490,7 +490,7 @@ def _of_channels(values, x):
 
 
 class _Patches:
-  """What Square puts into windows in a norm.
+  """What Square puts into windows in a norm, which a subclass says.
 
   Attributes:
     odd: whether windows have odd sides, of at least 3.

@@ -5,6 +5,7 @@ import io
 import re
 import sys
 
+import clocks
 import jax
 import pytest
 
@@ -24,18 +25,9 @@ class _Unreadable(dict):
     raise AssertionError('read although nothing is shown')
 
 
-class _Clock:
-
-  def __init__(self):
-    self.now = 0.
-
-  def __call__(self):
-    return self.now
-
-
 @pytest.fixture
 def clock():
-  return _Clock()
+  return clocks.Clock()
 
 
 @pytest.fixture

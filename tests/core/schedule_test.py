@@ -1,23 +1,14 @@
 """When all will be over, by a clock of the test's own."""
 
+import clocks
 import pytest
 
 from ferd_jax.core import schedule
 
 
-class Clock:
-  """Seconds that pass when the test says so."""
-
-  def __init__(self):
-    self.now = 0.
-
-  def __call__(self):
-    return self.now
-
-
 @pytest.fixture
 def clock():
-  return Clock()
+  return clocks.Clock()
 
 
 def _plan(clock, **works):
