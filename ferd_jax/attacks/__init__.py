@@ -15,8 +15,6 @@ or a config.
 from ferd_jax.attacks.apgd import APGD
 from ferd_jax.attacks.ascent import ascend
 from ferd_jax.attacks.attack import Attack
-from ferd_jax.attacks.attack import AttackResult
-from ferd_jax.attacks.attack import History
 from ferd_jax.attacks.attack import Problem
 from ferd_jax.attacks.autoattack import AutoAttack
 from ferd_jax.attacks.compiled import jit
@@ -33,6 +31,8 @@ from ferd_jax.attacks.presets import PRESETS
 from ferd_jax.attacks.presets import preset
 from ferd_jax.attacks.randomised import Randomised
 from ferd_jax.attacks.randomised import RandomisedResult
+from ferd_jax.attacks.results import AttackResult
+from ferd_jax.attacks.results import History
 from ferd_jax.attacks.square import Square
 from ferd_jax.attacks.utae import UTAE
 from ferd_jax.core.collectives import example_keys

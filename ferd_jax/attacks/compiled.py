@@ -18,6 +18,7 @@ import numpy as np
 from ferd_jax import losses
 from ferd_jax.attacks import attack as attacks
 from ferd_jax.attacks import inputs
+from ferd_jax.attacks import results
 from ferd_jax.core import collectives
 from ferd_jax.core import loops
 from ferd_jax.core import parallel as parallels
@@ -110,7 +111,7 @@ class CompiledAttack:
   def run(self, variables: Any, key: jax.Array, x: ArrayLike, y: Any,
           targets: Any = None, *, eps: ArrayLike | None = None,
           x_init: ArrayLike | None = None, indices: ArrayLike | None = None
-          ) -> attacks.AttackResult:
+          ) -> results.AttackResult:
     """Returns the images and what they achieve; arguments as for the call.
 
     On one device the first call gives the UserWarnings of `Attack.run`.
@@ -126,7 +127,7 @@ class CompiledAttack:
   def record(self, variables: Any, key: jax.Array, x: ArrayLike, y: Any,
              targets: Any = None, *, eps: ArrayLike | None = None,
              x_init: ArrayLike | None = None, indices: ArrayLike | None = None
-             ) -> tuple[attacks.AttackResult, attacks.History]:
+             ) -> tuple[results.AttackResult, results.History]:
     """Returns what `run` does, and losses and queries on the way."""
     if inputs.is_tracing(variables, key, x, y, targets, eps, x_init, indices):
       return self._attack.record(

@@ -186,11 +186,7 @@ class Session:
     """
     validate.count(batch_size=batch_size)
     validate.divisible(parallel.num_devices, 'devices', batch_size=batch_size)
-    images, labels = jax.device_get((
-        inputs.array('x', x), losses.wide_enough(inputs.array('y', y))))
-    if np.issubdtype(images.dtype, np.floating):
-      images = images.astype(jax.dtypes.canonicalize_dtype(images.dtype),
-                             copy=False)
+    images, labels = inputs.on_host(x, y)
     self._eps, self._norm = settings['eps'], settings['norm']
     self._bounds = settings['bounds']
     self._parallel, self._batch_size = parallel, batch_size

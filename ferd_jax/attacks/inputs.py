@@ -139,6 +139,20 @@ def image_array(name: str, value: Any) -> jax.Array | np.ndarray:
   return value.astype(jax.dtypes.canonicalize_dtype(value.dtype), copy=False)
 
 
+def on_host(x: Any, y: Any) -> tuple[np.ndarray, np.ndarray]:
+  """Returns the images and labels of a data set as they come, as NumPy's.
+
+  Floats are of a type that JAX computes in, labels wide enough for any class;
+  `checks.data_set` says what is wrong with them.
+  """
+  images, labels = jax.device_get((
+      array('x', x), losses.wide_enough(array('y', y))))
+  if np.issubdtype(images.dtype, np.floating):
+    images = images.astype(jax.dtypes.canonicalize_dtype(images.dtype),
+                           copy=False)
+  return images, labels
+
+
 def checked_images(x: Any, **targets: Any) -> jax.Array:
   """Returns `x` as a JAX array after checking it and what belongs to it.
 

@@ -21,7 +21,6 @@ from jax.typing import ArrayLike
 import numpy as np
 
 import ferd_jax
-from ferd_jax import losses
 from ferd_jax.attacks import attack as attack_lib
 from ferd_jax.attacks import checks
 from ferd_jax.attacks import compiled
@@ -293,11 +292,7 @@ class MinimumNorm:
                 progress or reporting.SILENT)
     validate.count(batch_size=batch_size)
     validate.divisible(parallel.num_devices, 'devices', batch_size=batch_size)
-    images, labels = jax.device_get((
-        inputs.array('x', x), losses.wide_enough(inputs.array('y', y))))
-    if np.issubdtype(images.dtype, np.floating):
-      images = images.astype(jax.dtypes.canonicalize_dtype(images.dtype),
-                             copy=False)
+    images, labels = inputs.on_host(x, y)
     checks.data_set(images, labels, 0., self.norm, self.bounds)
     key = inputs.one_key(key)
     num_classes = attack_lib.num_classes(logits_fn, images[:1])
