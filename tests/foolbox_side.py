@@ -5,6 +5,34 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+BATCH, SHAPE, NUM_CLASSES, STEPS = 8, (3, 3, 2), 4, 30
+_RNG = np.random.default_rng(1)
+FIRST = 0.6 * _RNG.normal(size=(18, 8))
+SECOND = _RNG.normal(size=(8, NUM_CLASSES))
+X = np.clip(_RNG.uniform(-.2, 1.2, (BATCH, *SHAPE)), 0, 1)
+
+
+def net(x, tanh=jnp.tanh):
+  first, second = (w.astype(x.dtype) for w in (FIRST, SECOND))
+  return tanh((x - 0.5).reshape(len(x), -1) @ first) @ second
+
+
+Y = net(X, np.tanh).argmax(-1)
+Y[0] = (Y[0] + 1) % NUM_CLASSES  # Wrong as it is.
+
+
+def trace(attack, x, y, targets=None):
+  """Returns what is queried `[steps, B, ...]`, and the images."""
+  problem, _ = attack.check(net, jax.random.key(0), x, y, targets)
+  def step(state, _):
+    after = attack.step(net, problem, state)
+    return after, state.x
+  def run():
+    last, queried = jax.lax.scan(step, attack.init(problem),
+                                 length=attack.num_steps)
+    return queried, attack.images(problem, last)
+  return map(np.asarray, jax.jit(run)())
+
 
 def run(name, net, x, y, targets=None, project=None, **settings):
   """Returns the queried points `[steps, B, ...]` and the result.

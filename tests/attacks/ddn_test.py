@@ -1,6 +1,13 @@
 """Tests of ferd_jax.attacks.ddn, also against foolbox on the same function."""
 
 import foolbox_side
+from foolbox_side import BATCH
+from foolbox_side import NUM_CLASSES
+from foolbox_side import STEPS
+from foolbox_side import X
+from foolbox_side import Y
+from foolbox_side import net
+from foolbox_side import trace
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,41 +15,11 @@ import pytest
 
 from ferd_jax import attacks
 
-BATCH, SHAPE, NUM_CLASSES, STEPS = 8, (3, 3, 2), 4, 30
-
 
 @pytest.fixture(scope='module', autouse=True)
 def _float64():
   with jax.enable_x64(True):
     yield
-
-
-_RNG = np.random.default_rng(1)
-FIRST = 0.6 * _RNG.normal(size=(18, 8))
-SECOND = _RNG.normal(size=(8, NUM_CLASSES))
-X = np.clip(_RNG.uniform(-.2, 1.2, (BATCH, *SHAPE)), 0, 1)
-
-
-def net(x, tanh=jnp.tanh):
-  first, second = (w.astype(x.dtype) for w in (FIRST, SECOND))
-  return tanh((x - 0.5).reshape(len(x), -1) @ first) @ second
-
-
-Y = net(X, np.tanh).argmax(-1)
-Y[0] = (Y[0] + 1) % NUM_CLASSES  # Wrong as it is.
-
-
-def trace(attack, x, y, targets=None):
-  """Returns what is queried `[steps, B, ...]`, and the images."""
-  problem, _ = attack.check(net, jax.random.key(0), x, y, targets)
-  def step(state, _):
-    after = attack.step(net, problem, state)
-    return after, state.x
-  def run():
-    last, queried = jax.lax.scan(step, attack.init(problem),
-                                 length=attack.num_steps)
-    return queried, attack.images(problem, last)
-  return map(np.asarray, jax.jit(run)())
 
 
 @pytest.mark.parametrize('targeted', [False, True])

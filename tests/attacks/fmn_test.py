@@ -4,6 +4,14 @@ import functools
 import math
 
 import foolbox_side
+from foolbox_side import BATCH
+from foolbox_side import NUM_CLASSES
+from foolbox_side import SHAPE
+from foolbox_side import STEPS
+from foolbox_side import X
+from foolbox_side import Y
+from foolbox_side import net
+from foolbox_side import trace
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,8 +21,6 @@ from ferd_jax import attacks
 from ferd_jax.attacks import fmn
 from ferd_jax.attacks import geometry
 
-BATCH, SHAPE, NUM_CLASSES, STEPS = 8, (3, 3, 2), 4, 30
-
 
 @pytest.fixture(scope='module', autouse=True)
 def _float64():
@@ -22,34 +28,8 @@ def _float64():
     yield
 
 
-_RNG = np.random.default_rng(1)
-FIRST = 0.6 * _RNG.normal(size=(18, 8))
-SECOND = _RNG.normal(size=(8, NUM_CLASSES))
-X = np.clip(_RNG.uniform(-.2, 1.2, (BATCH, *SHAPE)), 0, 1)
-
-
-def net(x, tanh=jnp.tanh):
-  first, second = (w.astype(x.dtype) for w in (FIRST, SECOND))
-  return tanh((x - 0.5).reshape(len(x), -1) @ first) @ second
-
-
-Y = net(X, np.tanh).argmax(-1)
-Y[0] = (Y[0] + 1) % NUM_CLASSES  # Wrong as it is.
 CLASSES = {'L0': 'L0FMNAttack', 'L1': 'L1FMNAttack', 'L2': 'L2FMNAttack',
            'Linf': 'LInfFMNAttack'}
-
-
-def trace(attack, x, y, targets=None):
-  """Returns what is queried `[steps, B, ...]`, and the images."""
-  problem, _ = attack.check(net, jax.random.key(0), x, y, targets)
-  def step(state, _):
-    after = attack.step(net, problem, state)
-    return after, state.x
-  def run():
-    last, queried = jax.lax.scan(step, attack.init(problem),
-                                 length=attack.num_steps)
-    return queried, attack.images(problem, last)
-  return map(np.asarray, jax.jit(run)())
 
 
 def clip_l2(delta, radius):
