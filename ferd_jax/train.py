@@ -40,6 +40,7 @@ from ferd_jax.models import frozen as frozens
 from ferd_jax.run import budget as budgets
 from ferd_jax.run import checkpoints as checkpointing
 from ferd_jax.run import doubts
+from ferd_jax.run import epoch_metrics
 from ferd_jax.run import experiment as experiments
 from ferd_jax.run import export
 from ferd_jax.run import lock
@@ -345,8 +346,10 @@ def _train(experiment, workdir, stop_after, reporter, owned, stack):
         state = done.state
         gathered = states.gathered(method, state)
         _check_finite(gathered, number)
-      metrics = done.metrics | _kept_metrics(done, method.num_classes)
-      metrics |= _spent(method, number) | _class_metrics(state.sampler)
+      metrics = done.metrics | epoch_metrics.of_pool(
+          done.labels, done.judged, method.num_classes)
+      metrics |= epoch_metrics.of_budget(method, number)
+      metrics |= epoch_metrics.of_sampler(state.sampler)
       _warn(doubts.of_epoch(metrics, done.images, method.num_classes), number,
             warned, reporter)
       metrics['devices'] = _devices(method)
@@ -611,45 +614,6 @@ def _check_finite(state: states.TrainState, number: int) -> None:
     if not np.all(np.isfinite(np.asarray(leaf))):
       raise FloatingPointError(
           f'Not finite: {jax.tree_util.keystr(path)} after epoch {number}.')
-
-
-def _class_metrics(sampler) -> dict:
-  """Returns what a sampler keeps of each class, for the log."""
-  probs = np.asarray(sampler.probs)
-  # A starved class has probability 0 in float32; its logarithm is kept finite.
-  lowest = max(probs.min(), np.finfo(np.float32).tiny)
-  values = {'sampler/min_log_prob': float(np.log(lowest)),
-            'sampler/max_prob': float(probs.max())}
-  for name, value in vars(sampler).items():
-    if np.shape(value) == probs.shape:
-      values[f'sampler/{name}'] = np.asarray(value).tolist()
-  return values
-
-
-def _kept_metrics(done, num_classes) -> dict:
-  """Returns how often the teacher predicts what the pool's images are for."""
-  if done.judged is None:
-    return {}
-  right, counts = (
-      np.bincount(labels, minlength=num_classes).tolist()
-      for labels in (done.labels[done.judged.labels == done.labels],
-                     done.labels))
-  return {
-      'synthesis/kept_agreement': float(done.judged.agreement),
-      'synthesis/kept_agreement_per_class': [
-          each / count if count else None
-          for each, count in zip(right, counts, strict=True)],
-      'synthesis/kept_per_class': counts}
-
-
-def _spent(method, number) -> dict[str, int]:
-  """Returns steps and images of the epochs up to `number`."""
-  spent = budgets.of(method, number)
-  found = {'distill/steps': spent.student_steps}
-  if not method.synthesis.rounds.reads_data:
-    found |= {'synthesis/steps': spent.generator_steps,
-              'synthesis/images': spent.images}
-  return found
 
 
 def _samples(method, steps, teachers, done):
