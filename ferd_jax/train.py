@@ -407,13 +407,15 @@ def _evaluate(experiment, workdir, final, reporter):
           budgets.of(experiment.method, saved.last_epoch)) | {
               'seconds': progresses.train_seconds(saved.metrics)})
   protocol, found = experiment.protocol, workdir / _FOUND
+  shared = experiment.config.eval.teacher_dir
   if found.exists() and not found.is_dir() and jax.process_index() == 0:
     checkpointing.put_aside(found, workdir / checkpointing.DAMAGED / _FOUND)
   results = evaluations.evaluate(
       subject, protocol, experiment.parallel,
       key=states.key_once(states.host_key(saved.state),
                           states.Once.EVALUATION),
-      evaluators=experiment.evaluators, state_dir=found, reporter=reporter)
+      evaluators=experiment.evaluators, state_dir=found,
+      found_dirs={'teacher': shared} if shared else None, reporter=reporter)
   if jax.process_index() == 0:
     if final:
       exported, missing = export.write(experiment, saved.state, results,

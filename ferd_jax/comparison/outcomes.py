@@ -19,8 +19,9 @@ from ferd_jax.run import settings
 from ferd_jax.run import work_directory
 
 # Settings in which runs of one method may differ: not only the seed.
-_FREE = ('seed', 'data.dir', 'log', 'max_minutes', 'parallel', 'pool.place',
-         'teacher.path', 'teachers.*.path', 'format', 'ferd_jax')
+_FREE = ('seed', 'data.dir', 'eval.teacher_dir', 'log', 'max_minutes',
+         'parallel', 'pool.place', 'teacher.path', 'teachers.*.path', 'format',
+         'ferd_jax')
 _IMAGES = ('dataset', 'split', 'num_examples', 'norm', 'eps')
 
 

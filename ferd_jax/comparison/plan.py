@@ -22,6 +22,8 @@ from ferd_jax.run import config_files
 from ferd_jax.run import experiment as experiments
 from ferd_jax.run import work_directory
 
+# Of a comparison, for what is found of teachers. No row's begins like this.
+_TEACHERS = '_teachers'
 _FOLDER = config_files.ROOT / 'configs' / 'comparisons'
 
 
@@ -208,7 +210,8 @@ def runs(plan: Plan, workdir: pathlib.Path,
 
 def _of_seed(plan, workdir, more, seed) -> Iterator[Run]:
   for row in plan.rows:
-    flags = [*setting_flags(plan.settings), *row.flags, *more]
+    flags = [*setting_flags({'eval.teacher_dir': workdir / _TEACHERS}),
+             *setting_flags(plan.settings), *row.flags, *more]
     # Two flags for one setting: the last one counts.
     last = {flag.partition('=')[0]: flag for flag in flags}
     flags = [*last.values(), f'--config.seed={seed}']

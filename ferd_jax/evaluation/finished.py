@@ -52,7 +52,7 @@ def once(directory: epath.PathLike | None, name: str, run: str,
     reporter.line(f'Warning: Cannot read {path}: {errors.reason(error)}. '
                   f'{name} is done again.')
   if parallel.all_agree(found is not None):
-    reporter.line(f'{name}: found by an earlier start, not done again.')
+    reporter.line(f'{name}: found before, not done again.')
     return found['values']
   values = _read_back(compute())
   if parallel.is_first:

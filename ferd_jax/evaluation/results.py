@@ -124,6 +124,7 @@ def evaluate(subject: Subject, protocol: Protocol,
              parallel: parallels.Parallel, *, key: jax.Array | None = None,
              evaluators: Mapping[str, robustness.Evaluator] | None = None,
              state_dir: epath.PathLike | None = None,
+             found_dirs: Mapping[str, epath.PathLike] | None = None,
              reporter: reporting.Reporter = reporting.SILENT
              ) -> dict[str, Any]:
   """Returns how robust and fair the models are, JSON values.
@@ -136,6 +137,8 @@ def evaluate(subject: Subject, protocol: Protocol,
     evaluators: by model, those that are compiled already.
     state_dir: keeps every attack and table as soon as it is done, so that it
       is not repeated, and the state of an AutoAttack that is interrupted.
+    found_dirs: by model, what keeps that which is done in its place, for other
+      evaluations of the same model, too.
     reporter: told of every attack that is done.
 
   Raises:
@@ -172,6 +175,7 @@ def evaluate(subject: Subject, protocol: Protocol,
     expect(subject, protocol, reporter)
     for name, (model, variables) in subject.models.items():
       place = reporter.within(name)
+      found_dir = (found_dirs or {}).get(name, state_dir)
       doubt = mean_sparse.doubt(model)
       if doubt:
         reporter.line(f'Warning: {doubt}')
@@ -180,7 +184,7 @@ def evaluate(subject: Subject, protocol: Protocol,
           model, num_classes, parallel)
       results['models'][name] = found = evaluator(
           variables, images, labels, key, protocol.attacks,
-          state_dir=state_dir,
+          state_dir=state_dir, found_dir=found_dir,
           on_result=_teller(name, protocol, len(labels), num_classes, reporter),
           reporter=place)
       if doubt:  # What a table would hide.
@@ -196,12 +200,12 @@ def evaluate(subject: Subject, protocol: Protocol,
       if number:
         results['targets'][name] = _targets(
             protocol, model, variables, num_classes, images[:number],
-            labels[:number], key, parallel, state_dir, place)
+            labels[:number], key, parallel, found_dir, place)
         reporter.remains({f'{name}, targets': 0})
       if protocol.curve_radii:
         results['curves'][name] = curve = _curve(
             protocol, model, variables, num_classes, images, labels, key,
-            parallel, state_dir, place)
+            parallel, found_dir, place)
         remark = mean_sparse.doubt(model)
         if remark:
           curve['warnings'] = [*curve['warnings'], remark]
@@ -209,14 +213,14 @@ def evaluate(subject: Subject, protocol: Protocol,
         try:
           results.setdefault('diagnosis', {})[name] = _diagnosis(
               protocol, model, variables, images, labels, key, parallel,
-              state_dir, place)
+              found_dir, place)
         except diagnosis.NothingToAttack as error:  # Its accuracies say so.
           reporter.line(f'Warning: {name} is not diagnosed. {error}')
   return tables.json_values(results)
 
 
 def _diagnosis(protocol, model, variables, images, labels, key, parallel,
-               state_dir, reporter):
+               found_dir, reporter):
   """Returns what `attacks.diagnose` says of a model, computed or kept."""
   number = protocol.diagnosed_examples
   # Also of a model that is wrong about half there are enough.
@@ -230,9 +234,9 @@ def _diagnosis(protocol, model, variables, images, labels, key, parallel,
         key, images, labels, protocol.eps, norm=protocol.norm,
         num_images=number, batch_size=each * parallel.num_devices,
         progress=reporter, parallel=parallel).json_values()
-  run = '' if state_dir is None else _run_of(
+  run = '' if found_dir is None else _run_of(
       protocol, model, variables, images, labels, key, f'{number} {each}')
-  return finished.once(state_dir, 'diagnosis', run, compute, parallel, reporter)
+  return finished.once(found_dir, 'diagnosis', run, compute, parallel, reporter)
 
 
 def _run_of(protocol, model, variables, images, labels, key, more):
@@ -275,27 +279,27 @@ def _teller(name, protocol, num_images, num_classes, reporter):
 
 
 def _targets(protocol, model, variables, num_classes, images, labels, key,
-             parallel, state_dir, reporter):
+             parallel, found_dir, reporter):
   """Returns what is reported of the targets of a model, computed or kept."""
   def compute():
     analysis = protocol.target_analysis(model, num_classes, parallel)
     return analysis(variables, images, labels, key,
                     reporter=reporter).json_values()
-  run = '' if state_dir is None else _run_of(
+  run = '' if found_dir is None else _run_of(
       protocol, model, variables, images, labels, key, str(num_classes))
-  return finished.once(state_dir, 'targets', run, compute, parallel, reporter)
+  return finished.once(found_dir, 'targets', run, compute, parallel, reporter)
 
 
 def _curve(protocol, model, variables, num_classes, images, labels, key,
-           parallel, state_dir, reporter):
+           parallel, found_dir, reporter):
   """Returns the curve of a model, computed or kept."""
   def compute():
     return curves.curve(
         model, variables, images, labels, key, num_classes,
         protocol.minimum_norm, protocol.curve_radii, protocol.batch_size,
         parallel, ddof=protocol.ddof, reporter=reporter)
-  run = '' if state_dir is None else _run_of(
+  run = '' if found_dir is None else _run_of(
       protocol, model, variables, images, labels, key,
       f'{num_classes} {saved.described(protocol.minimum_norm)} '
       f'{protocol.curve_radii} {protocol.ddof}')
-  return finished.once(state_dir, 'curve', run, compute, parallel, reporter)
+  return finished.once(found_dir, 'curve', run, compute, parallel, reporter)

@@ -140,6 +140,7 @@ class Evaluator:
   def __call__(self, variables: Any, images: np.ndarray, labels: np.ndarray,
                key: jax.Array, names: Sequence[str] | None = None, *,
                state_dir: epath.PathLike | None = None,
+               found_dir: epath.PathLike | None = None,
                on_result: Callable[[str, dict], None] | None = None,
                reporter: reporting.Reporter = reporting.SILENT
                ) -> dict[str, dict]:
@@ -153,6 +154,8 @@ class Evaluator:
       names: of the attacks to run; default: all.
       state_dir: keeps what every attack found as soon as it is done, so that
         it is not repeated, and the state of an AutoAttack that is interrupted.
+      found_dir: keeps what is done in its place, for others that measure the
+        same model, too.
       on_result: called with the name of every attack that is done and what is
         returned of it.
       reporter: shows how far each attack is.
@@ -169,13 +172,14 @@ class Evaluator:
       ValueError: for what else AutoAttack refuses.
     """
     images, labels = _checked(images, labels)
-    data = '' if state_dir is None else digests.of_arrays(
+    found_dir = found_dir or state_dir
+    data = '' if found_dir is None else digests.of_arrays(
         (variables, images, labels, jax.random.key_data(key)))
     report = {}
     for name in self.attacks if names is None else names:
       run = self._run(name, data)
       report[name] = finished.once(
-          state_dir, name, run,
+          found_dir, name, run,
           lambda name=name, run=run: self._summary(
               name, variables, images, labels, key,
               state_dir and epath.Path(state_dir) / f'{name}-{run[:16]}.npz',

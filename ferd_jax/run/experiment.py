@@ -4,6 +4,7 @@ from collections.abc import Mapping
 import dataclasses
 import functools
 import hashlib
+import pathlib
 import re
 from typing import Any
 
@@ -17,6 +18,7 @@ import numpy as np
 
 import ferd_jax
 from ferd_jax import data
+from ferd_jax.core import buckets
 from ferd_jax.core import errors
 from ferd_jax.core import memory
 from ferd_jax.core import parallel as parallels
@@ -349,6 +351,7 @@ def _check(config):
     robustness.check_names(attacks=options.attacks,
                            curve_attacks=options.curve_attacks)
     validate.one_of((0, 1), nsd_ddof=options.nsd_ddof)
+    _check_directory('teacher_dir', options.teacher_dir)
     validate.count(0, every=options.every,
                    autoattack_examples=options.autoattack_examples,
                    target_examples=options.target_examples,
@@ -376,6 +379,13 @@ def _check(config):
     if len(set(config.log.writers)) < len(config.log.writers):
       raise validate.SettingError('writers', tuple(config.log.writers),
                                   'to name each once.')
+
+
+def _check_directory(setting, place):
+  """Raises ValueError for a file, or a bucket that nothing here can read."""
+  buckets.check(place)
+  if place and pathlib.Path(place).is_file():
+    raise validate.SettingError(setting, place, 'to be a directory.')
 
 
 def _check_name(name):

@@ -127,6 +127,8 @@ _EVAL = {
                         'every wrong class; 0: none'),
     'diagnosed_examples': (0, 'on so many it is looked whether gradients are '
                            'masked (attacks.diagnose); 0: none'),
+    'teacher_dir': ('', 'directory for what is found of the teacher: runs '
+                    'that share it attack each teacher once'),
     'batch_size': (512, 'images a step, over all devices; on CPU at most those '
                    'that fit its cache, which changes no number'),
     'every': (10, 'epochs between points of the learning curve; 0: none'),

@@ -40,8 +40,8 @@ TRAINING_DATA = 'training_data'
 # is compared by digest and network.
 _FREE = ('data.dir', 'eval.attacks', 'eval.autoattack_examples',
          'eval.batch_size', 'eval.diagnosed_examples', 'eval.nsd_ddof',
-         'eval.target_examples', 'log', 'max_minutes', 'parallel', 'pool.place',
-         'teacher', 'teachers')
+         'eval.target_examples', 'eval.teacher_dir', 'log', 'max_minutes',
+         'parallel', 'pool.place', 'teacher', 'teachers')
 # What may differ, besides, when a saved student is only evaluated.
 _FREE_TO_EVALUATE = ('data', 'eps', 'eval.curve_attacks', 'eval.curve_examples',
                      'eval.every', 'step_size', TRAINING_DATA)

@@ -31,6 +31,9 @@ def test_every_seed_of_every_row_in_turn(tmp_path):
   assert config.eval.attacks == ('clean',) and config.eps == 0.1
   assert config.student.width is None
   assert runs[0].config.inner.gamma == 0.1
+  # Each attacks the same teacher; it is done once.
+  assert len({run.config.eval.teacher_dir for run in runs}) == 1
+  assert runs[0].config.eval.teacher_dir == str(tmp_path / '_teachers')
   assert len([flag for flag in runs[3].flags if 'gamma' in flag]) == 1
 
 

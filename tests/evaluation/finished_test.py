@@ -34,7 +34,7 @@ def test_what_is_kept_is_said(tmp_path, capsys):
   assert not capsys.readouterr().err
   _once(tmp_path, [])
   assert capsys.readouterr().err == (
-      'fgsm: found by an earlier start, not done again.\n')
+      'fgsm: found before, not done again.\n')
 
 
 def test_without_a_directory_nothing_is_kept(tmp_path, monkeypatch):

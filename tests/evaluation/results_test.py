@@ -72,6 +72,31 @@ def test_diagnosis_is_kept_and_printed(tmp_path):
   assert run() == found
 
 
+def test_evaluations_of_one_model_share_what_is_found(tmp_path):
+  protocol = results.Protocol(
+      attacks=('clean', 'fgsm', 'autoattack_fast'), eps=0.02, batch_size=4,
+      target_examples=2, diagnosed_examples=3)
+  both = subject(('teacher', Linear()), ('student', Linear(8)))
+  def run(name):
+    reporter = Lines()
+    found = results.evaluate(
+        both, protocol, parallel.create('jit'), state_dir=tmp_path / name,
+        found_dirs={'teacher': tmp_path / 'shared'}, reporter=reporter)
+    return found, [line for line in reporter.lines if 'found before' in line]
+  first, before = run('first')
+  assert not before
+  second, before = run('second')
+  for part in ('models', 'targets', 'diagnosis'):
+    assert second[part]['teacher'] == first[part]['teacher']
+  assert [line.split(':')[0] for line in before] == [
+      f'teacher, {part}' for part in (*protocol.attacks, 'targets',
+                                      'diagnosis')]
+  assert len(list((tmp_path / 'shared').iterdir())) == 5
+  assert len(list((tmp_path / 'second').glob('*.json'))) == 5  # the student's
+  # Nothing that is unfinished is shared.
+  assert not list((tmp_path / 'shared').glob('*.npz'))
+
+
 def test_a_model_that_is_never_right_is_not_diagnosed():
   protocol = results.Protocol(attacks=('clean',), eps=0.02, batch_size=12,
                               diagnosed_examples=3)
