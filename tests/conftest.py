@@ -47,3 +47,10 @@ def _forget_what_was_compiled():
   if not _MAPS.exists() or len(_MAPS.read_bytes().splitlines()) > _FULL:
     jax.clear_caches()
     gc.collect()
+
+
+@pytest.fixture(scope='module')
+def float64():
+  """All of a module computes in it: `pytest.mark.usefixtures('float64')`."""
+  with jax.enable_x64(True):
+    yield

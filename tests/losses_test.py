@@ -9,11 +9,7 @@ import pytest
 
 from ferd_jax import losses
 
-
-@pytest.fixture(scope='module', autouse=True)
-def _float64():
-  with jax.enable_x64(True):
-    yield
+pytestmark = pytest.mark.usefixtures('float64')
 
 
 # One compilation is faster than one for each operation.

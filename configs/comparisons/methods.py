@@ -31,6 +31,18 @@ _CONSTANTS = {
     'tap layer1': {'synthesis.tap': 'layer1'},
     'tap layer2': {'synthesis.tap': 'layer2'},
 }
+# What FERD's paper does not have (docs/method.md, further settings).
+_CHANGES = {
+    'CutMix': {'distill.mix': 'cutmix'},
+    'attacked views': {'synthesis.attacked_steps': 1},
+    'memory 0.5': {'sampler.memory': 0.5},
+    'average 0.99': {'distill.average': 0.99},
+    'L_adv if agreed': {'synthesis.adv_agreed': True},
+    'prior at T 4': {'outer.prior_temperature': 4.},
+}
+# Of them, together: images that are in the teacher's robust region, margins
+# that mean something for it, and more of each image.
+_TOGETHER = ('CutMix', 'attacked views', 'memory 0.5')
 # Other syntheses, each with RSLAD's attack and loss: `configs/baselines/`.
 _BASELINES = {
     'DAFL': 'dafl', 'ZSKT': 'zskt', 'DFAD': 'dfad', 'DFQ': 'dfq',
@@ -75,6 +87,16 @@ def constants(config: str) -> list[plans.Row]:
   """Returns FERD with other gamma, tau, clean weight and tap."""
   return [plans.Row(name, config, settings)
           for name, settings in _CONSTANTS.items()]
+
+
+def changes(config: str) -> list[plans.Row]:
+  """Returns FERD with each change of `_CHANGES`, and with some together."""
+  together = {}
+  for name in _TOGETHER:
+    together |= _CHANGES[name]
+  rows = [*_CHANGES.items(), (', '.join(_TOGETHER), together)]
+  return [plans.Row(f'with {name}', config, settings)
+          for name, settings in rows]
 
 
 def baselines(config: str, *names: str, **settings: float

@@ -8,11 +8,7 @@ import pytest
 from ferd_jax.attacks import apgd_steps
 from ferd_jax.attacks import geometry
 
-
-@pytest.fixture(scope='module', autouse=True)
-def _float64():
-  with jax.enable_x64(True):
-    yield
+pytestmark = pytest.mark.usefixtures('float64')
 
 
 CHECKPOINTS = {

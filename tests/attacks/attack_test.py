@@ -50,10 +50,7 @@ _ATTACKS = {
 every_attack = pytest.mark.parametrize('name', _ATTACKS)
 
 
-@pytest.fixture(scope='module', autouse=True)
-def _float64():
-  with jax.enable_x64(True):
-    yield
+pytestmark = pytest.mark.usefixtures('float64')
 
 
 def _net(x):

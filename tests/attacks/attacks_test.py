@@ -19,12 +19,7 @@ from ferd_jax.attacks import attack as attack_module
 
 EPS, STEP = 8 / 255, 2 / 255
 SHAPE = (4, 3, 2, 1)
-
-
-@pytest.fixture(scope='module', autouse=True)
-def _float64():
-  with jax.enable_x64(True):
-    yield
+pytestmark = pytest.mark.usefixtures('float64')
 
 
 def draw(*shape, seed=0):

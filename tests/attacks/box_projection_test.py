@@ -18,10 +18,7 @@ SIZE = 12  # One shape for most tests, since each compiles.
 every_norm = pytest.mark.parametrize('norm', geometry.NORMS)
 
 
-@pytest.fixture(scope='module', autouse=True)
-def _float64():
-  with jax.enable_x64(True):
-    yield
+pytestmark = pytest.mark.usefixtures('float64')
 
 
 @functools.partial(jax.jit, static_argnums=(3, 4))

@@ -15,11 +15,7 @@ import pytest
 
 from ferd_jax import attacks
 
-
-@pytest.fixture(scope='module', autouse=True)
-def _float64():
-  with jax.enable_x64(True):
-    yield
+pytestmark = pytest.mark.usefixtures('float64')
 
 
 @pytest.mark.parametrize('targeted', [False, True])

@@ -19,10 +19,7 @@ every_norm = pytest.mark.parametrize('norm', geometry.NORMS)
 both_norms = pytest.mark.parametrize('norm', ['Linf', 'L2'])
 
 
-@pytest.fixture(scope='module', autouse=True)
-def _float64():
-  with jax.enable_x64(True):
-    yield
+pytestmark = pytest.mark.usefixtures('float64')
 
 
 def weights():

@@ -21,11 +21,7 @@ from ferd_jax import attacks
 from ferd_jax.attacks import fmn
 from ferd_jax.attacks import geometry
 
-
-@pytest.fixture(scope='module', autouse=True)
-def _float64():
-  with jax.enable_x64(True):
-    yield
+pytestmark = pytest.mark.usefixtures('float64')
 
 
 CLASSES = {'L0': 'L0FMNAttack', 'L1': 'L1FMNAttack', 'L2': 'L2FMNAttack',

@@ -18,10 +18,7 @@ ORDERS = {'Linf': np.inf, 'L2': 2, 'L1': 1}
 every_norm = pytest.mark.parametrize('norm', geometry.NORMS)
 
 
-@pytest.fixture(scope='module', autouse=True)
-def _float64():
-  with jax.enable_x64(True):
-    yield
+pytestmark = pytest.mark.usefixtures('float64')
 
 
 def draw(*shape, seed=0):

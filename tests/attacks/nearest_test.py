@@ -14,12 +14,7 @@ from ferd_jax import attacks
 
 BATCH, SHAPE, NUM_CLASSES, STEPS = 16, (4, 4, 2), 5, 40
 ORDERS = {'L0': 0, 'L1': 1, 'L2': 2, 'Linf': np.inf}
-
-
-@pytest.fixture(scope='module', autouse=True)
-def _float64():
-  with jax.enable_x64(True):
-    yield
+pytestmark = pytest.mark.usefixtures('float64')
 
 
 _RNG = np.random.default_rng(3)

@@ -15,12 +15,7 @@ BATCH, SIZE, NUM_CLASSES = 10, 6, 7
 _RNG = np.random.default_rng(5)
 FIRST, SECOND = _RNG.normal(size=(SIZE, 8)), _RNG.normal(size=(8, NUM_CLASSES))
 X = _RNG.uniform(size=(BATCH, SIZE))
-
-
-@pytest.fixture(scope='module', autouse=True)
-def _float64():
-  with jax.enable_x64(True):
-    yield
+pytestmark = pytest.mark.usefixtures('float64')
 
 
 def net(x, tanh=jnp.tanh):

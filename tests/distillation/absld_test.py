@@ -16,10 +16,7 @@ LABELS = [np.array(labels, np.int32) for labels in (
     [1, 1, 1, 1, 1, 1])]
 
 
-@pytest.fixture(scope='module', autouse=True)
-def _float64():
-  with jax.enable_x64(True):
-    yield
+pytestmark = pytest.mark.usefixtures('float64')
 
 
 def batch(seed, labels):

@@ -93,12 +93,7 @@ class Looking:
              for logits in (outputs.s_clean, outputs.s_adv)
              if logits is not None]
     return sum(found), state + 1, {'outputs': outputs}
-
-
-@pytest.fixture(scope='module', autouse=True)
-def _float64():
-  with jax.enable_x64(True):
-    yield
+pytestmark = pytest.mark.usefixtures('float64')
 
 
 def random_variables(seed):

@@ -48,12 +48,7 @@ MODEL = TwoLayers(CLASSES)
 # Compiling for speed takes longer than these tests run.
 jit = functools.partial(
     jax.jit, compiler_options={'xla_backend_optimization_level': 0})
-
-
-@pytest.fixture(scope='module', autouse=True)
-def _float64():
-  with jax.enable_x64(True):
-    yield
+pytestmark = pytest.mark.usefixtures('float64')
 
 
 def random_variables(seed):

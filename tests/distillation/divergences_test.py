@@ -9,12 +9,7 @@ import pytest
 from ferd_jax.distillation import divergences
 
 EPOCHS = {'num_epochs': 220, 'warmup_epochs': 20}
-
-
-@pytest.fixture(scope='module', autouse=True)
-def _float64():
-  with jax.enable_x64(True):
-    yield
+pytestmark = pytest.mark.usefixtures('float64')
 
 
 def trust(power=0.1):

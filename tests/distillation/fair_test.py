@@ -21,10 +21,7 @@ from ferd_jax.distillation import temperatures
 FairRSLAD = fair.fair(divergences.RSLAD)
 
 
-@pytest.fixture(scope='module', autouse=True)
-def _float64():
-  with jax.enable_x64(True):
-    yield
+pytestmark = pytest.mark.usefixtures('float64')
 
 
 def batch(seed, labels, kappa):

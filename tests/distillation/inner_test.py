@@ -22,12 +22,7 @@ IMAGES[0, 0] = 0.  # at a bound
 FIRST, SECOND, OTHER = (RNG.normal(size=size)
                         for size in ((6, 8), (8, 3), (6, 3)))
 LABELS = np.array([0, 1, 2, 1], np.int32)
-
-
-@pytest.fixture(scope='module', autouse=True)
-def _float64():
-  with jax.enable_x64(True):
-    yield
+pytestmark = pytest.mark.usefixtures('float64')
 
 
 def keys():

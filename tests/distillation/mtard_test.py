@@ -10,12 +10,7 @@ from ferd_jax.distillation import fair
 from ferd_jax.distillation import mtard
 
 EPOCHS = {'num_epochs': 11, 'warmup_epochs': 1}
-
-
-@pytest.fixture(scope='module', autouse=True)
-def _float64():
-  with jax.enable_x64(True):
-    yield
+pytestmark = pytest.mark.usefixtures('float64')
 
 
 def batch(seed, epoch, **changes):

@@ -13,12 +13,7 @@ from ferd_jax.models import frozen
 
 BATCH, CLASSES = 6, 4
 LABELS = np.array([0, 2, 2, 1, 0, 2])  # No image of class 3.
-
-
-@pytest.fixture(scope='module', autouse=True)
-def _float64():
-  with jax.enable_x64(True):
-    yield
+pytestmark = pytest.mark.usefixtures('float64')
 
 
 def draw(seed, batch=BATCH):

@@ -16,12 +16,7 @@ IMAGES = RNG.uniform(size=(6, 3, 2, 1))
 FIRST, SECOND = RNG.normal(size=(6, 8)), RNG.normal(size=(8, CLASSES))
 LABELS = np.array([0, 2, 2, 1, 0, 2], np.int32)
 CONFUSION = np.array([[5, 3, 1, 0], [0, 2, 2, 0], [4, 0, 9, 2], [0, 0, 0, 6]])
-
-
-@pytest.fixture(scope='module', autouse=True)
-def _float64():
-  with jax.enable_x64(True):
-    yield
+pytestmark = pytest.mark.usefixtures('float64')
 
 
 def student(x):

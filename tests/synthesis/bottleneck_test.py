@@ -9,12 +9,7 @@ from ferd_jax import losses
 from ferd_jax.synthesis import bottleneck
 
 BATCH, SIDE, CHANNELS, CLASSES = 4, 3, 6, 3
-
-
-@pytest.fixture(scope='module', autouse=True)
-def _float64():
-  with jax.enable_x64(True):
-    yield
+pytestmark = pytest.mark.usefixtures('float64')
 
 
 def draw(*shape, seed=0):

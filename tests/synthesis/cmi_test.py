@@ -19,12 +19,7 @@ from ferd_jax.synthesis import views
 SIZE, WIDTH = 10, 8  # of the bank; features of two layers of four channels
 PART = nets.make(cmi.Cmi, steps=2, bank_size=SIZE, bank_draws=3,
                  head_features=5)
-
-
-@pytest.fixture(scope='module', autouse=True)
-def _float64():
-  with jax.enable_x64(True):
-    yield
+pytestmark = pytest.mark.usefixtures('float64')
 
 
 @pytest.fixture(scope='module')

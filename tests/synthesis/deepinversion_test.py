@@ -14,12 +14,7 @@ from ferd_jax.synthesis import deepinversion
 PART = nets.make(deepinversion.DeepInversion, steps=4, roll=0, w_l2=0.5,
                  w_js=2.)
 UNIFORM = jnp.full(nets.CLASSES, 1 / nets.CLASSES)
-
-
-@pytest.fixture(scope='module', autouse=True)
-def _float64():
-  with jax.enable_x64(True):
-    yield
+pytestmark = pytest.mark.usefixtures('float64')
 
 
 @pytest.fixture(scope='module')

@@ -13,12 +13,7 @@ from ferd_jax.synthesis import base
 from ferd_jax.synthesis import dfhl_rs
 
 PART = nets.make(dfhl_rs.DfhlRs)
-
-
-@pytest.fixture(scope='module', autouse=True)
-def _float64():
-  with jax.enable_x64(True):
-    yield
+pytestmark = pytest.mark.usefixtures('float64')
 
 
 def test_defaults_are_those_of_the_original():

@@ -15,12 +15,7 @@ from ferd_jax.synthesis import fast
 
 PART = nets.make(fast.Fast, generator_steps=2, reset_epoch=0)
 UNIFORM = jnp.full(nets.CLASSES, 1 / nets.CLASSES)
-
-
-@pytest.fixture(scope='module', autouse=True)
-def _float64():
-  with jax.enable_x64(True):
-    yield
+pytestmark = pytest.mark.usefixtures('float64')
 
 
 @pytest.fixture(scope='module')

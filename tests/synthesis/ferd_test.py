@@ -51,12 +51,7 @@ SETTINGS = ferd.Ferd(
     warmup_epochs=2, student_steps=6, eps=0.1, steps=4, batch_size=BATCH, nz=5,
     width=4, tap=TAP, bottleneck=bottleneck.Bottleneck(steps=2, unroll=True))
 GENERATOR = SETTINGS.generator_module
-
-
-@pytest.fixture(scope='module', autouse=True)
-def _float64():
-  with jax.enable_x64(True):
-    yield
+pytestmark = pytest.mark.usefixtures('float64')
 
 
 def random_variables(model, seed):

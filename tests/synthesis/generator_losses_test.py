@@ -8,12 +8,7 @@ import pytest
 from ferd_jax.synthesis import generator_losses
 
 B, K = 6, 5
-
-
-@pytest.fixture(scope='module', autouse=True)
-def _float64():
-  with jax.enable_x64(True):
-    yield
+pytestmark = pytest.mark.usefixtures('float64')
 
 
 def logits(seed, scale=3.):

@@ -14,12 +14,7 @@ from ferd_jax.synthesis import nayer
 BATCH, K = 7, nets.CLASSES
 PART = nets.make(nayer.Nayer, batch_size=BATCH, generator_steps=2)
 UNIFORM = jnp.full(K, 1 / K)
-
-
-@pytest.fixture(scope='module', autouse=True)
-def _float64():
-  with jax.enable_x64(True):
-    yield
+pytestmark = pytest.mark.usefixtures('float64')
 
 
 @pytest.fixture(scope='module')

@@ -15,11 +15,7 @@ from ferd_jax.synthesis import dfq
 from ferd_jax.synthesis import on_the_fly
 from ferd_jax.synthesis import zskt
 
-
-@pytest.fixture(scope='module', autouse=True)
-def _float64():
-  with jax.enable_x64(True):
-    yield
+pytestmark = pytest.mark.usefixtures('float64')
 
 
 @pytest.fixture(scope='module')
