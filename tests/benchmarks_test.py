@@ -6,7 +6,12 @@ import pathlib
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+import tiny
+
+from ferd_jax import train
+from ferd_jax.core import reporting
 
 _SCRIPTS = pathlib.Path(__file__).parents[1] / 'benchmarks'
 
@@ -65,6 +70,27 @@ def test_growth(tmp_path):
   table = _run('growth.py', '--small', '--steps=1', '--rounds=1', cwd=tmp_path)
   assert {line.split()[1] for line in table.splitlines()[4:]} >= {
       'batch', 'classes', 'side', 'pool'}
+
+
+@pytest.mark.slow
+def test_synthetic_images(monkeypatch, tmp_path, capsys):
+  monkeypatch.syspath_prepend(_SCRIPTS)
+  synthetic_images = importlib.import_module('synthetic_images')
+  experiment = tiny.claim(tiny.config(), tmp_path / 'run')
+  train.train(experiment, tmp_path / 'run', reporter=reporting.SILENT)
+  synthetic_images.main([str(tmp_path / 'run'), '--images=12',
+                         f'--output={tmp_path / "found.json"}'])
+  found, = json.loads((tmp_path / 'found.json').read_text())
+  # 2 steps of 8 images in each of two epochs, of 3 times 8 that were made.
+  assert found['seen'] == pytest.approx(2 * 2 * 8 / 24)
+  assert found['synthetic']['images'] == found['real']['images'] == 12
+  for kind in ('synthetic', 'real'):
+    values = found[kind]
+    assert 0 <= values['robust'] <= values['agreement'] <= 1
+    assert 0 < values['entropy'] <= np.log(10)
+  assert len(capsys.readouterr().out.splitlines()) == 4
+  with pytest.raises(SystemExit, match='error: .*absent'):
+    synthetic_images.main([str(tmp_path / 'absent')])
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import functools
 from typing import Any
 
+from etils import epath
 import jax
 from jax import lax
 import jax.numpy as jnp
@@ -57,17 +58,18 @@ class DevicePool(pools.Pool):
     """
     super().__init__(pool.images, pool.labels, pool.count)
     self._parallel, self._sharded = parallel, sharded
-    self._stored, self._sent = None, 0
+    self._stored, self._sent, self._piece = None, 0, None
     spec = _S if sharded else _R
     self._put = parallel.compile(
         functools.partial(_put, sharded), (spec, _R, _R), spec, donate=(0,))
     self._gather = parallel.compile(
         functools.partial(_gather, sharded), (spec, _R if sharded else _S), _S)
 
-  def restore(self, *args: Any, **kwargs: Any) -> list[str]:
+  def restore(self, directory: epath.Path, num_epochs: int, size: int,
+              *args: Any, **kwargs: Any) -> list[str]:
     """Does what `Pool.restore` does."""
-    self._sent = 0
-    return super().restore(*args, **kwargs)
+    self._sent, self._piece = 0, size
+    return super().restore(directory, num_epochs, size, *args, **kwargs)
 
   def placed(self, key: jax.Array, batch_size: int, num_batches: int,
              parallel: parallels.Parallel) -> Iterator[tuple[Any, Any]]:
@@ -90,12 +92,15 @@ class DevicePool(pools.Pool):
                np.zeros(places, np.int32))
       self._stored = (self._parallel.shard(empty) if self._sharded else
                       self._parallel.replicate(empty))
-    new = slice(self._sent, self.count)
-    if self._sent < self.count:
+    while self._sent < self.count:
+      # What is sent is on every device for a moment: after a restart no more
+      # than in an epoch.
+      new = slice(self._sent, min(self.count, self._sent + (
+          self._piece or self.count)))
       self._stored = self._put(self._stored, self._parallel.replicate(
           (self.images[new], self.labels[new])), self._parallel.replicate(
               np.int32(self._sent)))
-      self._sent = self.count
+      self._sent = new.stop
 
 
 def _put(sharded, stored, new, first, *, axis_name=None):

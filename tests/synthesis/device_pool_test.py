@@ -69,6 +69,30 @@ def test_nothing_compiles_again_and_parts_are_parts():
   assert device_pool.create('host', 4, _SHAPE, 'uint8', parallel).images.nbytes
 
 
+@pytest.mark.parametrize('place', ['replicated', 'sharded'])
+def test_a_run_that_goes_on_sends_an_epoch_at_a_time(place, tmp_path,
+                                                     monkeypatch):
+  # A whole pool at once would be on every device before it is in parts.
+  parallel = parallels.create('shard_map', tuple(jax.devices()))
+  kept = pools.Pool.empty(32, _SHAPE)
+  for epoch in range(3):
+    kept.append(*_new(epoch))
+    kept.save_last(epath.Path(tmp_path), epoch + 1, 8)
+  pool = device_pool.create(place, 32, _SHAPE, 'float32', parallel)
+  sent, replicate = [], parallels.Parallel.replicate
+  def noting(self, tree):
+    if isinstance(tree, tuple):
+      sent.append(len(tree[1]))
+    return replicate(self, tree)
+  monkeypatch.setattr(parallels.Parallel, 'replicate', noting)
+  pool.restore(epath.Path(tmp_path), 3, 8, 10)
+  list(pool.placed(jax.random.key(0), 4, 1, parallel))
+  pool.append(*_new(3))
+  list(pool.placed(jax.random.key(0), 4, 1, parallel))
+  assert sent[place == 'replicated':] == [8, 8, 8, 8]  # after empty places
+  assert pool._put._cache_size() == 1
+
+
 def test_host_memory_is_the_default():
   pool = device_pool.create('host', 4, _SHAPE, 'float32',
                             parallels.create('jit'))
