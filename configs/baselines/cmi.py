@@ -17,7 +17,6 @@ def _data(config: config_dict.ConfigDict) -> None:
     # The inputs of its 31 BatchNorm layers are 11,216 features, of 40,960
     # pairs 3.7 GB; the original, too, has few of its largest teacher.
     config.synthesis.features = 'stage_outputs'
-  # Of a bank that never holds as many images the same ones would be drawn again
   # No bank holds more images than are made, and all that it holds are drawn
   # then: the rest would be empty places, which take a second a step on digits.
   config.synthesis.bank_draws = min(
