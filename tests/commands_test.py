@@ -78,9 +78,9 @@ _RUN = [command for command in pages.commands()
 # options. `tiny` compiles in no time.
 _FILES = {
     'CIFAR10-resnet20-adv.pth': ('cifar_resnet20', 3, 10, {}),
-    'Rice2020Overfitting.pt': ('preact_resnet18', 3, 10, {}),
-    'tiny_preact_resnet34.pt': ('preact_resnet34', 3, 10, {'width': 4}),
-    'model.pt': ('wrn_10_1', 3, 10, {'width': 4}),
+    'Rice2020Overfitting.pt': ('preact_resnet18', 3, 10, {'final_bn': False}),
+    'tiny_preact_resnet34.pt': ('preact_resnet34', 3, 10, {}),
+    'model.pt': ('wrn_10_1', 3, 10, {}),
     'small.pt': ('wrn_10_1', 3, 10, {'width': 4}),
     'teacher.npz': ('tiny', 3, 10, {}),
     'tiny_1_10.npz': ('tiny', 1, 10, {}), 'tiny_3_10.npz': ('tiny', 3, 10, {}),
@@ -223,6 +223,10 @@ def _small(command):
     return variables, program, _small_evaluation(arguments)
   if program == 'ferd_jax.compare':
     return variables, program, _small_comparison(arguments)
+  if program == 'ferd_jax.convert':  # That id is of a WRN-34-20.
+    return variables, program, [
+        word.replace('=cifar10/Rice2020Overfitting', '=cifar10/Wong2020Fast')
+        for word in arguments]
   if program.startswith('benchmarks/'):
     return variables, program, _SMALL_BENCHMARKS[
         program.removeprefix('benchmarks/')](arguments)
