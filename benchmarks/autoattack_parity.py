@@ -472,7 +472,7 @@ def _flags(sides):
   if differing.any():
     marks['final flags differ'] = ''.join(
         '^' if differs else ' ' for differs in differing)
-  lines = [_LEGEND, '', '```']
+  lines = [_LEGEND, '', '```text']
   for first in range(0, len(differing), _LINE):
     width = max(len(name) for name in marks)
     lines += [f'{f"image {first} to":{width}}  '

@@ -1,13 +1,16 @@
-"""What README and docs show: examples run, names exist, commands parse."""
+"""What README and docs show: examples run, names exist, commands parse.
+
+`commands_test.py` runs the commands, `snippets_test.py` Python without prompts.
+"""
 
 import doctest
 import fractions
 import os
-import pathlib
 import re
 import shlex
 
 from absl import flags
+import pages
 import pytest
 
 from ferd_jax import compare
@@ -19,8 +22,7 @@ from ferd_jax.models import registry
 from ferd_jax.run import command_line
 from ferd_jax.run import settings
 
-_ROOT = pathlib.Path(__file__).parents[1]
-_PAGES = [_ROOT / 'README.md', *sorted((_ROOT / 'docs').glob('*.md'))]
+_ROOT, _PAGES = pages.ROOT, pages.PAGES
 _EXAMPLES = [page for page in _PAGES if '>>> ' in page.read_text()]
 _PARSERS = {'compare': compare._parser, 'convert': convert._parser,
             'evaluate': evaluate._parser, 'report': report._parser,

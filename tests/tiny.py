@@ -36,6 +36,12 @@ class TwoLayers(models.StagedModel):
 
 
 models.register('tiny', TwoLayers)
+
+
+def before() -> None:
+  """For `warm.py`, which imports this: the network has its name."""
+
+
 # Of whatever synthesis.
 _SMALL = {
     'generator_steps': 1, 'steps': 1, 'batch_size': 8, 'nz': 4, 'width': 4,

@@ -3,7 +3,8 @@
   python warm.py    reads a JSON line {"argv", "cwd", "env", "out", "err"} for
                     each command, and answers with its exit status; with
                     "before": [module, arguments] the module's `before` is
-                    called first
+                    called first, and with "program" another file than main.py
+                    is run, or a module by its name
 
 Starting Python and JAX takes longer than most of the commands.
 """
@@ -27,7 +28,9 @@ def _child(command, main):
     if 'before' in command:
       module, arguments = command['before']
       importlib.import_module(module).before(**arguments)
-    runpy.run_path(main, run_name='__main__')
+    program = command.get('program', main)
+    run = runpy.run_path if program.endswith('.py') else runpy.run_module
+    run(program, run_name='__main__')
   except SystemExit as stop:
     status = stop.code if isinstance(stop.code, int) else int(bool(stop.code))
     if isinstance(stop.code, str):

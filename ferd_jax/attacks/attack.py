@@ -200,6 +200,11 @@ class Attack:
     """How often the steps are gone through: restarts times targets."""
     return self.num_restarts * max(self.num_targets, 1)
 
+  @property
+  def forward_passes(self) -> int:
+    """Through the model, for an image that withstands; a gradient is two."""
+    return self.num_attempts * self.num_steps * self.step_cost
+
   def __call__(self, logits_fn: LogitsFn, key: jax.Array, x: ArrayLike,
                y: Any, targets: Any = None, *,
                eps: ArrayLike | None = None,

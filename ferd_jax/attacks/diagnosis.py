@@ -41,7 +41,10 @@ _RETRACED = 1e-2  # the same between traces, which accelerators round otherwise
 _DEPENDENCE = 1e-3  # of logits on the rest of a batch, of the largest
 _TINY_NOISE, _UNSTABLE = 0.01, 0.05  # of eps, and what it may do to logits
 _NO_GRADIENTS = 0.05  # of the images
-_STEPS = 20  # of PGD; five times as many are the longer attack
+_STEPS, _LONGER = 20, 100  # of PGD
+_WIDER = 2, 4  # times eps
+_UNBOUNDED = 200  # steps, with any image allowed
+_TINY_DRAWS = 10  # of noise far below eps, at most
 _R, _S = parallels.REPLICATED, parallels.SHARDED
 
 
@@ -199,6 +202,33 @@ def diagnose(logits_fn: attacks.LogitsFn, key: jax.Array, x: ArrayLike,
                             num_images, num_queries, num_draws, reporter)
 
 
+def forward_passes(norm: geometry.Norm, num_queries: int = 1000,
+                   num_draws: int = 100) -> int:
+  """Returns how many `diagnose` takes of each image; a gradient is two.
+
+  Those of its attacks and its noise; a few others, on clean images, come on
+  top.
+
+  Args:
+    norm: of the attacks.
+    num_queries: of Square.
+    num_draws: of noise.
+  """
+  steps = 1 + _LONGER + len(_WIDER) * _STEPS + _UNBOUNDED
+  searches = _searches(0., norm, (0., 1.), num_queries)
+  return (2 * steps + sum(attack.forward_passes for attack in searches)
+          + num_draws + min(num_draws, _TINY_DRAWS))
+
+
+def _searches(eps, norm, bounds, num_queries):
+  """Returns the attacks that are compared, with gradients and without."""
+  common = dict(eps=eps, norm=norm, bounds=bounds)
+  return (apgd.APGD(**common, loss=losses.cross_entropy, num_iterations=100,
+                    keep='first', large_radii=norm == 'L1'),  # As AutoAttack.
+          square.Square(**common, num_queries=num_queries,
+                        rescale_schedule=True))
+
+
 class _Examination:
   """One call of `diagnose`."""
 
@@ -218,16 +248,17 @@ class _Examination:
 
   def run(self, num_images, num_queries, num_draws, reporter):
     """Returns the diagnosis."""
-    stages = [
-        self._inputs, self._outputs, self._behaviour, self._ascents,
-        functools.partial(self._black_box, num_queries),
-        functools.partial(self._noise, num_draws)]
-    with reporter.task('diagnose', len(stages), 'stage') as task:
-      for number, stage in enumerate(stages):
-        if number == 2:
-          self._choose(num_images)
-        stage()
-        task.advance(1)
+    with reporter.task('diagnose', unit='') as self._task:
+      self._inputs()
+      self._outputs()
+      self._choose(num_images)
+      total = len(self._y) * forward_passes(self._norm, num_queries, num_draws)
+      self._task.resize(total)
+      reporter.remains({'diagnose': total})
+      self._behaviour()
+      self._ascents()
+      self._black_box(num_queries)
+      self._noise(num_draws)
     return Diagnosis(tuple(self._found), len(self._y), self._norm, self._eps,
                      self._accuracies)
 
@@ -330,14 +361,14 @@ class _Examination:
     eps, diameter = self._eps, geometry.of(self._norm).diameter(
         self._x.shape[1:], self._bounds)
     zero, one = self._ascend(eps, eps, (1,))
-    _, short, long = self._ascend(eps, eps / 4, (_STEPS, 5 * _STEPS))
+    _, short, long = self._ascend(eps, eps / 4, (_STEPS, _LONGER))
     self._short, self._long = short, long
     further = [self._ascend(min(factor * eps, diameter), min(
-        factor * eps, diameter) / 4, (_STEPS,))[1] for factor in (2, 4)]
-    unbounded = self._ascend(diameter, diameter / 20, (10 * _STEPS,))[1]
+        factor * eps, diameter) / 4, (_STEPS,))[1] for factor in _WIDER]
+    unbounded = self._ascend(diameter, diameter / 20, (_UNBOUNDED,))[1]
     left = [1 - fooled.mean() for fooled in (one, short, long, *further)]
     self._accuracies |= dict(zip(
-        ('one step', f'PGD-{_STEPS}', f'PGD-{5 * _STEPS}', '2 eps', '4 eps'),
+        ('one step', f'PGD-{_STEPS}', f'PGD-{_LONGER}', '2 eps', '4 eps'),
         map(float, left), strict=True))
 
     self._note(
@@ -373,12 +404,8 @@ class _Examination:
 
   def _black_box(self, num_queries):
     """Looks at what is found without gradients."""
-    common = dict(eps=self._eps, norm=self._norm, bounds=self._bounds)
-    white = self._attacked(apgd.APGD(
-        **common, loss=losses.cross_entropy, num_iterations=100,
-        keep='first', large_radii=self._norm == 'L1'))  # As AutoAttack.
-    black = self._attacked(square.Square(
-        **common, num_queries=num_queries, rescale_schedule=True))
+    white, black = map(self._attacked, _searches(
+        self._eps, self._norm, self._bounds, num_queries))
     self._white = white | self._short | self._long
     left = 1 - self._white.mean(), 1 - black.mean()
     self._accuracies |= {'APGD-CE': float(1 - white.mean()),
@@ -396,7 +423,7 @@ class _Examination:
     for number in range(num_draws):
       logits = self._noisy(number, self._eps)
       found |= logits.argmax(-1) != self._y
-    for number in range(min(num_draws, 10)):
+    for number in range(min(num_draws, _TINY_DRAWS)):
       logits = self._noisy(num_draws + number, _TINY_NOISE * self._eps)
       moved.append(np.linalg.norm(_unit(logits) - _unit(self._clean), axis=-1))
     missed = (found & ~self._white).mean()
@@ -431,6 +458,7 @@ class _Examination:
           zero.append(gather(none)[:count])
       fooled[numbers.index(max(numbers))].append(gather(
           self._missed(self._model, start, labels))[:count])
+      self._task.advance(2 * max(numbers) * count)
     return np.concatenate(zero), *map(np.concatenate, fooled)
 
   def _attacked(self, attack):
@@ -447,14 +475,17 @@ class _Examination:
                      labels, indices=indices)
       found.append(self._parallel.gather(
           self._missed(self._model, result, labels))[:count])
+      self._task.advance(attack.forward_passes * count)
     return np.concatenate(found)
 
   def _noisy(self, number, eps):
     """Returns the logits of images with noise of norm eps, `[N, K]`."""
     key = jax.random.fold_in(self._key, 2 + number)
-    return self._logits(jax.device_get(_with_noise(
+    logits = self._logits(jax.device_get(_with_noise(
         key, self._start, np.asarray(eps, self._x.dtype), self._norm,
         self._bounds)))
+    self._task.advance(len(logits))
+    return logits
 
   def _batches(self):
     """Yields images, labels and how many of them count, all of one shape."""

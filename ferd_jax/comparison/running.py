@@ -120,29 +120,44 @@ class Estimate:
 
   def add(self, run: plans.Run, seconds: float) -> None:
     """Notes how long a run took, with its evaluation."""
-    self._known.setdefault(run.row, []).append(seconds)
+    training = min(_training(_epochs(run.workdir)), seconds)
+    self._known.setdefault(run.row, []).append((training, seconds - training))
 
-  def left(self, runs: Sequence[plans.Run]) -> float | None:
-    """Returns the seconds until all of these are done, None if unknown."""
-    expected = [self._expected(run) for run in runs]
+  def left(self, runs: Sequence[plans.Run],
+           evaluating: Mapping[pathlib.Path, float] | None = None
+           ) -> float | None:
+    """Returns the seconds until all of these are done, None if unknown.
+
+    Args:
+      runs: not finished.
+      evaluating: seconds that work directories of them have been evaluated
+        for, where training is over.
+    """
+    expected = [self._expected(run, (evaluating or {}).get(run.workdir, 0.))
+                for run in runs]
     if None in expected:
       return None
     return max(sum(expected) / self._places, max(expected, default=0.))
 
-  def _expected(self, run):
-    whole = self._whole(run)
+  def _expected(self, run, evaluated):
+    """Returns the seconds until a run is done, None if unknown."""
     epochs = _epochs(run.workdir)
-    done = len(epochs) / run.config.num_epochs
-    spent = sum(epoch.get('seconds', 0.) for epoch in epochs)
-    if whole is None:
-      # At the speed of its own epochs, if there are some.
-      return spent / done * (1 - done) if done else None
-    return max(whole * (1 - done), 0.)
-
-  def _whole(self, run):
-    every = [second for seconds in self._known.values() for second in seconds]
-    seconds = self._known.get(run.row) or every
-    return sum(seconds) / len(seconds) if seconds else self._guess or None
+    done = min(len(epochs) / run.config.num_epochs, 1.)
+    known = self._known.get(run.row) or [
+        each for those in self._known.values() for each in those]
+    if known:
+      training, rest = (sum(part) / len(known)
+                        for part in zip(*known, strict=True))
+    elif not self._guess:
+      return None  # Its epochs say nothing of the evaluation at the end.
+    elif not done:
+      return self._guess
+    else:
+      training = _training(epochs) / done
+      rest = self._guess - training
+      if rest <= 0:
+        return None  # The guess was too low.
+    return training * (1 - done) + max(rest - evaluated, 0.)
 
 
 @dataclasses.dataclass
@@ -154,6 +169,15 @@ class _Job:
   kind: Status  # of the run when it started
   started: float
   before: int  # epochs then
+
+  @property
+  def evaluating(self) -> float:
+    """Seconds since its training was over, 0 before."""
+    epochs = _epochs(self.run.workdir)
+    if len(epochs) < self.run.config.num_epochs:
+      return 0.
+    return max(min(time.monotonic() - self.started,
+                   time.time() - epochs[-1].get('time', 0.)), 0.)
 
 
 def execute(runs: Sequence[plans.Run], places: Slots, estimate: Estimate, *,
@@ -223,7 +247,8 @@ def execute(runs: Sequence[plans.Run], places: Slots, estimate: Estimate, *,
         if not reason:
           done += 1
           estimate.add(run, _seconds(run.workdir))
-        left = estimate.left([*waiting, *(job.run for job in jobs)])
+        left = estimate.left([*waiting, *(job.run for job in jobs)],
+                             {job.run.workdir: job.evaluating for job in jobs})
         reporter.line(
             f'{_name(run)}: {reason or "finished"}, '
             f'{reporting.interval(spent)}; {done} of {len(runs)} finished'
@@ -342,6 +367,11 @@ def _last_line(path):
 def _epochs(workdir: pathlib.Path) -> list[dict]:
   """Returns the metrics of the epochs so far, of whole lines only."""
   return outcomes.epochs(workdir / progresses.METRICS)
+
+
+def _training(epochs):
+  """Returns the seconds of epochs, without what came before and after them."""
+  return sum(epoch.get('seconds', 0.) for epoch in epochs)
 
 
 def _seconds(workdir):

@@ -81,6 +81,7 @@ def rows(tasks: Sequence[Row], bars: Bars | None, footer: str,
   if footer:
     drawn.append(texts.Text(_cut(footer, width), style='dim'))
   for line in drawn:
+    line.rstrip()  # Terminals wrap blanks that nobody sees, or do not.
     line.no_wrap, line.overflow = True, 'crop'
   return drawn
 

@@ -21,7 +21,9 @@ import time
 from etils import epath
 import jax
 from rich import console as consoles
+from rich import control as controls
 from rich import live as lives
+from rich import segment as segments
 
 from ferd_jax.core import board
 from ferd_jax.core import buckets
@@ -188,6 +190,7 @@ class Terminal(Reporter):
     self._bars: board.Bars | None = None
     self._kept, self._log, self._said = 0, None, clock()
     self._live = self._pulse = None
+    self._lengths: list[int] = []  # of the rows on the terminal, in columns
     self._lock = threading.RLock()
 
   @property
@@ -215,6 +218,7 @@ class Terminal(Reporter):
       if self._log is not None:
         self._log.write(stamped)
       if self._live is not None:
+        self._erase_wrapped()
         self._live.console.print(text, markup=False, highlight=False)
       elif self._log is None or not self._log.is_stderr:
         print(stamped if self._kept and not self.live else text,
@@ -283,9 +287,32 @@ class Terminal(Reporter):
     """
     with self._lock:
       if self._live is not None:
+        self._erase_wrapped()
         self._live.refresh()
       elif self._tasks and self._clock() >= self._said + _SILENCE:
         self.line(board.sentence(self._rows()))
+
+  def _drawn_rows(self, width):
+    """Returns the rows that are drawn now."""
+    found = self.rows(width)
+    self._lengths = [min(row.cell_len, width) for row in found]
+    return found
+
+  def _erase_wrapped(self, live=None):
+    """Erases what a terminal that was made narrower has wrapped.
+
+    It breaks the rows that are on it; rich would go up as many as it has drawn,
+    and leave the others. Of one that cuts rows as many lines above them go,
+    which the log has.
+    """
+    console = (live or self._live).console
+    lines = sum(max(length - 1, 0) // console.width for length in self._lengths)
+    self._lengths = []
+    if lines:
+      erase = segments.ControlType.ERASE_IN_LINE, 2
+      console.control(controls.Control(
+          segments.ControlType.CARRIAGE_RETURN, erase,
+          *[(segments.ControlType.CURSOR_UP, 1), erase] * lines))
 
   def _rows(self):
     """Returns the rows of all tasks, the outermost first."""
@@ -300,7 +327,7 @@ class Terminal(Reporter):
         self._said = max(self._said, self._clock())
         if self.live:
           self._live = lives.Live(
-              board.Drawn(self.rows), auto_refresh=False, transient=True,
+              board.Drawn(self._drawn_rows), auto_refresh=False, transient=True,
               console=consoles.Console(file=sys.stderr),
               redirect_stdout=False, redirect_stderr=False)
           self._live.start()
@@ -320,6 +347,7 @@ class Terminal(Reporter):
         self._schedule = schedule.Schedule(self._clock)
         self._trends.clear()
       if live is not None:
+        self._erase_wrapped(live)
         live.stop()
     pulse.stop()
 

@@ -201,11 +201,12 @@ def evaluate(subject: Subject, protocol: Protocol,
         results['targets'][name] = _targets(
             protocol, model, variables, num_classes, images[:number],
             labels[:number], key, parallel, found_dir, place)
-        reporter.remains({f'{name}, targets': 0})
+        place.remains({'targets': 0})
       if protocol.curve_radii:
         results['curves'][name] = curve = _curve(
             protocol, model, variables, num_classes, images, labels, key,
             parallel, found_dir, place)
+        place.remains(dict.fromkeys(protocol.minimum_norm.names, 0))
         remark = mean_sparse.doubt(model)
         if remark:
           curve['warnings'] = [*curve['warnings'], remark]
@@ -216,6 +217,7 @@ def evaluate(subject: Subject, protocol: Protocol,
               found_dir, place)
         except diagnosis.NothingToAttack as error:  # Its accuracies say so.
           reporter.line(f'Warning: {name} is not diagnosed. {error}')
+        place.remains({'diagnose': 0})
   return tables.json_values(results)
 
 

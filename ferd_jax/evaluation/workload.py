@@ -11,6 +11,7 @@ from typing import Any
 from flax import linen as nn
 
 from ferd_jax import attacks
+from ferd_jax.attacks import diagnosis
 from ferd_jax.core import reporting
 from ferd_jax.evaluation import robustness
 from ferd_jax.evaluation import target_analysis
@@ -58,12 +59,19 @@ def of_model(name: str, cost: float, protocol: Any, num_images: int,
     else:
       add(attack, num_images, 1 + (
           0 if attack == robustness.CLEAN else
-          _passes(attacks.preset(attack, protocol.eps, protocol.norm))))
+          attacks.preset(attack, protocol.eps, protocol.norm).forward_passes))
   number = (num_images if protocol.target_examples is None else
             min(protocol.target_examples, num_images))
   if number:
-    add('targets', number * (num_classes - 1), 2 + _passes(
-        target_analysis.targeted_pgd20(protocol.eps, protocol.norm)))
+    add('targets', number * (num_classes - 1), 2 +
+        target_analysis.targeted_pgd20(
+            protocol.eps, protocol.norm).forward_passes)
+  if protocol.curve_radii:
+    for member, attack in protocol.minimum_norm.members(num_classes).items():
+      add(member, num_images, 1 + attack.forward_passes)
+  if protocol.diagnosed_examples:
+    add('diagnose', min(protocol.diagnosed_examples, num_images)
+        * diagnosis.forward_passes(protocol.norm), 1)
   return works
 
 
@@ -84,7 +92,7 @@ def autoattack(name: str, protocol: Any, num_images: int, num_classes: int,
   for member, attack in attacks.AutoAttack(
       protocol.eps, protocol.norm, robustness.AUTOATTACKS[name]).members(
           num_classes).items():
-    found[member] = min(number, num_images) * left * _passes(attack)
+    found[member] = min(number, num_images) * left * attack.forward_passes
     left = share  # Those that fool have been fooled.
   return found
 
@@ -110,9 +118,9 @@ def after(name: str, protocol: Any, found: Mapping[str, Mapping],
         left[f'{name}, {attack}, {member}'] = 0 if done else units
     elif done:
       left[f'{name}, {attack}'] = 0
+  if protocol.curve_radii and robustness.CLEAN in found:
+    # Its attacks get the images that are classified right.
+    right = found[robustness.CLEAN]['average'] * num_images
+    for member in protocol.minimum_norm.names:
+      left[f'{name}, {member}'] = right
   return left
-
-
-def _passes(attack):
-  """Returns the forward passes of an attack on an image that is robust."""
-  return attack.num_attempts * attack.num_steps * attack.step_cost

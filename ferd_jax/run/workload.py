@@ -125,7 +125,8 @@ def of(experiment: experiments.Experiment, devices: str,
           name, cost, protocol, len(experiment.examples.labels), num_classes)
   curve = {} if not counted else workload.of_model(
       'student', student, dataclasses.replace(
-          protocol, attacks=config.eval.curve_attacks, target_examples=0),
+          protocol, attacks=config.eval.curve_attacks, target_examples=0,
+          curve_radii=(), diagnosed_examples=0),
       min(config.eval.curve_examples or len(experiment.validation.labels),
           len(experiment.validation.labels)), num_classes)
   return Workload(

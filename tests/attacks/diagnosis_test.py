@@ -4,10 +4,12 @@ import json
 
 import jax
 import jax.numpy as jnp
+import noting
 import numpy as np
 import pytest
 
 from ferd_jax import attacks
+from ferd_jax.attacks import diagnosis
 from ferd_jax.core import parallel
 
 # Each is a dozen compilations; of those of one kind, one is enough every time.
@@ -45,9 +47,13 @@ def test_sound(norm):
   # Variables as an argument of what is compiled, and more images than a batch.
   model = jax.tree_util.Partial(net, WEIGHTS)
   eps = EPS if norm == 'Linf' else 3 * EPS
+  reporter = noting.Reporter()
   found = attacks.diagnose(
       model, jax.random.key(0), X, Y, eps, norm=norm, num_queries=100,
-      num_draws=30, batch_size=16)
+      num_draws=30, batch_size=16, progress=reporter)
+  task, = reporter.tasks
+  assert sum(task.counts) == NUM_IMAGES * diagnosis.forward_passes(
+      norm, 100, 30)
   assert found.sound and not found.failed, found.table()
   assert 0 < found.accuracies['PGD-20'] < 1
   assert found.accuracies['APGD-CE'] <= found.accuracies['one step']

@@ -220,11 +220,44 @@ def test_estimates(main):
   assert estimate.left(main.runs[1:]) == 300 / 2
   estimate.add(main.runs[1], 300.)
   assert estimate.left(main.runs[2:]) == max(400 / 2, 300)
-  made_runs.write(main.runs[3].workdir, {}, curve=[(0.5,) * 4] * 3,
-                  finished=False)
-  # Three of six epochs are done.
-  assert estimate.left(main.runs[3:]) == 150
-  assert running.Estimate(main.runs, 0, 1).left(main.runs[3:]) == 90
+
+
+def _trained(run, epochs, finished=False):
+  """Writes a run of 30 seconds an epoch."""
+  made_runs.write(run.workdir, {'clean': made_runs.right(9, 8, 7, 6)},
+                  run.seed, curve=[(0.5,) * 4] * epochs, finished=finished)
+
+
+def test_estimates_of_runs_that_are_trained(main):
+  """The evaluation at the end is still to come, and takes its time."""
+  first, *_, half, whole = main.runs
+  _trained(first, 6, finished=True)
+  _trained(half, 3)
+  _trained(whole, 6)
+  # Nothing is known of evaluations.
+  assert running.Estimate(main.runs, 0, 1).left([half]) is None
+  guess = running.Estimate(main.runs, 5, 1)
+  assert guess.left([half]) == 90 + 120 and guess.left([whole]) == 120
+  assert running.Estimate(main.runs, 3, 1).left([whole]) is None  # too low
+  estimate = running.Estimate(main.runs, 5, 1)
+  estimate.add(first, 500.)
+  assert estimate.left([half]) == 90 + 320
+  assert estimate.left([whole]) == 320
+  assert estimate.left([whole], {whole.workdir: 100.}) == 220
+  assert estimate.left([half, whole], {whole.workdir: 400.}) == 410
+
+
+@pytest.mark.parametrize('epochs, ended, seconds', [
+    (3, 20., 0.), (6, 20., 20.), (6, 4000., 50.)])  # in an earlier session
+def test_seconds_of_an_evaluation(main, epochs, ended, seconds):
+  run = main.runs[0]
+  run.workdir.mkdir(parents=True)
+  (run.workdir / 'metrics.jsonl').write_text(''.join(
+      json.dumps({'epoch': epoch + 1, 'time': time.time() - ended}) + '\n'
+      for epoch in range(epochs)))
+  job = running._Job(run, 0, None, running.Status.BEGUN,
+                     time.monotonic() - 50, 0)
+  assert job.evaluating == pytest.approx(seconds, abs=2)
 
 
 _ROOT = pathlib.Path(__file__).parents[2]

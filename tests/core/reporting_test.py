@@ -2,6 +2,7 @@
 
 import datetime
 import io
+import os
 import re
 import sys
 
@@ -151,6 +152,46 @@ def test_lines_above_the_bars(terminal, monkeypatch):
   # It is gone, and what follows starts a clean line.
   assert '\x1b[2K' in screen.getvalue().rpartition('work 1/4')[2]
   assert screen.getvalue().endswith(('\r', '\x1b[2K'))
+
+
+def _narrow_from(monkeypatch, terminal, screen):
+  """Returns how many lines the rows take once 120 columns became 50."""
+  monkeypatch.delenv('COLUMNS')
+  def size_of(columns):
+    monkeypatch.setattr(reporting.os, 'get_terminal_size',
+                        lambda *_: os.terminal_size((columns, 25)))
+  size_of(120)
+  task = terminal.task('work', 4)
+  task.advance(shown={'a loss': 1.25})
+  terminal.beat()
+  rows = [row.plain for row in terminal.rows(120)]
+  assert len(rows) == 2 and len(rows[0]) > 100 and len(rows[1]) < 50
+  size_of(50)
+  screen.truncate(0)
+  return task, -(-len(rows[0]) // 50) + 1
+
+
+@pytest.mark.parametrize('what', ['beat', 'line', 'close'])
+def test_rows_that_a_narrower_terminal_wraps_are_erased(terminal, monkeypatch,
+                                                        what):
+  screen = _on_screen(monkeypatch)
+  task, lines = _narrow_from(monkeypatch, terminal, screen)
+  if what == 'beat':
+    terminal.beat()
+  elif what == 'line':
+    terminal.line('a line')
+  else:
+    task.close()
+  # Up to the first of them, and each is erased; closing, rich draws once more
+  # what it then erases.
+  said = screen.getvalue().partition('work 1/4')[0]
+  assert lines > 3 and said.count('\x1b[1A') == lines - 1
+  assert said.count('\x1b[2K') == lines + 1  # One of them twice.
+  screen.truncate(0)
+  if what != 'close':
+    terminal.beat()  # As drawn at 50 columns.
+    assert screen.getvalue().count('\x1b[1A') == 1
+    task.close()
 
 
 def test_bars_are_gone_before_an_error_is_shown(terminal, monkeypatch):

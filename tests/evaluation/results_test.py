@@ -52,13 +52,17 @@ def subject(*named, right=True):
 
 
 def test_diagnosis_is_kept_and_printed(tmp_path):
-  protocol = results.Protocol(attacks=('clean',), eps=0.02, batch_size=4,
-                              diagnosed_examples=3)
+  protocol = results.Protocol(
+      attacks=('clean',), eps=0.02, batch_size=4, diagnosed_examples=3,
+      curve_radii=(0.01,))
   both = subject(('sound', Linear()), ('masked', Linear(8)))
-  def run():
+  def run(reporter=reporting.SILENT):
     return results.evaluate(both, protocol, parallel.create('jit'),
-                            state_dir=tmp_path)
-  found = run()
+                            state_dir=tmp_path, reporter=reporter)
+  terminal = reporting.Terminal(active=True)
+  with terminal.kept():  # Else it forgets what was done.
+    found = run(terminal)
+    assert terminal.left == 0
   assert set(found['diagnosis']) == {'sound', 'masked'}
   assert found['diagnosis']['sound']['num_images'] == 3
   failed = {name: [check['name'] for check in values['checks']
@@ -69,7 +73,9 @@ def test_diagnosis_is_kept_and_printed(tmp_path):
   assert 'sound: can these numbers be believed? 3 images' in text
   assert 'zero gradients: of so many images' in text
   assert len(list(tmp_path.glob('diagnosis-*.json'))) == 2
-  assert run() == found
+  with terminal.kept():  # What is kept is not to come, either.
+    assert run(terminal) == found
+    assert not terminal.left
 
 
 def test_evaluations_of_one_model_share_what_is_found(tmp_path):

@@ -41,5 +41,20 @@ def test_what_is_left_once_some_are_done():
   assert not any(units for name, units in left.items())
 
 
+def test_curves_and_diagnoses_are_counted():
+  protocol = results.Protocol(
+      ('clean',), 0.5, 'L2', curve_radii=(0.1, 0.5), diagnosed_examples=64)
+  works = workload.of_model('m', 7., protocol, 100, 10)
+  # 100 gradients each, and the prediction on what they found; a diagnosis'
+  # 341 gradients of PGD, 101 of APGD, 1,001 queries and 110 draws of noise.
+  assert {name: (work.units, work.cost) for name, work in works.items()} == {
+      'm, clean': (100, 7.), 'm, fmn': (100, 201 * 7.),
+      'm, ddn': (100, 201 * 7.),
+      'm, diagnose': (64 * (682 + 202 + 1001 + 110), 7.)}
+  # Closest images are looked for where the model is right.
+  left = workload.after('m', protocol, {'clean': {'average': 0.75}}, 100, 10)
+  assert left == {'m, clean': 0, 'm, fmn': 75, 'm, ddn': 75}
+
+
 def test_a_network_that_cannot_be_traced_costs_something():
   assert workload.operations(None, {}, (8, 8, 1)) == 1.

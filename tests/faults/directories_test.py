@@ -21,13 +21,13 @@ import sys
 import tempfile
 
 import pytest
-import timeless
 
 _ROOT = pathlib.Path(__file__).parents[2]
 if __name__ == '__main__':
   sys.path[:0] = [str(_ROOT), str(_ROOT / 'tests')]
 
 from faults import running
+import timeless
 
 _EPOCHS = 3
 

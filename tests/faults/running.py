@@ -35,7 +35,7 @@ def runner(folder):
     programs = {}
 
     def run(workdir, *flags, before=None, main=_ROOT / 'main.py',
-            config=_TESTS / 'faults' / 'tiny_run.py'):
+            config=_TESTS / 'faults' / 'tiny_run.py', program=None, **more):
       out, err = folder / 'out', folder / 'err'
       if main not in programs:
         programs[main] = stack.enter_context(subprocess.Popen(
@@ -43,7 +43,9 @@ def runner(folder):
             stdin=subprocess.PIPE, stdout=subprocess.PIPE))
       argv = [f'--config={config}', f'--workdir={workdir}'] if config else []
       command = {'argv': [*argv, *map(str, flags)], 'cwd': str(folder),
-                 'env': {}, 'out': str(out), 'err': str(err)}
+                 'env': more, 'out': str(out), 'err': str(err)}
+      if program is not None:
+        command['program'] = program
       if before is not None:
         command['before'] = before
       print(json.dumps(command), file=programs[main].stdin, flush=True)

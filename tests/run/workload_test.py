@@ -44,6 +44,14 @@ def test_all_that_is_left(experiment, work):
   assert later['student, clean'].units == 8 + images
 
 
+def test_a_diagnosis_is_at_the_end():
+  diagnosed = tiny.build(tiny.config(**{
+      'eval.every': 1, 'eval.diagnosed_examples': 4}))
+  work = workload.of(diagnosed, 'a device')
+  assert not any('diagnose' in name for name in work.learning_curve)
+  assert {'teacher, diagnose', 'student, diagnose'} <= work.evaluation.keys()
+
+
 def test_speed_of_an_earlier_session(work):
   lines = [json.dumps({'epoch': epoch, 'devices': 'a device',
                        'distill/ms_per_step': 250.}) for epoch in (1, 2)]
