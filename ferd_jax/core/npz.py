@@ -6,6 +6,7 @@ compressed to any size. Here both are bounded by what the caller allows.
 
 import ast
 from collections.abc import Collection
+from collections.abc import Iterable
 import math
 import os
 import re
@@ -40,7 +41,7 @@ def read(path: str | os.PathLike[str], largest: int,
     with zipfile.ZipFile(path) as archive:
       entries = [entry for entry in archive.infolist() if only is None
                  or entry.filename.removesuffix('.npy') in only]
-      _check_sizes(entries, os.path.getsize(path), largest)
+      check_sizes(entries, os.path.getsize(path), largest)
       for entry in entries:
         name = entry.filename.removesuffix('.npy')
         if name in arrays:
@@ -54,7 +55,16 @@ def read(path: str | os.PathLike[str], largest: int,
   return arrays
 
 
-def _check_sizes(entries, size, largest):
+def check_sizes(entries: Iterable[zipfile.ZipInfo], size: int, largest: int
+                ) -> None:
+  """Raises ValueError for entries that would take more than is allowed.
+
+  Args:
+    entries: of an archive, that are to be read.
+    size: of the archive's file, in bytes.
+    largest: bytes that all of them may have, expanded.
+  """
+  entries = list(entries)
   # Entries that lie on each other would cost more than the file's size.
   if sum(entry.compress_size for entry in entries) > size:
     raise ValueError('it is damaged: its parts are larger than it.')

@@ -1,6 +1,7 @@
 """Examples that are arrays already: scikit-learn's digits and .npz files."""
 
 from collections.abc import Collection
+import os
 from typing import BinaryIO
 import zipfile
 
@@ -8,6 +9,7 @@ import numpy as np
 
 from ferd_jax.core import buckets
 from ferd_jax.core import errors
+from ferd_jax.core import npz as npz_files
 from ferd_jax.data import splits
 from ferd_jax.data.examples import DatasetInfo
 from ferd_jax.data.examples import Examples
@@ -21,6 +23,9 @@ _MAX_CLASSES = 1 << 20
 # Nor does it lack many in a row: a label far above all others, such as 255,
 # says that an image has no class.
 _MAX_GAP = 10
+# What a compressed file may expand to, in bytes and as a multiple of its size:
+# pictures do not shrink as zeros do.
+_LARGEST, _LARGEST_MULTIPLE = 1 << 30, 64
 
 
 def digits(split: str) -> Examples:
@@ -117,6 +122,11 @@ def _read_archive(file: BinaryIO) -> tuple[_Sets, tuple[str, ...]]:
   with zipfile.ZipFile(file) as archive:
     members = {name.removesuffix('.npy'): name for name in archive.namelist()}
     layout = _layout(members)
+    size = file.seek(0, os.SEEK_END)
+    npz_files.check_sizes(
+        [archive.getinfo(members[name])
+         for name in {*sum(layout.values(), ()), 'class_names'} & set(members)],
+        size, _LARGEST + _LARGEST_MULTIPLE * size)
     arrays = {name: _read_member(archive, members[name])
               for name in dict.fromkeys(sum(layout.values(), ()))}
     given = (_read_member(archive, members['class_names'])
@@ -124,8 +134,11 @@ def _read_archive(file: BinaryIO) -> tuple[_Sets, tuple[str, ...]]:
   for x, y in dict.fromkeys(layout.values()):
     arrays[x], arrays[y] = _images(x, arrays[x]), _labels(y, arrays[y])
     if len(arrays[x]) != len(arrays[y]):
+      # As in the .mat files of SVHN.
+      cure = (f'; of images along the last axis save np.moveaxis({x}, -1, 0)'
+              if arrays[x].shape[-1] == len(arrays[y]) else '')
       raise ValueError(f'{x} holds {len(arrays[x])} examples but {y} '
-                       f'{len(arrays[y])}')
+                       f'{len(arrays[y])}{cure}')
   shapes = {arrays[x].shape[1:] for x, _ in layout.values()}
   if len(shapes) > 1:
     raise ValueError(f'images of all splits must have one shape, have {shapes}')
@@ -200,6 +213,8 @@ def _as_bytes(name: str, x: np.ndarray) -> str:
     return f'; save {name}.astype(np.uint8)'
   if x.dtype.kind == 'b':
     return f'; save {name}.astype(np.uint8) * 255'
+  if x.dtype == np.uint16:
+    return f', up to {high}; save ({name} // 257).astype(np.uint8)'
   return (f', from {low:g} to {high:g}; undo the normalisation, which belongs '
           'into the network, and save bytes of 0..255')
 

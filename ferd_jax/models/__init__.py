@@ -72,6 +72,8 @@ _STAGED_CALLS, _OTHER_CALLS, _MORE_CALLS = 1, 4, 500
 # Blocks by depth, of which the deeper ones are bottlenecks.
 _BASIC = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
 _BOTTLENECKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+# Layers and blocks that a network may have: ResNet-1202 has 1,202 and 600.
+_MOST_LAYERS, _MOST_BLOCKS = 2000, 1000
 _COUNTS = r'_(\d+)_(\d+)_(\d+)_(\d+)'
 
 
@@ -346,6 +348,11 @@ def _find(arch):
     match = re.fullmatch(family.pattern, arch)
     fields = family.fields(*match.groups()) if match else None
     if fields is not None:
+      if fields.get('depth', 0) > _MOST_LAYERS or (
+          sum(fields.get('blocks', ())) > _MOST_BLOCKS):
+        raise validate.SettingError(
+            'arch', arch, f'to have at most {_MOST_LAYERS:,} layers, or '
+            f'{_MOST_BLOCKS:,} blocks, which take minutes to build.')
       return family, fields
   raise validate.SettingError(
       'arch', arch, f'to be one of {", ".join(names())}; any other has to be '

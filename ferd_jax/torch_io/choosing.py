@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
 import dataclasses
+import re
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,8 @@ _USUAL = (
     ('ema', 'state_dict_ema', 'ema_state_dict', 'model_ema'),
     ('last', 'best'),
 )
+# Words of keys of other versions of what is beside them.
+_VERSIONS = {'ema', 'swa', 'average', 'averaged', 'avg', 'shadow', 'best'}
 _DEEPEST = 8  # levels of dicts and lists that are looked into
 _LONGEST_LIST = 64  # of state dicts
 _LONGEST_KEY = 200  # of a dict of dicts
@@ -71,12 +74,14 @@ class Weights:
     left_out: what was beside them, by key; for each what it is, or ''.
     names: the file's names of what is called `normalize.*` here.
     path: the part of `where` that is keys.
+    unclear: what was beside them and may normalise the images, by its shape.
   """
   arrays: StateDict
   where: str = ''
   left_out: Mapping[str, str] = dataclasses.field(default_factory=dict)
   names: Mapping[str, str] = dataclasses.field(default_factory=dict)
   path: str = ''
+  unclear: tuple[str, ...] = ()
 
   def in_its_words(self, text: str) -> str:
     """Returns a message with the file's own names in it."""
@@ -96,10 +101,11 @@ class Weights:
 
 @dataclasses.dataclass(frozen=True)
 class _Dict:
-  """A dict with arrays, at a path of keys."""
+  """A dict with arrays, at a path of keys; `unread` are tensors."""
   path: str
   arrays: StateDict
   others: Mapping[str, str]
+  unread: Mapping[str, pickled.Unread] = dataclasses.field(default_factory=dict)
 
 
 def choose(loaded: Any, select: str | None = None,
@@ -131,10 +137,10 @@ def choose(loaded: Any, select: str | None = None,
   if select is not None:
     dicts, named = _selected(dicts, loaded, select, normaliser)
     normaliser = None if named else normaliser
-  complete = _distinct([found for each in dicts
-                        for found in _networks(each, wanted, normaliser)])
+  complete = [found for each in dicts
+              for found in _networks(each, wanted, normaliser)]
   if complete:
-    first = _first(complete)
+    first = _first(_distinct(complete))
     if len(first) > 1:
       raise _several(found.where for found in first)
     _check_versions(first[0], dicts, complete, wanted)
@@ -144,6 +150,9 @@ def choose(loaded: Any, select: str | None = None,
   first = _first(_distinct(dicts))
   if len(first) > 1:
     raise _several(each.path for each in first)
+  if wanted is None:
+    for key, item in first[0].unread.items():
+      raise pickled.Refusal(_refused(key, item))
   whole = _whole(first[0], normaliser)
   if wanted is not None and len(_weights_only(whole.arrays)) > _MOST_ARRAYS:
     raise pickled.Refusal(f'it holds {len(whole.arrays):,} arrays in one dict, '
@@ -214,13 +223,19 @@ def _of_dict(path, value):
   if len(arrays) > _MOST_STORED:
     raise pickled.Refusal(f'it holds {len(arrays):,} arrays in one dict, more '
                           f'than {_MOST_STORED:,}, which no network has.')
-  return _Dict(path, arrays, others | beside)
+  return _Dict(path, arrays, others | beside, {
+      key: value[key] for key in others
+      if isinstance(value[key], pickled.Unread) and value[key].is_tensor})
 
 
 def _kind(item):
   if isinstance(item, pickled.Unread):
     return f'{item}, which is not read; {item.cure}'
   return type(item).__name__
+
+
+def _refused(key, item):
+  return f'{errors.shown(key)} is {_kind(item)}.'
 
 
 def _networks(found, wanted, normaliser) -> Iterator[Weights]:
@@ -247,24 +262,23 @@ def _networks(found, wanted, normaliser) -> Iterator[Weights]:
       continue
     seen.append(inside)
     weights, _ = _under(found, arrays, prefix, normaliser)
-    for counters in (True, False):
-      kept, left = weights.arrays, dict(weights.left_out)
-      if not counters:
-        extra = _counters(kept)
-        if not extra:
-          continue
-        kept = {key: value for key, value in kept.items() if key not in extra}
-        left |= dict.fromkeys(extra, 'a counter')
+    for extra in ({}, *_numbers(weights.arrays)):
+      kept = {key: value for key, value in weights.arrays.items()
+              if key not in extra}
+      left = dict(weights.left_out) | extra
       if len(_weights_only(kept)) <= _MOST_ARRAYS and wanted.fits(kept):
         yield dataclasses.replace(weights, arrays=kept, left_out=left)
         break
 
 
-def _counters(arrays):
-  """Returns the keys of whole numbers that a metric counts in."""
-  return [key for key, value in arrays.items()
-          if value.ndim == 0 and value.dtype.kind in 'iu'
-          and not key.endswith('num_batches_tracked')]
+def _numbers(arrays):
+  """Returns what may be no weights: counters, then all single numbers."""
+  numbers = {key: 'a counter' if value.dtype.kind in 'iu' else 'a number'
+             for key, value in arrays.items()
+             if not value.ndim and not key.endswith('num_batches_tracked')}
+  counters = {key: what for key, what in numbers.items()
+              if what == 'a counter'}
+  return [extra for extra in (counters, numbers) if extra]
 
 
 def _prefixes(arrays, marks):
@@ -292,7 +306,21 @@ def _under(found, arrays, prefix, normaliser):
   left = {key: value for key, value in outside.items() if key not in names}
   return Weights(result, _joined(found.path, prefix),
                  dict(found.others) | _groups(left, prefix),
-                 {new: own for own, new in names.items()}, found.path), left
+                 {new: own for own, new in names.items()}, found.path,
+                 _unclear(left, prefix)), left
+
+
+def _unclear(left, prefix):
+  """Returns the keys beside a network that may be those of its normaliser."""
+  return tuple(key for key in normalisers.unclear(left)
+               if any(prefix.startswith(head) for head in _heads(key)))
+
+
+def _heads(key):
+  """Returns what a layer's key, and what it is in, begin with."""
+  layer = key.rpartition('.')[0]
+  around = layer.rpartition('.')[0]
+  return [f'{name}.' if name else '' for name in (layer, around)]
 
 
 def _normaliser(inside, outside, prefix, normaliser):
@@ -452,8 +480,7 @@ def _nothing(loaded):
             if isinstance(item, pickled.Unread)]
   if unread:
     key, item = unread[0]
-    return (f'it holds no dict of tensors; {errors.shown(key)} is {item}, '
-            f'which is not read; {item.cure}.')
+    return f'it holds no dict of tensors; {_refused(key, item)}'
   kind = '' if isinstance(loaded, Mapping) else f' in a {type(loaded).__name__}'
   return f'it holds no dict of tensors{kind}; its keys are {_keys(loaded, [])}.'
 
@@ -473,15 +500,23 @@ def _first(found):
              if _usual(each.path) == name]
     first += [each for each in named
               if _usual(each.path) == _usual(named[0].path)]
-  outermost = [each for each in found if not each.path and first
+  if not first:
+    return found
+  outermost = [each for each in found if not each.path
                and _looks_like_weights(each.arrays)]
-  return outermost + first or found
+  return outermost + first + [each for each in found if _is_version(each.path)]
 
 
 def _usual(path):
   """Returns the first key of a path that is a usual wrapper, or None."""
   usual = {name for versions in _USUAL for name in versions}
   return next((key for key in path.split('.') if key in usual), None)
+
+
+def _is_version(path):
+  """Returns whether a path of no usual name says that it is a version."""
+  return _usual(path) is None and not _VERSIONS.isdisjoint(
+      re.findall('[a-z]+', path.lower()))
 
 
 def _looks_like_weights(arrays):

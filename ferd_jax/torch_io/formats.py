@@ -55,6 +55,9 @@ def kind(path: str | os.PathLike[str]) -> str:
   """
   if os.path.isdir(path):
     return _directory(path)
+  if os.path.exists(path) and not os.path.isfile(path):
+    # It may never end, or never begin.
+    return 'it is a device or a pipe, not a file.'
   with open(path, 'rb') as file:
     head = file.read(512)
   if head.startswith((b'PK\x03\x04', b'PK\x05\x06')):

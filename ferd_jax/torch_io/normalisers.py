@@ -110,6 +110,19 @@ def named(names: str, keys: Collection[str]) -> dict[str, str]:
 
 
 def unclear(arrays: Mapping[str, np.ndarray]) -> list[str]:
-  """Returns keys of arrays that may be a normaliser's, but have other names."""
+  """Returns keys of arrays that may be a normaliser's, but have other names.
+
+  Those are of a shape that is broadcast over images, or the only two of a layer
+  and of one shape.
+  """
+  layers = {}
+  for key, value in arrays.items():
+    layers.setdefault(key.rpartition('.')[0], []).append(value.shape)
   return [key for key, value in arrays.items()
-          if value.ndim >= 3 and is_per_channel(value) and role(key) is None]
+          if is_per_channel(value) and (
+              value.ndim >= 3 and role(key) is None
+              or _is_pair(layers[key.rpartition('.')[0]]))]
+
+
+def _is_pair(shapes):
+  return len(shapes) == 2 and shapes[0] == shapes[1]

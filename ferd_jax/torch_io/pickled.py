@@ -61,6 +61,11 @@ class Unread:
   def __str__(self) -> str:
     return f'a pickled {self.name}'
 
+  @property
+  def is_tensor(self) -> bool:
+    """Whether it stands for numbers, of a kind that is not read."""
+    return self.name.startswith(('tensor ', 'torch._utils._rebuild_'))
+
 
 class Pickled(NamedTuple):
   """What a pickle holds, and where it ends."""

@@ -17,6 +17,7 @@ import numpy as np
 
 from ferd_jax import models
 from ferd_jax import torch_io
+from ferd_jax.core import errors
 from ferd_jax.core import validate
 from ferd_jax.models import registry
 from ferd_jax.torch_io import choosing
@@ -234,6 +235,7 @@ def _load_torch(path, arch, given, channels, num_classes, select, size,
   try:
     if not {'mean', 'std', 'standardise'} & given.keys():
       given |= torch_io.normalisation(state_dict)
+      _check_normalised(given, weights.unclear)
     # A registered network's keys may look like a built-in one's.
     found = None if registered else _recognised(state_dict, arch)
     if found is not None:
@@ -264,6 +266,15 @@ def _load_torch(path, arch, given, channels, num_classes, select, size,
   definition = found.definition if found else (
       torch_io.definition(model) if registered else None)
   return Loaded(network, model, variables, definition, remark)
+
+
+def _check_normalised(given, unclear):
+  """Raises ValueError for arrays of a normaliser's shape that nobody used."""
+  if unclear and 'mean' not in given and 'std' not in given:
+    names = ', '.join(errors.shown(key, 60) for key in unclear[:8])
+    raise ValueError(
+        f'{names} may normalise the images. Name those of mean and standard '
+        'deviation by normaliser, or set mean and std (0 and 1 for none).')
 
 
 def _wanted(arch, given, channels, num_classes, size):

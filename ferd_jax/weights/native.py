@@ -121,6 +121,8 @@ def is_native(path: os.PathLike[str] | str) -> bool:
   path = epath.Path(path)
   if path.is_dir():
     return (path / _NETWORK).exists()
+  if not path.is_file():  # A device or a pipe, which may never begin.
+    return False
   try:
     with zipfile.ZipFile(path) as archive:
       return f'{_NETWORK}.npy' in archive.namelist()

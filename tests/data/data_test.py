@@ -21,6 +21,7 @@ from scipy import io as scipy_io
 from ferd_jax import data
 from ferd_jax.core import downloads
 from ferd_jax.data import archives
+from ferd_jax.data import arrays as data_arrays
 from ferd_jax.data import builders
 from ferd_jax.data import formats
 
@@ -240,6 +241,10 @@ _Y = np.array([0, 1])
     ({'x': _X.astype(np.float32) + 255, 'y': _Y}, r'save x.astype\(np.uint8\)'),
     ({'x': _X.astype(np.int64) + 9, 'y': _Y}, r'save x.astype\(np.uint8\)'),
     ({'x': _X == 0, 'y': _Y}, r'save x.astype\(np.uint8\) \* 255'),
+    ({'x': _X.astype(np.uint16) + 999, 'y': _Y},
+     r'up to 999; save \(x // 257\).astype\(np.uint8\)'),
+    ({'x': np.zeros((4, 4, 3, 2), np.uint8), 'y': _Y},
+     r'last axis save np.moveaxis\(x, -1, 0\)'),
     ({'x': _X - 1.5, 'y': _Y}, 'from -1.5 to -1.5; undo the normalisation'),
     ({'x': np.zeros((2, 3, 4, 8), np.uint8), 'y': _Y},
      r'channels first.*save x.transpose\(0, 2, 3, 1\)'),
@@ -362,6 +367,16 @@ def test_npz_holding_one_plain_array(tmp_path):
     np.save(file, _X)
   with pytest.raises(ValueError, match='a.npz is not a usable dataset'):
     data.load(str(tmp_path / 'a.npz'))
+
+
+def test_npz_that_expands(tmp_path, monkeypatch):
+  path = str(tmp_path / 'a.npz')
+  np.savez_compressed(path, x=np.zeros((4000, 8, 8, 3), np.uint8),
+                      y=np.arange(4000) % 2)
+  assert data.info(path).num_classes == 2
+  monkeypatch.setattr(data_arrays, '_LARGEST', 0)
+  with pytest.raises(ValueError, match='expand to 800,256 bytes, more than'):
+    data.load(path)
 
 
 def test_npz_missing(tmp_path):

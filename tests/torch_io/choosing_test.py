@@ -34,6 +34,10 @@ def under(prefix, arrays=NET):
   return {prefix + key: value for key, value in arrays.items()}
 
 
+def copied(arrays):
+  return {key: value.copy() for key, value in arrays.items()}
+
+
 def found(content, **options):
   return choosing.choose(content, wanted=WANTED, **options)
 
@@ -58,11 +62,16 @@ def from_numpy(value):
     ({**NET, 'linear._extra_state': np.ones(3)}, '',
      {'linear._extra_state': ''}),
     ({**NET, 'acc.correct': np.array(3)}, '', {'acc.correct': 'a counter'}),
+    ({**NET, 'steps': np.array(3), 'best': np.array(.5)}, '',
+     {'steps': 'a counter', 'best': 'a number'}),
     ({key: from_numpy(value) for key, value in NET.items()}, '', {}),
     ({'state_dict': {**NET, 'best_acc': 0.5}, 'acc': from_numpy(np.ones(10))},
      'state_dict', {'best_acc': 'float'}),
     ({'weights': NET, 'class_accuracy': np.ones(10)}, 'weights', {}),
     ({'net': NET, 'copy': dict(NET)}, 'net', {}),
+    ({'a': NET, 'b': copied(NET)}, 'a', {}),
+    ({'state_dict': NET, 'ema': copied(NET)}, 'state_dict', {}),
+    ([NET, copied(NET)], '0', {}),
     ([NET], '0', {}),
     ({'models': [NET], 'log': [1] * 1000}, 'models.0', {}),
     (under('model.') | {'criterion.weight': np.ones(10)}, 'model',
@@ -89,6 +98,9 @@ def test_the_complete_network_is_found(content, where, left):
     ({**NET, 'epoch': 3, 'ema': OTHER}, '., ema'),
     ({'G': NET, 'S': OTHER}, 'G, S'),
     ([NET, OTHER], '0, 1'),
+    ({'state_dict': NET, 'best_state_dict': OTHER},
+     'state_dict, best_state_dict'),
+    ({'model': NET, 'swa_model': OTHER}, 'model, swa_model'),
     (under('student.') | under('teacher.', OTHER), 'student, teacher'),
     (under('model.') | under('teacher.', OTHER), 'model, teacher'),
     ({'model': {**NET, 'ema': OTHER}}, 'model, model.ema'),
@@ -103,8 +115,9 @@ def test_of_several_one_has_to_be_selected(content, choices):
     if not (isinstance(content, dict) and np.shape(
         content.get(choice, NET)['conv1.weight']) == (3,)):
       assert_net(found(content, select=choice),
-                 OTHER if choice in ('1', 'S', 'ema', 'teacher', 'model.ema',
-                                     'state_dict_ema') else NET)
+                 OTHER if choice in (
+                     '1', 'S', 'ema', 'teacher', 'model.ema', 'state_dict_ema',
+                     'best_state_dict', 'swa_model') else NET)
 
 
 @pytest.mark.parametrize(('content', 'select'), [
@@ -169,6 +182,14 @@ def test_normalisers_that_a_person_names():
   assert got.arrays['normalize.mean'] is MEAN
   with pytest.raises(pickled.Refusal, match="normaliser='a,x' to name"):
     found(content, normaliser='a,x')
+  for shape in ((3,), (3, 1, 1), (1, 3, 1, 1)):
+    pair = {'a': MEAN.reshape(shape), 'b': STD.reshape(shape)}
+    for content in (under('net.') | under('norm.', pair),
+                    under('x.net.') | under('x.norm.', pair),
+                    under('net.') | pair):
+      assert len(found(content).unclear) == 2, content.keys()
+  elsewhere = under('net.') | {'loss.a.x': MEAN, 'b': np.ones(3)}
+  assert not found(elsewhere).unclear
   with pytest.raises(ValueError, match='If norm.a, norm.b normalise the '
                                        'images, name'):
     torch_io.variables_from_state_dict(
@@ -243,3 +264,15 @@ def test_a_weight_that_is_not_read_is_named():
   content = NET | {'conv1.weight': pickled.Unread('sparse', 'save it dense')}
   assert found(content).left_out['conv1.weight'] == (
       'a pickled sparse, which is not read; save it dense')
+
+
+def test_no_tensor_of_a_whole_dict_is_dropped():
+  content = NET | {'x': pickled.Unread('tensor of type complex32', 'cast it'),
+                   'date': pickled.Unread('datetime.date')}
+  with pytest.raises(pickled.Refusal, match='x is a pickled tensor of type '
+                                            'complex32, which is not read; '
+                                            'cast it'):
+    choosing.choose(content)
+  assert 'x' in found(content).left_out
+  del content['x']
+  assert_net(choosing.choose(content))

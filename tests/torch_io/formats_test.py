@@ -3,6 +3,7 @@
 import gzip
 import io
 import lzma
+import os
 import tarfile
 import zipfile
 
@@ -11,6 +12,7 @@ import pytest
 
 from ferd_jax import torch_io
 from ferd_jax.torch_io import formats
+from ferd_jax.weights import native
 
 
 def zipped(*names):
@@ -88,6 +90,15 @@ def test_directories(tmp_path, names, message):
     (tmp_path / name).touch()
   with pytest.raises(ValueError, match=message):
     torch_io.read_state_dict(tmp_path)
+
+
+@pytest.mark.skipif(not hasattr(os, 'mkfifo'), reason='no pipes here')
+def test_what_is_no_file(tmp_path):
+  os.mkfifo(tmp_path / 'pipe')
+  for path in (tmp_path / 'pipe', '/dev/zero'):
+    assert not native.is_native(path)
+    with pytest.raises(ValueError, match='a device or a pipe, not a file'):
+      torch_io.read_state_dict(path)
 
 
 def test_what_is_read(tmp_path):

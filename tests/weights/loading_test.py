@@ -223,6 +223,18 @@ def test_buffers_of_a_normalising_layer_are_used(tmp_path):
     loading.load(path, options=SAID)
   only = written(tmp_path / 'mean.pt', state_dict | {'mu': buffers['mu']})
   assert loading.load(only, options=said).model.std == (1., 1., 1.)
+  # Of other names a person says what they are, whether or not the
+  # architecture is named.
+  other = {f'1.{key}': value for key, value in state_dict.items()} | {
+      '0.shift': buffers['mu'].ravel(), '0.factor': buffers['sigma'].ravel()}
+  path = written(tmp_path / 'other.pt', other)
+  for kwargs in ({'options': said},
+                 {'arch': 'wrn_10_1', 'options': {'width': 4}}):
+    with pytest.raises(ValueError, match='0.shift, 0.factor may normalise'):
+      loading.load(path, **kwargs)
+    loaded = loading.load(path, normaliser='0.shift,0.factor', **kwargs)
+    np.testing.assert_allclose(loaded.model.mean, model.mean, atol=1e-7)
+  assert loading.load(path, options=SAID).model.mean is None
 
 
 def test_native_files_say_all(tmp_path):
