@@ -497,8 +497,8 @@ class _Examination:
       del axis_name
       def total(images):
         logits = attacks.evaluate(model, images)
-        return jnp.sum(losses.cross_entropy(losses.unmasked(logits.astype(
-            jnp.promote_types(logits.dtype, images.dtype))), labels))
+        return jnp.sum(losses.cross_entropy(
+            losses.unmasked(logits, images.dtype), labels))
       gradient = jax.grad(total)(images)
       fine = attacks.all_finite(gradient)
       gradient = geometry.where(fine, gradient, jnp.zeros_like(gradient))

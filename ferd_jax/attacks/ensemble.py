@@ -310,7 +310,7 @@ class Session:
     while tasks:
       found = []
       for outcome in engine.run(self._model, key, self._eps, self._x, self._y,
-                                scores, tasks, tick):
+                                clean_logits, scores, tasks, tick):
         self._zero_gradient[name][outcome.index] |= outcome.zero_gradient
         if not outcome.finite:
           # No attempt is counted as done: one that goes on from the saved state
@@ -341,7 +341,10 @@ class Session:
     if not attack.num_targets or attack.target_order == 'logits':
       return clean_logits
     rank = self._compiled.scores(attack, self._parallel)
-    scores, size = np.array(clean_logits), self._batch_size
+    size = self._batch_size
+    # In half precision what is ranked would be ties.
+    scores = np.zeros(clean_logits.shape, np.promote_types(
+        clean_logits.dtype, self._x.dtype))
     for first in range(0, len(indices), size):
       chosen = indices[first:first + size]
       padded = np.resize(chosen, size)
