@@ -667,9 +667,10 @@ def check_member(name: str, member: Any, **common: Any) -> None:
       dataclasses.is_dataclass(member) and member.__dataclass_params__.frozen):
     raise ValueError(f'Expected attack {name!r} to be an Attack, which is a '
                      f'frozen dataclass, got {member!r}.')
-  for setting, expected in common.items():
+  for setting in (*common, 'num_steps'):
     if not hasattr(member, setting):
       raise ValueError(f'Expected attack {name!r} to have a setting {setting}.')
+  for setting, expected in common.items():
     value = getattr(member, setting)
     if value != expected and (setting, value) != ('eps', None):
       raise ValueError(f'Expected {setting}={value!r} of attack {name!r} to '

@@ -96,22 +96,25 @@ def _beside(results, columns):
   if any(_SUCCESS in summary for found in models.values()
          for summary in found.values()):
     choices.insert(0, [columns[0], _SUCCESS, *columns[1:]])
-  def heads(columns):
-    return ['success' if column == _SUCCESS else column
-            for column in columns[1:]]
-  for chosen in choices:
-    for average in ('{} average', '{} avg', '{}'):
-      header = ['attack']
-      for model in models:
-        header += [average.format(model), *heads(chosen)]
-      found = markdown(header, _rows(results, models, chosen))
-      if len(found[0]) <= WIDTH:
-        return found
+  def fitting(models):
+    """Returns the first table that fits, else the last, and whether it does."""
+    for chosen in choices:
+      heads = ['success' if column == _SUCCESS else column
+               for column in chosen[1:]]
+      for average in ('{} average', '{} avg', '{}'):
+        header = ['attack']
+        for model in models:
+          header += [average.format(model), *heads]
+        found = markdown(header, _rows(results, models, chosen))
+        if len(found[0]) <= WIDTH:
+          return found, True
+    return found, False
+  lines, fits = fitting(models)
+  if fits:
+    return lines
   lines = []
   for model in models:
-    lines += [*([''] if lines else []), *markdown(
-        ['attack', f'{model} average', *heads(choices[0])],
-        _rows(results, [model], choices[0]))]
+    lines += [*([''] if lines else []), *fitting([model])[0]]
   return lines
 
 
