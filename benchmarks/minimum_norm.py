@@ -113,19 +113,23 @@ class Foolbox:
                                     self._criterion))
 
 
-def on_torch(model, variables, images, labels, steps):
-  """Returns foolbox on the network's twin in PyTorch."""
-  import foolbox
+def torch_net(model, variables, channels):
+  """Returns the network's twin in PyTorch, in evaluation mode."""
   import torch
-  channels = images.shape[-1]
   net = torch_twins.twin(model, channels)
   net.load_state_dict({
       name: torch.tensor(np.array(value)) for name, value in
       torch_io.state_dict_from_variables(model, variables).items()},
       strict=False)
   net.eval()
-  for parameter in net.parameters():
-    parameter.requires_grad_(False)
+  return net.requires_grad_(False)
+
+
+def on_torch(model, variables, images, labels, steps):
+  """Returns foolbox on the network's twin in PyTorch."""
+  import foolbox
+  import torch
+  net = torch_net(model, variables, images.shape[-1])
   return Foolbox(
       foolbox.PyTorchModel(net, (0, 1), device='cpu'),
       torch.tensor(images.transpose(0, 3, 1, 2).copy()), torch.tensor(labels),

@@ -45,8 +45,9 @@ class Benchmark:
   Attributes:
     clean_accuracy: a fraction.
     robust_accuracy: the same under the strongest of the attacks.
-    attacks: by name: `average`, `worst` class, `worst10`, `nsd`, `per_class`
-      and which images were right, see `evaluation.results.evaluate`.
+    attacks: by name: `average`, `success_rate`, `worst` class, `worst10`,
+      `nsd`, `per_class` and which images were right, see
+      `evaluation.results.evaluate`.
     class_names: in the order of `per_class`.
     results: all that is known, JSON values.
   """

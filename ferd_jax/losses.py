@@ -172,12 +172,21 @@ def predicts(logits: jax.Array) -> jax.Array:
           & jnp.any(logits > -jnp.inf, axis=-1))
 
 
-def unmasked(logits: jax.Array) -> jax.Array:
+def unmasked(logits: jax.Array,
+             precision: jax.typing.DTypeLike | None = None) -> jax.Array:
   """Returns logits with a finite number, far below all others, for -inf.
 
   It is 1e9 below 0 for logits in the usual range. Differences of logits stay
   finite then, and so do losses; no gradient reaches a masked class.
+
+  Args:
+    logits: `[B, K]`.
+    precision: that the result has at least, such as that of the images: half
+      precision has no such number, and its differences are mostly rounding.
   """
+  if precision is not None:
+    # NumPy's rule: JAX's knows none where promotion is strict.
+    logits = logits.astype(np.promote_types(logits.dtype, precision))
   masked = logits == -jnp.inf
   lowest = jnp.min(jnp.where(masked, 0, logits), axis=-1, keepdims=True)
   floor = lax.stop_gradient(jnp.minimum(2 * lowest, _MASKED))

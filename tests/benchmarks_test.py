@@ -164,6 +164,29 @@ def test_minimum_norm(tmp_path):
   assert all(row[6] == '100%' for row in rows[2:])  # norms that agree
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize('norm', ['L1', 'Linf'])
+def test_ball_attacks(norm, tmp_path):
+  pytest.importorskip('torch')
+  pytest.importorskip('foolbox')
+  pytest.importorskip('pyautoattack')
+  # What nothing fools, and what everything does: the same on both sides.
+  for eps, left in (('1e-4', '3'), ('0.9' if norm == 'Linf' else '60', '0')):
+    table = _run('ball_attacks.py', f'--norm={norm}', f'--eps={eps}',
+                 '--images=3', '--iterations=10', '--queries=20', '--rounds=1',
+                 '--attacks', 'pgd', 'apgd-ce', 'apgd-t', 'fab-t', 'square',
+                 cwd=tmp_path)
+    rows = [line.strip('| ').split(' | ') for line in table.splitlines()
+            if line.startswith(('| pgd', '| apgd', '| fab', '| square'))]
+    assert len(rows) == 5
+    assert all(float(row[3]) > 0 for row in rows)
+    for name, *_, here, there in rows:
+      if left == '3':
+        assert here == there == '3', name
+      elif name.startswith(('pgd', 'apgd')):
+        assert here == there == '0', name
+
+
 def test_train_teacher_starts(tmp_path):
   pytest.importorskip('torch')
   assert 'fashion_mnist' in _run('train_teacher.py', '--help', cwd=tmp_path)

@@ -336,8 +336,7 @@ class Attack:
                                   start)
     valid = jnp.asarray(valid) & jnp.isfinite(radii) & (radii >= 0)
     y, targets = inputs.on_device((y, targets))
-    if isinstance(y, jax.Array) and y.ndim == 2:
-      y = losses.unmasked(y)
+    y = finite_logits(y, images.dtype)
     if start is not None:
       start = jnp.asarray(start, images.dtype)
     images, y, targets, radii, start = jax.tree.map(
@@ -478,6 +477,9 @@ class Attack:
                    key: jax.Array | None = None) -> jax.Array:
     """Returns what classes are ranked by to be targets, `[B, K]`.
 
+    They have the precision of the images at least, unless they are the logits:
+    what half precision rounds would be ties.
+
     Args:
       logits_fn: as for the call.
       problem: of all attempts.
@@ -488,8 +490,7 @@ class Attack:
       return clean_logits
     return target_orders.malt_scores(
         lambda images: evaluate(logits_fn, images, key), problem.x,
-        inputs.labels_of(problem.y), self.norm, self.unroll
-        ).astype(clean_logits.dtype)
+        inputs.labels_of(problem.y), self.norm, self.unroll)
 
   def step_key(self, keys: jax.Array,
                step: jax.Array | int = 0) -> jax.Array | None:
@@ -526,7 +527,7 @@ class Attack:
     """
     if not self.takes_logits:
       return problem
-    return problem._replace(y=losses.unmasked(clean_logits))
+    return problem._replace(y=losses.unmasked(clean_logits, problem.x.dtype))
 
 
 def target_classes(targets: Any) -> jax.Array | None:
@@ -586,8 +587,7 @@ def loss_of(loss: Callable[..., jax.Array] | None, logits: jax.Array,
       `[B]`: a mean over the batch would do something else.
   """
   # In half precision a softmax is 1 long before its gradient vanishes.
-  logits = losses.unmasked(
-      logits.astype(jnp.promote_types(logits.dtype, problem.x.dtype)))
+  logits = losses.unmasked(logits, problem.x.dtype)
   if problem.targets is None:
     loss = loss or losses.cross_entropy
     check_call('the loss, without targets,', loss, logits=logits, y=problem.y)
@@ -604,6 +604,19 @@ def loss_of(loss: Callable[..., jax.Array] | None, logits: jax.Array,
   return found.astype(problem.x.dtype)
 
 
+def finite_logits(y: Any, precision: jax.typing.DTypeLike) -> Any:
+  """Returns logits `[B, K]` without infinities, anything else as it is.
+
+  Args:
+    y: of a problem.
+    precision: that of the images, which the logits then have at least.
+  """
+  if (isinstance(y, jax.Array) and y.ndim == 2
+      and jnp.issubdtype(y.dtype, jnp.floating)):
+    return losses.unmasked(y, precision)
+  return y
+
+
 def margin_beyond(logits: jax.Array, problem: Problem) -> jax.Array:
   """Returns how far logits are beyond the boundary that is sought, `[B]`.
 
@@ -614,8 +627,7 @@ def margin_beyond(logits: jax.Array, problem: Problem) -> jax.Array:
     logits: `[B, K]`.
     problem: with y and targets.
   """
-  logits = losses.unmasked(
-      logits.astype(jnp.promote_types(logits.dtype, problem.x.dtype)))
+  logits = losses.unmasked(logits, problem.x.dtype)
   targets = problem.targets
   margin = (-losses.margin(logits, inputs.labels_of(problem.y))
             if targets is None else losses.margin(logits, targets))
@@ -660,9 +672,10 @@ def check_member(name: str, member: Any, **common: Any) -> None:
       dataclasses.is_dataclass(member) and member.__dataclass_params__.frozen):
     raise ValueError(f'Expected attack {name!r} to be an Attack, which is a '
                      f'frozen dataclass, got {member!r}.')
-  for setting, expected in common.items():
+  for setting in (*common, 'num_steps'):
     if not hasattr(member, setting):
       raise ValueError(f'Expected attack {name!r} to have a setting {setting}.')
+  for setting, expected in common.items():
     value = getattr(member, setting)
     if value != expected and (setting, value) != ('eps', None):
       raise ValueError(f'Expected {setting}={value!r} of attack {name!r} to '

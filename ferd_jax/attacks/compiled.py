@@ -15,7 +15,6 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 import numpy as np
 
-from ferd_jax import losses
 from ferd_jax.attacks import attack as attacks
 from ferd_jax.attacks import inputs
 from ferd_jax.attacks import results
@@ -162,7 +161,7 @@ class CompiledAttack:
       x_init = None if x_init is None else inputs.array('x_init', x_init)
       x = inputs.checked_images(x, y=y, targets=targets, x_init=x_init)
       self._check_values(variables, key, x, y, targets, x_init)
-      y = self._unmasked(inputs.on_device(y))
+      y = inputs.on_device(y)
       x_init = None if x_init is None else x_init.astype(x.dtype)
       indices = self._checked_indices(indices, len(x))
     elif indices is None:
@@ -249,7 +248,7 @@ class CompiledAttack:
 
   def _problem(self, given):
     problem = attacks.Problem(
-        given.x, given.y, given.targets,
+        given.x, attacks.finite_logits(given.y, given.x.dtype), given.targets,
         jnp.broadcast_to(given.eps, given.x.shape[:1]),
         collectives.example_keys(given.key, given.indices), given.x_init)
     if given.attempt is None:
@@ -267,13 +266,6 @@ class CompiledAttack:
       del axis_name  # Examples do not interact.
       return function(*args)
     return self._parallel.compile(on_shard, in_specs, _S)
-
-  @functools.cached_property
-  def _unmasked(self):
-    """Labels as they are, and logits without infinities, compiled."""
-    logits = jax.jit(losses.unmasked)
-    return lambda y: logits(y) if (
-        isinstance(y, jax.Array) and y.ndim == 2) else y
 
   @functools.cached_property
   def _whole(self):

@@ -303,13 +303,14 @@ class _Examination:
     # Once more: what is drawn under a key is drawn for a batch.
     self._clean = self._logits(self._x)
     self._slack = max(_POINT, 1 / len(right)) + 1e-6
-    self._start = jnp.asarray(self._x)
 
   def _behaviour(self):
     batch = np.resize(self._x, (self._batch_size, *self._x.shape[1:]))
     count = min(len(self._x), self._batch_size)
+    # As many as a device has, which what is drawn under a key depends on, too.
+    each = self._batch_size // self._parallel.num_devices
     def predicted(predict):
-      return _unit(np.asarray(predict(jnp.asarray(batch)))[:count])
+      return _unit(np.asarray(predict(jnp.asarray(batch[:each])))[:count])
     reference, *again = (_unit(self._logits(batch)[:count]) for _ in range(4))
     self._note(
         'called again', _largest(reference, again), f'<= {_VARIATION:g}',
@@ -338,7 +339,7 @@ class _Examination:
       keys = jax.random.split(jax.random.fold_in(self._key, 1), 3)
       other = [predicted(functools.partial(_under_key, self._original, key))
                for key in keys]
-      value = _largest(reference, other)
+      value = _largest(reference[:len(other[0])], other)
       self._note(
           'another key', value, f'<= {_VARIATION:g}', value <= _VARIATION,
           'the model is randomised: one key says little; see '
@@ -480,12 +481,18 @@ class _Examination:
 
   def _noisy(self, number, eps):
     """Returns the logits of images with noise of norm eps, `[N, K]`."""
-    key = jax.random.fold_in(self._key, 2 + number)
-    logits = self._logits(jax.device_get(_with_noise(
-        key, self._start, np.asarray(eps, self._x.dtype), self._norm,
-        self._bounds)))
-    self._task.advance(len(logits))
-    return logits
+    key, eps = map(self._parallel.replicate, (
+        jax.random.fold_in(self._key, 2 + number),
+        np.asarray(eps, self._x.dtype)))
+    found = []
+    for first, (images, _, count) in enumerate(self._batches()):
+      indices = np.arange(self._batch_size, dtype=np.int32)
+      indices += first * self._batch_size
+      images, indices = self._parallel.shard((images, indices))
+      found.append(self._parallel.gather(self._predict_noisy(
+          self._model, images, indices, key, eps))[:count])
+      self._task.advance(count)
+    return _wide(np.concatenate(found))
 
   def _batches(self):
     """Yields images, labels and how many of them count, all of one shape."""
@@ -504,8 +511,7 @@ class _Examination:
       logits = self._parallel.gather(self._predict(
           self._model, self._parallel.shard(padded)))
       found.append(logits[:len(batch)])
-    found = np.concatenate(found)
-    return found.astype(np.promote_types(found.dtype, np.float32))
+    return _wide(np.concatenate(found))
 
   @functools.cached_property
   def _predict(self):
@@ -513,6 +519,18 @@ class _Examination:
       del axis_name  # Examples do not interact, here and below.
       return attacks.evaluate(model, images)
     return self._parallel.compile(predict, (_R, _S), _S)
+
+  @functools.cached_property
+  def _predict_noisy(self):
+    """Logits of images with noise in them, compiled for every radius."""
+    norm, bounds = self._norm, self._bounds
+    def predict(model, images, indices, key, eps, *, axis_name=None):
+      del axis_name
+      noise = geometry.of(norm).surface(
+          collectives.example_keys(key, indices), images,
+          jnp.broadcast_to(eps, images.shape[:1]))
+      return attacks.evaluate(model, jnp.clip(images + noise, *bounds))
+    return self._parallel.compile(predict, (_R, _S, _S, _R, _R), _S)
 
   @functools.cached_property
   def _missed(self):
@@ -528,8 +546,8 @@ class _Examination:
       del axis_name
       def total(images):
         logits = attacks.evaluate(model, images)
-        return jnp.sum(losses.cross_entropy(losses.unmasked(logits.astype(
-            jnp.promote_types(logits.dtype, images.dtype))), labels))
+        return jnp.sum(losses.cross_entropy(
+            losses.unmasked(logits, images.dtype), labels))
       gradient = jax.grad(total)(images)
       fine = attacks.all_finite(gradient)
       gradient = geometry.where(fine, gradient, jnp.zeros_like(gradient))
@@ -539,21 +557,17 @@ class _Examination:
     return self._parallel.compile(step, (_R, _S, _S, _S, _R), (_S, _S))
 
 
-@functools.partial(jax.jit, static_argnums=(3, 4))
-def _with_noise(key, x, eps, norm, bounds):
-  """Returns images `[N, ...]` with noise of norm eps, within the bounds."""
-  keys = collectives.example_keys(key, jnp.arange(len(x)))
-  noise = geometry.of(norm).surface(
-      keys, x, jnp.broadcast_to(eps, x.shape[:1]))
-  return jnp.clip(x + noise, *bounds)
-
-
 def _under_key(model, key, images):
   return model(images, key)
 
 
 def _call(model, images):
   return model(images)
+
+
+def _wide(logits):
+  """Returns logits in float32 at least."""
+  return logits.astype(np.promote_types(logits.dtype, np.float32))
 
 
 def _finite(logits):

@@ -137,22 +137,28 @@ class Result:
         'autoattack': self.robust}.items()}
 
   def table(self) -> str:
-    """Returns accuracies as a Markdown table: average and each class."""
+    """Returns accuracies as a Markdown table: average and each class.
+
+    `success` is the share of the correct images that are not robust.
+    """
     classes = self.per_class()
     present = np.unique(self.labels)
     kind = 'alone' if self.individual else 'and all before'
     lines = [
         ', '.join(f'{name} {value}' for name, value in self.settings.items()),
-        '', f'| after ({kind}) | average | worst class | seconds | '
+        '', f'| after ({kind}) | average | success | worst class | seconds | '
         + ' | '.join(str(label) for label in present) + ' |',
-        '|' + '---|' * (4 + len(present))]
+        '|' + '---|' * (5 + len(present))]
     averages = {'clean': self.clean_accuracy, **self.accuracy_after,
                 'autoattack': self.robust_accuracy}
     for name, average in averages.items():
       values = classes[name][present]
       seconds = f'{self.seconds[name]:.1f}' if name in self.seconds else ''
+      success = (f'{1 - average / self.clean_accuracy:.2%}'
+                 if name != 'clean' and self.correct.any() else '-')
       lines.append(
-          f'| {name} | {average:.2%} | {values.min():.2%} | {seconds} | '
+          f'| {name} | {average:.2%} | {success} | {values.min():.2%} | '
+          f'{seconds} | '
           + ' | '.join(f'{value:.1%}' for value in values) + ' |')
     return '\n'.join(lines + [f'Warning: {text}' for text in self.warnings])
 
@@ -310,7 +316,7 @@ class Session:
     while tasks:
       found = []
       for outcome in engine.run(self._model, key, self._eps, self._x, self._y,
-                                scores, tasks, tick):
+                                clean_logits, scores, tasks, tick):
         self._zero_gradient[name][outcome.index] |= outcome.zero_gradient
         if not outcome.finite:
           # No attempt is counted as done: one that goes on from the saved state
@@ -341,7 +347,10 @@ class Session:
     if not attack.num_targets or attack.target_order == 'logits':
       return clean_logits
     rank = self._compiled.scores(attack, self._parallel)
-    scores, size = np.array(clean_logits), self._batch_size
+    size = self._batch_size
+    # In half precision what is ranked would be ties.
+    scores = np.zeros(clean_logits.shape, np.promote_types(
+        clean_logits.dtype, self._x.dtype))
     for first in range(0, len(indices), size):
       chosen = indices[first:first + size]
       padded = np.resize(chosen, size)
@@ -438,10 +447,9 @@ class Session:
       return {}  # Hashing takes a while.
     model = self._traced
     settings_of_attacks = {
-        f'{name}.{field.name}': saved.described(getattr(attack, field.name))
+        f'{name}.{setting}': saved.described(getattr(attack, setting))
         for name, attack in self._members.items()
-        for field in dataclasses.fields(attack)
-        if field.name not in self._settings}
+        for setting in _settings_of(attack) if setting not in self._settings}
     return self._settings | {
         'individual': self._individual,
         'attacks': [f'{name}: {type(attack).__name__}'
@@ -642,6 +650,17 @@ class _Compiled:
             attack, _call, parallel, batch_size))
     self.predict = functools.lru_cache(maxsize=8)(_compiled_predict)
     self.scores = functools.lru_cache(maxsize=64)(_compiled_scores)
+
+
+def _settings_of(attack):
+  """Yields the names of an attack's fields, and of what its class says."""
+  fields = [field.name for field in dataclasses.fields(attack)]
+  yield from fields
+  for name in ('num_steps', 'num_restarts', 'num_targets', 'target_order'):
+    # A property follows from what is there already.
+    if name not in fields and not isinstance(
+        getattr(type(attack), name, None), property):
+      yield name
 
 
 def _compiled_predict(parallel):

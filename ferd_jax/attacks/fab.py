@@ -202,14 +202,12 @@ class FAB(attack.Attack):
     """
     def evaluate(images):
       logits = attack.evaluate(logits_fn, images, key)
-      # In half precision the difference of two logits is mostly rounding.
-      logits = logits.astype(jnp.promote_types(logits.dtype, x.dtype))
-      return losses.unmasked(logits), logits
+      return losses.unmasked(logits, x.dtype), logits
     finite, pull_back, logits = jax.vjp(evaluate, x, has_aux=True)
     num_classes = logits.shape[-1]
     labels = inputs.labels_of(problem.y)
     def one_hot(classes):
-      return jax.nn.one_hot(classes, num_classes, dtype=logits.dtype)
+      return jax.nn.one_hot(classes, num_classes, dtype=finite.dtype)
     def against(classes, rivals=labels):
       difference = losses.targeted_margin(finite, rivals, classes)
       gradient, = pull_back(one_hot(classes) - one_hot(rivals))

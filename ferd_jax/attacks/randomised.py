@@ -128,8 +128,7 @@ class MeanSquare(square.Square):
     def add(carry, key):
       total, fine = carry
       logits = attack.evaluate(logits_fn, images, key)
-      margin = losses.margin(losses.unmasked(logits.astype(
-          jnp.promote_types(logits.dtype, total.dtype))), labels)
+      margin = losses.margin(losses.unmasked(logits, total.dtype), labels)
       return (total + margin.astype(total.dtype),
               fine & losses.predicts(logits)), None
     start = (jnp.zeros_like(images, shape=images.shape[:1]),

@@ -56,6 +56,7 @@ class _Rows(NamedTuple):
   y: Any
   index: Any
   attempt: Any
+  logits: Any
   scores: Any
 
 
@@ -92,7 +93,7 @@ class Slots:
       problem = attacks.Problem(
           rows.x, rows.y, None, jnp.broadcast_to(eps, rows.y.shape),
           collectives.example_keys(key, rows.index))
-      return attack.nth_attempt(attack.of_labels(problem, rows.scores),
+      return attack.nth_attempt(attack.of_labels(problem, rows.logits),
                                 rows.scores, rows.attempt)
 
     def start(rows, key, eps, *, axis_name=None):
@@ -154,7 +155,7 @@ class Slots:
     self._images = compiled(images, (_S, _S, _R, _R), _S)
 
   def run(self, variables: Any, key: jax.Array, eps: float, x: np.ndarray,
-          y: np.ndarray, scores: np.ndarray,
+          y: np.ndarray, logits: np.ndarray, scores: np.ndarray,
           tasks: collections.deque[tuple[int, int]],
           tick: Callable[[int], None]) -> Iterator[Outcome]:
     """Yields the outcomes of (index, attempt) tasks until there are no more.
@@ -165,6 +166,7 @@ class Slots:
       eps: radius.
       x: images `[N, ...]`.
       y: int32 labels `[N]`.
+      logits: `[N, K]`, on these images.
       scores: `[N, K]`, of `Attack.class_scores`.
       tasks: taken from the left; the caller may append to it meanwhile.
       tick: called with the steps taken, over all images.
@@ -173,7 +175,7 @@ class Slots:
     key, eps = place(key), place(np.asarray(eps, x.dtype))
     size = self._fitting(len(tasks))
     rows = _Rows(*(np.zeros((size, *like.shape[1:]), like.dtype)
-                   for like in (x, y, y, y, scores)))
+                   for like in (x, y, y, y, logits, scores)))
     rows.x[:] = x[0]  # A valid image in slots that stay empty.
     used, state, turned, steps = np.zeros(size, bool), None, None, 0
     while True:
@@ -184,8 +186,9 @@ class Slots:
         if not tasks:
           break
         index, attempt = tasks.popleft()
-        for filled, new in zip(rows, (x[index], y[index], index, attempt,
-                                      scores[index]), strict=True):
+        for filled, new in zip(rows, (
+            x[index], y[index], index, attempt, logits[index], scores[index]),
+                               strict=True):
           filled[slot] = new
         used[slot] = fresh[slot] = True
       if not used.any():

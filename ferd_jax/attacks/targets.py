@@ -53,8 +53,9 @@ def malt_scores(evaluate: Callable[[jax.Array], jax.Array], x: jax.Array,
   q dual to the norm of the attack: minus the way to the class. The label is
   given the highest score of all, so that targets begin at rank 2. Only the 100
   wrong classes with the highest logits are candidates; all others, and
-  candidates without a gradient, rank behind. One gradient is computed at a
-  time, so that memory does not grow with the number of classes.
+  candidates without a finite gradient, rank behind. One gradient is computed at
+  a time, so that memory does not grow with the number of classes. Scores have
+  the precision of the images at least.
 
   Args:
     evaluate: images `[B, ...]` -> logits `[B, K]`.
@@ -67,9 +68,7 @@ def malt_scores(evaluate: Callable[[jax.Array], jax.Array], x: jax.Array,
     odeliamel/MALT, which leaves classes without a gradient in, as the first.
   """
   def finite(images):
-    logits = evaluate(images)
-    return losses.unmasked(
-        logits.astype(jnp.promote_types(logits.dtype, x.dtype)))
+    return losses.unmasked(evaluate(images), x.dtype)
   logits, pull_back = jax.vjp(finite, x)
   num_classes = logits.shape[-1]
   def one_hot(classes):
@@ -86,7 +85,10 @@ def malt_scores(evaluate: Callable[[jax.Array], jax.Array], x: jax.Array,
     gradient, = pull_back(is_class - is_label)
     slope = geometry.of(norm).dual_size(gradient).astype(logits.dtype)
     gap = highest - jnp.sum(logits * is_class, axis=-1)
-    distance = jnp.where(slope > 0, gap / jnp.where(slope > 0, slope, 1),
+    # No further than a number can say, or along a slope that is none.
+    leads = ((slope > 0) & (slope < jnp.inf)
+             & (gap < limits.max / 4 * jnp.minimum(slope, 1)))
+    distance = jnp.where(leads, gap / jnp.where(leads, slope, 1),
                          limits.max / 4)
     return jnp.where(is_class > 0, -distance[:, None], scores)
   start = jnp.where(is_label > 0, limits.max, jnp.zeros_like(logits)

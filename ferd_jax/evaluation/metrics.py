@@ -39,6 +39,20 @@ def summarise(correct: np.ndarray, counts: np.ndarray, *,
   }
 
 
+def success_rate(clean: np.ndarray, attacked: np.ndarray) -> float:
+  """Returns the share of the images that are right which an attack fools.
+
+  It is 1 - robust / clean accuracy of the same images, NaN if none is right.
+
+  Args:
+    clean: bool `[N]`, which images are right as they are.
+    attacked: bool `[M]`, M <= N, which of the first M are under the attack.
+  """
+  clean = clean[:len(attacked)]
+  return float((clean & ~attacked).sum() / clean.sum()) if clean.any() else (
+      math.nan)
+
+
 def nsd(accuracy: np.ndarray, ddof: int = 0) -> np.ndarray:
   """Returns the standard deviation over classes divided by their mean, `[...]`.
 

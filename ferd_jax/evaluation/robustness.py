@@ -163,7 +163,8 @@ class Evaluator:
     Returns:
       `metrics.summarise` of each attack, `per_class`, a list of C accuracies
       (NaN for a class without images), `correct`, which images were classified
-      right (`per_image.flags_text`), and `warnings`; of AutoAttack also
+      right (`per_image.flags_text`), and `warnings`; beside `clean` also
+      `metrics.success_rate`; of AutoAttack also
       `num_examples` that it got, and `after`, by attack, the robust accuracy
       after it, `per_class` and its `seconds`.
 
@@ -184,6 +185,7 @@ class Evaluator:
               name, variables, images, labels, key,
               state_dir and epath.Path(state_dir) / f'{name}-{run[:16]}.npz',
               reporter), self.parallel, reporter)
+      _add_success_rates(report)
       if on_result is not None:
         on_result(name, report[name])
     return report
@@ -273,6 +275,18 @@ class Evaluator:
                            'seconds': result.seconds[attack]}
                   for attack, average in result.accuracy_after.items()},
         'warnings': result.warnings}
+
+
+def _add_success_rates(report):
+  """Adds to each attack which share of what is right without it it fools."""
+  if CLEAN not in report:
+    return
+  correct = {name: per_image.flags(summary[per_image.FLAGS])
+             for name, summary in report.items()}
+  for name, summary in report.items():
+    if name != CLEAN:
+      summary['success_rate'] = metrics.success_rate(correct[CLEAN],
+                                                     correct[name])
 
 
 def evaluator(model: nn.Module, names: Sequence[str], eps: float,

@@ -8,6 +8,7 @@ from typing import Any
 from ferd_jax.attacks import diagnosis
 
 _COLUMNS = ('average', 'worst', 'worst10', 'nsd')
+_SUCCESS = 'success_rate'  # in results where clean images are, too
 WIDTH = 100  # columns of what is printed
 MOST_CLASSES = 20  # that have a row each
 
@@ -51,7 +52,9 @@ def table(results: Mapping) -> str:
   """Returns the results of a run as a Markdown table.
 
   Models stand beside each other if 100 columns hold them, else below. The worst
-  tenth of the classes is left out where it is the worst class everywhere.
+  tenth of the classes is left out where it is the worst class everywhere, and
+  success rates (`success`) where models that are beside each other without them
+  would not be with them.
 
   Args:
     results: as written to `results.json`: `config`, `norm`, `eps`, `seed`,
@@ -59,7 +62,8 @@ def table(results: Mapping) -> str:
       `epoch` (None for models from files), `training_data` if the student was
       trained on real images, and `models`, a dict by model
       ('teacher', 'student') of dicts by attack of `metrics.summarise`, with
-      `num_examples` of an attack that got the first so many only.
+      `success_rate` where it is known and `num_examples` of an attack that got
+      the first so many only.
   """
   models = results['models']
   columns = [column for column in _COLUMNS if column != 'worst10' or any(
@@ -88,18 +92,29 @@ def table(results: Mapping) -> str:
 def _beside(results, columns):
   """Returns the lines of the results' table, or of one for each model."""
   models = results['models']
-  for average in ('{} average', '{} avg', '{}'):
-    header = ['attack']
-    for model in models:
-      header += [average.format(model), *columns[1:]]
-    found = markdown(header, _rows(results, models, columns))
-    if len(found[0]) <= WIDTH:
-      return found
+  choices = [columns]
+  if any(_SUCCESS in summary for found in models.values()
+         for summary in found.values()):
+    choices.insert(0, [columns[0], _SUCCESS, *columns[1:]])
+  def fitting(models):
+    """Returns the first table that fits, else the last, and whether it does."""
+    for chosen in choices:
+      heads = ['success' if column == _SUCCESS else column
+               for column in chosen[1:]]
+      for average in ('{} average', '{} avg', '{}'):
+        header = ['attack']
+        for model in models:
+          header += [average.format(model), *heads]
+        found = markdown(header, _rows(results, models, chosen))
+        if len(found[0]) <= WIDTH:
+          return found, True
+    return found, False
+  lines, fits = fitting(models)
+  if fits:
+    return lines
   lines = []
   for model in models:
-    lines += [*([''] if lines else []), *markdown(
-        ['attack', f'{model} average', *columns[1:]],
-        _rows(results, [model], columns))]
+    lines += [*([''] if lines else []), *fitting([model])[0]]
   return lines
 
 
@@ -111,7 +126,7 @@ def _rows(results, models, columns):
     rows.append([
         attack if number >= results['num_examples'] else
         f'{attack} (first {number})',
-        *(_cell(column, found[model][attack][column])
+        *(_cell(column, found[model][attack].get(column))
           for model in models for column in columns)])
   return rows
 
@@ -268,7 +283,7 @@ def markdown(header: Sequence[str],
 
 
 def _cell(column, value):
-  if value is None:  # The NSD of a model that is always wrong.
+  if value is None:  # As the NSD of a model that is always wrong.
     return '-'
   return f'{value:.3f}' if column == 'nsd' else f'{value:.2%}'
 

@@ -316,7 +316,9 @@ def _results(run):
           results['training_data'])) + '</strong></p>')
     parts.append(_caption(', '.join(str(each) for each in about if each)
                           + '. NSD: standard deviation over classes divided '
-                          'by their mean; lower is fairer.'))
+                          'by their mean; lower is fairer. Success rate: the '
+                          'share of the images that are right as they are '
+                          'which the attack fools.'))
     header, rows = run_tables.summary(results)
     parts.append(_table(header, rows))
     number = len(results.get('class_counts') or next(iter(next(iter(

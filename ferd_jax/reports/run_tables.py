@@ -23,8 +23,13 @@ def summary(results: Mapping[str, Any]) -> tuple[list[str], Rows]:
     results: of a run.
   """
   models = results['models']
+  # Older results have no success rates.
+  rated = any('success_rate' in values for found in models.values()
+              for values in found.values())
+  measures = ('average', *(('success rate',) if rated else ()), 'worst class',
+              'NSD')
   header = ['attack', *(f'{model} {measure}' for model in models
-                        for measure in ('average', 'worst class', 'NSD'))]
+                        for measure in measures)]
   rows = []
   for attack in dict.fromkeys(
       attack for found in models.values() for attack in found):
@@ -35,10 +40,14 @@ def summary(results: Mapping[str, Any]) -> tuple[list[str], Rows]:
            f'{title} (first {count})']
     for found in models.values():
       if attack not in found:
-        row += ['-'] * 3
+        row += ['-'] * len(measures)
         continue
       values = found[attack]
-      row += [f'{values["average"]:.2%}', f'{values["worst"]:.2%}',
+      row.append(f'{values["average"]:.2%}')
+      if rated:
+        rate = values.get('success_rate')
+        row.append('-' if rate is None else f'{rate:.2%}')
+      row += [f'{values["worst"]:.2%}',
               '-' if values.get('nsd') is None else f'{values["nsd"]:.3f}']
     rows.append(row)
   return header, rows

@@ -212,12 +212,22 @@ class Nameless(attacks.Attack):
   """It lacks what all have."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Endless(attacks.Attack):
+  """It does not say how many steps it takes."""
+  eps: float = EPS
+  norm: str = 'Linf'
+  bounds: tuple[float, float] = (0., 1.)
+
+
 @pytest.mark.parametrize(('settings', 'match'), [
     (dict(norm='L0'), "norm='L0' to be one of 'Linf', 'L2', 'L1'"),
     (dict(version='custom', attacks=(('mine', attack_lib.Attack()),)),
      "attack 'mine' to be an Attack, which is a frozen dataclass, got"),
     (dict(version='custom', attacks=(('mine', Nameless()),)),
      "attack 'mine' to have a setting eps"),
+    (dict(version='custom', attacks=(('mine', Endless()),)),
+     "attack 'mine' to have a setting num_steps"),
     (dict(version='custom', attacks=(('mine', EPS),)),
      r"attack 'mine' to be an Attack, which is a frozen dataclass, got 0.03"),
     (dict(version='best'), "version='best' to be one of 'standard', 'plus', "),

@@ -317,6 +317,37 @@ def test_losses_and_gradients_are_those_of_a_run(tmp_path):
       run(other[0], settings=other[1], **options)
 
 
+@pytest.mark.parametrize('setting', ['num_steps', 'num_restarts',
+                                     'num_targets', 'target_order'])
+def test_what_a_class_says_of_itself_is_that_of_a_run(setting, tmp_path):
+  """An attack of a user need not have it as a field."""
+  def settings(**changes):
+    @dataclasses.dataclass(frozen=True)
+    class Still(attacks.Attack):
+      eps: float
+      norm, bounds = 'Linf', (0., 1.)
+
+      def init(self, problem):
+        return problem.x
+
+      def step(self, logits_fn, problem, state, key=None):
+        return state
+
+      def images(self, problem, state):
+        return state
+    for name, value in (dict(num_steps=1, num_restarts=1, num_targets=1,
+                             target_order='logits') | changes).items():
+      setattr(Still, name, value)
+    return attacks.AutoAttack(EPS, version='custom',
+                              attacks=(('still', Still(EPS)),))
+  options = dict(state_file=tmp_path / 'state.npz', y=(Y + 1) % NUM_CLASSES)
+  run(settings=settings(), **options)
+  run(settings=settings(), **options)
+  other = 'malt' if setting == 'target_order' else 2
+  with pytest.raises(ValueError, match=rf'run: still\.{setting} is'):
+    run(settings=settings(**{setting: other}), **options)
+
+
 def test_keys_of_another_generator_are_refused(tmp_path):
   def attack(impl):
     return autoattack()(
@@ -616,16 +647,21 @@ def test_table():
   first, _, header, _, *rows, warning = result.table().splitlines()
   assert first.startswith('version custom, norm Linf, eps 0.02, ')
   assert f'images {NUM_IMAGES}, seed [0, 0], dtype float32, jax ' in first
-  assert header == ('| after (and all before) | average | worst class | '
-                    'seconds | 0 | 2 | 3 | 4 |')  # No class 1.
+  assert header == ('| after (and all before) | average | success | worst class'
+                    ' | seconds | 0 | 2 | 3 | 4 |')  # No class 1.
   assert [row.split(' | ')[0] for row in rows] == [
       '| clean', '| square', '| ce', '| targeted', '| autoattack']
   classes = result.per_class()['targeted'][[0, 2, 3, 4]]
+  assert rows[0].split(' | ')[2] == '-'
   assert rows[3] == (
-      f'| targeted | {result.robust_accuracy:.2%} | {classes.min():.2%} | '
+      f'| targeted | {result.robust_accuracy:.2%} | '
+      f'{result.success_rate:.2%} | {classes.min():.2%} | '
       f'{result.seconds["targeted"]:.1f} | '
       + ' | '.join(f'{value:.1%}' for value in classes) + ' |')
   assert warning == 'Warning: Mind the gap.'
+  nothing_right = dataclasses.replace(
+      result, correct=np.zeros(NUM_IMAGES, bool))
+  assert 'nan' not in nothing_right.table()
   assert '| after (alone) |' in whole(individual=True).table()
 
 

@@ -73,12 +73,126 @@ def test_memory_at_224_pixels_is_that_of_some_images(attack, images):
   assert planned_bytes(attack, LARGE, CLASSES, batch) <= images * batch * image
 
 
+class Planned(parallel.Parallel):
+  """Compiles what it is asked to, and runs nothing: found is 0, or True.
+
+  Its bytes are noted in `planned`.
+  """
+  planned = []
+
+  def compile(self, step, in_specs, out_specs, *, donate=()):
+    step, known = jax.jit(step), {}
+    def call(*args):
+      kind = (jax.tree.structure(args), *(
+          (np.shape(leaf), jnp.result_type(leaf))
+          for leaf in jax.tree.leaves(args)))
+      if kind not in known:
+        lowered = step.lower(*args)
+        self.planned.append(
+            lowered.compile().memory_analysis().temp_size_in_bytes)
+        known[kind] = lowered.out_info
+      # Bools say that all is fine.
+      return jax.tree.map(
+          lambda leaf: jnp.full(leaf.shape, leaf.dtype == bool, leaf.dtype),
+          known[kind])
+    return call
+
+
+def noisy_net(weights, x, key):
+  return net(weights, x + 0.1 * jax.random.normal(key, x.shape, x.dtype))
+
+
+def distances(norm, attacks_, model, x, y, **options):
+  return attacks.MinimumNorm(norm, attacks_)(
+      functools.partial(net, model), jax.random.key(0), x, y, progress=False,
+      **options)
+
+
+def randomised(norm, model, x, y, **options):
+  return attacks.Randomised(
+      EPS, norm, ('apgd-ce', 'square'), eot=2, num_iterations=4, num_queries=3,
+      num_draws=3)(
+          functools.partial(noisy_net, model), jax.random.key(0), x, y,
+          progress=False, **options)
+
+
+def diagnosed(norm, model, x, y, **options):
+  return attacks.diagnose(
+      functools.partial(net, model), jax.random.key(0), x, y, EPS, norm=norm,
+      num_queries=2, num_draws=2, **options)
+
+
+@pytest.mark.filterwarnings('ignore::UserWarning')
+@pytest.mark.parametrize(('call', 'images'), [
+    (functools.partial(distances, 'L0', ('fmn',)), 12),
+    (functools.partial(distances, 'L1', ('fmn', 'fab-t')), 24),
+    (functools.partial(distances, 'L2', ('fmn', 'ddn', 'fab-t')), 24),
+    (functools.partial(distances, 'Linf', ('fmn', 'fab-t')), 24),
+    (functools.partial(randomised, 'Linf'), 16),
+    (functools.partial(randomised, 'L1'), 16),
+    (functools.partial(diagnosed, 'Linf'), 16),
+    (functools.partial(diagnosed, 'L1'), 16)],
+    ids=['fmn-l0', 'l1', 'l2', 'linf', 'randomised', 'randomised-l1',
+         'diagnose', 'diagnose-l1'])
+def test_what_drives_attacks_takes_the_memory_of_some_images(call, images):
+  """At 224 pixels and 1,000 classes, of every program there is, by batch."""
+  batch, number = 2, 5
+  x = np.random.default_rng(0).uniform(
+      size=(number, LARGE, LARGE, 3)).astype('f')
+  Planned.planned.clear()
+  call(weights(CLASSES), x, np.zeros(number, int), batch_size=batch,
+       parallel=Planned('jit', tuple(jax.devices()[:1])))
+  assert len(Planned.planned) >= 5
+  image = LARGE * LARGE * 3 * 4
+  assert max(Planned.planned) <= images * batch * image
+
+
+def several():
+  return parallel.create('shard_map', tuple(jax.devices()[:4]))
+
+
+@functools.cache
+def small():
+  """Returns weights, images and labels."""
+  x = np.random.default_rng(1).uniform(size=(12, SIDE, SIDE, 3)).astype('f')
+  model = weights(CLASSES)
+  return model, x, np.array(jnp.argmax(net(model, jnp.asarray(x)), -1))
+
+
+def test_distances_on_several_devices():
+  member = attacks.FMN(norm='Linf', num_steps=6)
+  alone, found = (
+      distances('Linf', (('fmn', member),), *small(), batch_size=4,
+                parallel=where) for where in (parallel.create('jit'),
+                                              several()))
+  assert alone.success.any()
+  np.testing.assert_array_equal(found.success, alone.success)
+  np.testing.assert_allclose(found.distances, alone.distances, rtol=1e-4)
+
+
+def test_draws_on_several_devices():
+  alone, found = (randomised('Linf', *small(), batch_size=4, parallel=where)
+                  for where in (parallel.create('jit'), several()))
+  assert 0 < alone.robust_accuracy < 1
+  np.testing.assert_array_equal(found.correct, alone.correct)
+  np.testing.assert_array_equal(found.chosen, alone.chosen)
+  np.testing.assert_allclose(found.images, alone.images, atol=1e-6)
+
+
+def test_checks_on_several_devices():
+  alone, found = (diagnosed('Linf', *small(), batch_size=4, parallel=where)
+                  for where in (parallel.create('jit'), several()))
+  assert found.accuracies == alone.accuracies
+  assert [check.verdict for check in found.checks] == [
+      check.verdict for check in alone.checks]
+  for one, other in zip(found.checks, alone.checks, strict=True):
+    assert one.value == pytest.approx(other.value, abs=1e-5), one.name
+
+
 def test_a_thousand_classes_on_several_devices():
   """The same flags as on one."""
-  rng = np.random.default_rng(1)
-  x = rng.uniform(size=(12, SIDE, SIDE, 3)).astype('f')
-  model = jax.tree_util.Partial(net, weights(CLASSES))
-  y = np.array(jnp.argmax(model(jnp.asarray(x)), -1))
+  model, x, y = small()
+  model = jax.tree_util.Partial(net, model)
   eps = 0.7 / 255
   common = dict(eps=eps, keep='first')
   member = attacks.APGD(**common, loss=losses.targeted_dlr, num_iterations=3,
@@ -88,8 +202,7 @@ def test_a_thousand_classes_on_several_devices():
   def run(where):
     return autoattack(model, jax.random.key(0), x, y, batch_size=4,
                       individual=True, progress=False, parallel=where)
-  alone, found = map(run, (parallel.create('jit'), parallel.create(
-      'shard_map', tuple(jax.devices()[:4]))))
+  alone, found = map(run, (parallel.create('jit'), several()))
   assert 0 < alone.robust.sum() < len(x)
   for name in alone.flags:
     np.testing.assert_array_equal(found.flags[name], alone.flags[name])

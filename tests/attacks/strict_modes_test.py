@@ -40,6 +40,8 @@ _ATTACKS = {
     'pgd l1': attacks.PGD(_EPS, _EPS, 2, norm='L1'),
     'utae': attacks.UTAE(_EPS, _EPS, 2),
     'apgd-t': attacks.APGD(_EPS, num_iterations=2, num_targets=2),
+    'apgd-t malt': attacks.APGD(_EPS, num_iterations=2, num_targets=2,
+                                target_order='malt'),
     'apgd l2 dlr': attacks.APGD(_EPS, 'L2', losses.dlr, 2, keep='first'),
     'apgd l1': attacks.APGD(_EPS, 'L1', num_iterations=2, large_radii=True),
     'eot': attacks.APGD(_EPS, num_iterations=1, eot=2),
@@ -47,6 +49,7 @@ _ATTACKS = {
     'fab-t l2': attacks.FAB(_EPS, 'L2', num_iterations=2, num_targets=2),
     'fab-t l1': attacks.FAB(_EPS, 'L1', num_iterations=2, num_targets=2),
     'ddn': attacks.DDN(num_steps=2),
+    'fmn l0': attacks.FMN(norm='L0', num_steps=2),
     'fmn l1': attacks.FMN(norm='L1', num_steps=2),
     'square': attacks.Square(_EPS, num_queries=2),
     'square l2': attacks.Square(_EPS, 'L2', num_queries=2),
@@ -97,6 +100,21 @@ def test_every_attack(mode, name, arrays, expected):
   np.testing.assert_allclose(found, expected[name], atol=2e-6)
 
 
+@pytest.mark.parametrize('dtype', ['bfloat16', 'float16'])
+@pytest.mark.parametrize('name', _ATTACKS)
+def test_logits_of_half_precision(name, dtype, arrays):
+  """Where promotion is strict they are no less than anywhere else."""
+  w, key, x, y = arrays
+  def apply_fn(w, x, key=None):
+    return _apply(w, x, key).astype(dtype)
+  if name == 'utae':
+    y = apply_fn(w, x)
+  with jax.numpy_dtype_promotion('strict'):
+    found, history = jax.eval_shape(
+        attacks.jit(_ATTACKS[name], apply_fn).record, w, key, x, y)
+  assert found.images.dtype == history.losses.dtype == jnp.float32
+
+
 @pytest.mark.parametrize('mode', _MODES)
 @pytest.mark.parametrize('name', ['fab', *(
     pytest.param(name, marks=pytest.mark.slow)
@@ -122,11 +140,16 @@ def test_autoattack(mode, arrays):
   assert result.correct.all() and len(result.flags) == 3
 
 
-@pytest.mark.parametrize('mode', ['transfer guard', 'key reuse'])
+@pytest.mark.parametrize('mode', ['transfer guard', 'key reuse',
+                                  'dtype promotion'])
 def test_what_drives_attacks_from_outside(mode, arrays):
   w, key, _, _ = arrays
+  dtype = 'bfloat16' if mode == 'dtype promotion' else 'float32'
+  def apply_fn(w, x):
+    return _apply(w, x).astype(dtype)
   def noisy(w, x, key):
-    return _apply(w, x + 0.1 * jax.random.normal(key, x.shape, x.dtype))
+    noise = jax.random.normal(key, x.shape, x.dtype)
+    return apply_fn(w, x + 0.1 * noise)
   with _MODES[mode]():
     found = attacks.Randomised(
         _EPS, attacks=('apgd-ce', 'square'), eot=2, num_iterations=1,
@@ -134,7 +157,7 @@ def test_what_drives_attacks_from_outside(mode, arrays):
             jax.tree_util.Partial(noisy, w), key, _X, _Y, batch_size=2,
             progress=False, parallel=parallel.create('jit'))
     diagnosis = attacks.diagnose(
-        jax.tree_util.Partial(_apply, w), key, _X, _Y, _EPS, num_queries=1,
+        jax.tree_util.Partial(apply_fn, w), key, _X, _Y, _EPS, num_queries=1,
         num_draws=1, batch_size=2)
   assert found.correct.shape == (2, 2) and diagnosis.num_images == 2
 

@@ -10,6 +10,7 @@ import pytest
 
 from ferd_jax import attacks
 from ferd_jax.attacks import targets as target_orders
+from ferd_jax.core import parallel
 
 BATCH, SIZE, NUM_CLASSES = 10, 6, 7
 _RNG = np.random.default_rng(5)
@@ -115,6 +116,92 @@ def test_malt_in_an_ensemble():
       malt('Linf', X), LOGITS)]
   assert (first[0] != first[1])[1:].any()
   assert (malted.images != plain.images).any()
+
+
+# Close to each other: in half precision all ways to a class would be one.
+SLOPES = np.array([1., 3., 3.006, 3.003, 3.009])
+STEEPEST = [4, 2, 3, 1]
+LINES_X = np.linspace(0.2, 0.8, 4, dtype='f')[:, None]
+
+
+def lines(dtype, x):
+  """Returns logits of five classes, the first the highest, as whole numbers."""
+  start = jnp.array([4., 1., 1., 1., 1.], x.dtype)
+  moves = jnp.asarray(SLOPES, x.dtype)[None] * (x - jax.lax.stop_gradient(x))
+  return (start[None] + moves).astype(dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class Noting(attacks.Attack):
+  """One of a user: it takes a teacher's logits, and targets besides."""
+  eps: float
+  num_targets: int = 1
+  target_order: str = 'malt'
+
+  norm, bounds, num_steps, takes_logits = 'Linf', (0., 1.), 1, True
+  seen = []
+
+  def init(self, problem):
+    jax.debug.callback(lambda *now: self.seen.append(now), problem.y,
+                       problem.targets)
+    return problem.x
+
+  def step(self, logits_fn, problem, state, key=None):
+    return state
+
+  def images(self, problem, state):
+    return state
+
+
+def in_an_ensemble(attack, model, x, y):
+  attacks.AutoAttack(0.1, version='custom', attacks=(('mine', attack),))(
+      model, jax.random.key(0), x, y, batch_size=len(x), progress=False,
+      parallel=parallel.create('jit'))
+
+
+def among_distances(attack, model, x, y):
+  attacks.MinimumNorm('Linf', (('mine', attack),))(
+      model, jax.random.key(0), x, y, batch_size=len(x), progress=False,
+      parallel=parallel.create('jit'))
+
+
+def alone(attack, model, x, y):
+  del y
+  attacks.jit(attack, lambda _, x: model(x)).run((), jax.random.key(0), x,
+                                                 model(jnp.asarray(x)))
+
+
+@pytest.mark.filterwarnings('ignore::UserWarning')
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16', 'float16'])
+@pytest.mark.parametrize('call', [in_an_ensemble, among_distances, alone])
+def test_malt_of_an_attack_that_takes_logits(call, dtype):
+  """Its `y` are the logits, not the scores; half precision orders as well."""
+  model = functools.partial(lines, dtype)
+  Noting.seen.clear()
+  with jax.numpy_dtype_promotion('strict'):
+    call(Noting(0.1, num_targets=4), model, LINES_X, np.zeros(4, int))
+  jax.effects_barrier()
+  expected = np.asarray(model(jnp.asarray(LINES_X)), np.float32)
+  assert len(Noting.seen) == 4
+  for (y, targets), target in zip(Noting.seen, STEEPEST, strict=True):
+    np.testing.assert_array_equal(y, expected)
+    assert y.dtype == np.float32
+    np.testing.assert_array_equal(targets, np.full(4, target))
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'float16'])
+def test_malt_of_masked_classes_and_broken_gradients(dtype):
+  """They rank behind, and no number overflows on the way."""
+  def model(factors, x):
+    z = lines(x.dtype, x).at[:, 1].set(-jnp.inf)
+    moved = x[:, 0] - jax.lax.stop_gradient(x[:, 0])
+    return z.at[:, 2].add(factors[0] * (factors[1] * moved)).astype(dtype)
+  # As arguments, else XLA multiplies them beforehand.
+  scores = np.asarray(jax.jit(lambda *factors: target_orders.malt_scores(
+      functools.partial(model, factors), jnp.asarray(LINES_X),
+      jnp.zeros(4, int), 'L2'))(*np.array([2e38, 10.], 'f')))
+  assert np.isfinite(scores).all() and scores.dtype == np.float32
+  np.testing.assert_array_equal(np.argsort(-scores)[:, :3], [[0, 4, 3]] * 4)
 
 
 ATTACKS = {

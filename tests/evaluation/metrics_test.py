@@ -116,3 +116,13 @@ def test_named_measures_are_those_of_the_summary(ddof):
     assert measure(many, counts).shape == (2, 3)
     np.testing.assert_allclose(measure(many, counts)[1, 2],
                                measure(many[1, 2], counts))
+
+
+def test_success_rate():
+  clean = np.array([True, True, False, True, True])
+  assert metrics.success_rate(clean, np.array(
+      [True, False, True, False, False])) == 0.75
+  assert metrics.success_rate(clean, clean) == 0
+  # Of an attack on the first images only.
+  assert metrics.success_rate(clean, np.array([True, False])) == 0.5
+  assert np.isnan(metrics.success_rate(~clean, np.array([True, False])))

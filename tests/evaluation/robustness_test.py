@@ -24,7 +24,7 @@ from ferd_jax.evaluation import robustness
 from ferd_jax.models import forward
 
 _EPS = 0.1
-_NAMES = ('clean', 'fgsm', 'pgd20', 'cw20')
+_NAMES = ('fgsm', 'clean', 'pgd20', 'cw20')
 # A published teacher and CIFAR-10, neither of which is part of the repository.
 _REAL = pathlib.Path(__file__).parents[3] / 'shared' / 'data'
 
@@ -86,6 +86,10 @@ def test_accuracy_does_not_depend_on_batches_or_devices(
     assert correct.shape == examples[1].shape
     np.testing.assert_allclose(
         [correct[examples[1] == c].mean() for c in range(3)], per_class)
+    if name != 'clean':  # Whichever comes first.
+      right = per_image.flags(report['clean']['correct'])
+      assert report[name]['success_rate'] == pytest.approx(
+          (right & ~correct).sum() / right.sum())
 
 
 def test_float_images_and_a_subset_of_attacks(net, examples, expected):
@@ -95,7 +99,7 @@ def test_float_images_and_a_subset_of_attacks(net, examples, expected):
                                  _mapping())
   report = evaluator(variables, images.astype(np.float32) / 255, labels,
                      jax.random.key(1), names=['clean'])
-  assert list(report) == ['clean']
+  assert list(report) == ['clean'] and 'success_rate' not in report['clean']
   np.testing.assert_allclose(report['clean']['per_class'], expected['clean'])
 
 
@@ -148,6 +152,7 @@ def test_autoattack_gets_the_first_images(net, examples, expected):
   assert found['num_examples'] == 3
   assert found['correct'] == first['autoattack_fast']['correct']
   assert len(found['correct']) == 3
+  assert found['success_rate'] == first['autoattack_fast']['success_rate']
   assert found['average'] == first['autoattack_fast']['average']
   np.testing.assert_array_equal(found['per_class'],
                                 first['autoattack_fast']['per_class'])

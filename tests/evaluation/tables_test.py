@@ -44,6 +44,42 @@ def test_worst_tenth_is_left_out_where_it_is_the_worst_class():
   assert _cells(row)[3] == '25.00%' and _cells(row)[-2] == '30.00%'
 
 
+def _with_rates(results):
+  """Returns results with success rates, of clean images none."""
+  return results | {'models': {
+      model: {attack: summary | ({} if attack == 'clean' else
+                                 {'success_rate': 0.125})
+              for attack, summary in found.items()}
+      for model, found in results['models'].items()}}
+
+
+def test_success_rates_beside_the_averages():
+  models = {name: {'clean': _SUMMARY, 'pgd20': _SUMMARY} for name in 'ab'}
+  header, _, clean, pgd = tables.table(_with_rates(
+      _RESULTS | {'models': models})).splitlines()[2:]
+  assert _cells(header) == ['attack', 'a average', 'success', 'worst', 'nsd',
+                            'b average', 'success', 'worst', 'nsd']
+  assert _cells(clean)[1:3] == ['50.00%', '-']
+  assert _cells(pgd)[5:7] == ['50.00%', '12.50%']
+  # Where nothing was right there is no rate.
+  models['a']['pgd20'] = _SUMMARY | {'success_rate': None}
+  lines = tables.table(_RESULTS | {'models': models}).splitlines()
+  assert _cells(lines[5])[2] == '-'
+
+
+def test_models_stay_beside_each_other_without_success_rates():
+  """Where these do not fit; below each other there is room for them."""
+  wide = {'clean': _SUMMARY, 'autoattack_fast': _SUMMARY | {'worst10': 0.3}}
+  results = _with_rates(_RESULTS | {'models': {
+      'teacher': wide, 'student': wide}})
+  header = tables.table(results).splitlines()[2]
+  assert 'student' in header and 'success' not in header
+  results = _with_rates(_RESULTS | {'models': {
+      'robust_teacher': wide, 'other': wide, 'student': wide}})
+  table = tables.table(results)
+  assert table.count('success') == 3 and table.count('12.50%') == 3
+
+
 def _classes(models, attacks, number, **changes):
   """Returns results on classes with long names, of which the last is empty."""
   rng, found = np.random.default_rng(0), {}
@@ -59,18 +95,22 @@ def _classes(models, attacks, number, **changes):
       'class_names': [f'automobile{i}' for i in range(number)]}
 
 
+@pytest.mark.parametrize('rates', [False, True])
 @pytest.mark.parametrize('changes', [{}, {'worst10': 0.3}])
 @pytest.mark.parametrize('attacks', [
     ('clean', 'fgsm', 'pgd20', 'cw20', 'autoattack_fast'),
     ('clean', 'pgd20_fairard', 'cw100_dfhl', 'autoattack_torchattacks')])
 @pytest.mark.parametrize('models', [
     ('model',), ('teacher', 'student'), ('robust_teacher', 'other', 'student')])
-def test_what_is_printed_fits_100_columns(models, attacks, changes, matrix):
+def test_what_is_printed_fits_100_columns(models, attacks, changes, rates,
+                                          matrix):
   results = _classes(models, attacks, 10, **changes)
   size = 10
   reached = np.where(np.eye(size), np.nan, 1.)
   wide = tables.json_values(target_analysis.TargetMatrix(
       reached, reached, np.full(size, 1000), 10_000).json_values())
+  if rates:
+    results = _with_rates(results)
   text = tables.text(results | {'targets': {'student': wide}})
   for line in text.splitlines():
     assert len(line) <= 100 or '|' not in line, line
