@@ -121,7 +121,8 @@ def is_native(path: os.PathLike[str] | str) -> bool:
   path = epath.Path(path)
   if path.is_dir():
     return (path / _NETWORK).exists()
-  if not path.is_file():  # A device or a pipe, which may never begin.
+  # A device or a pipe, which may never begin; epath calls it a file.
+  if not buckets.is_one(path) and not os.path.isfile(path):
     return False
   try:
     with zipfile.ZipFile(path) as archive:
