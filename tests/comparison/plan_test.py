@@ -153,7 +153,6 @@ def test_one_budget_on_fashion_mnist(tmp_path):
   assert min(passes.values()) > passes['FERD'] / 1.1
 
 
-
 def test_a_run_without_its_epochs_is_refused(tmp_path):
   plan = plans.Plan('p', [plans.Row('x', 'digits:smoke', [
       "--config.log.writers=('terminal',)"])])
