@@ -39,6 +39,9 @@ _NOT_HERE = {
         'git clone <this repository> && cd ferd_jax', 'python -m pytest',
         'python -m pytest -n 0 tests/attacks/pgd_test.py', 'ruff check .',
         'mkdocs build'),
+    'It is the tests.': (
+        'python -m pytest -m slow tests/core tests/main_test.py '
+        'tests/comparison tests/commands_test.py tests/snippets_test.py',),
     'It fetches the weights of a published network.': (
         'python -m ferd_jax.evaluate --robustbench=Rice2020Overfitting '
         '--data=cifar10',
