@@ -87,7 +87,9 @@ def test_search_without_gradients_gets_there_too(norm):
   score = (found.images - X).reshape(12, 4) @ WEIGHTS
   assert score.min() >= -reach(norm) - 1e-4
   by_attack = found.accuracy_by_attack
-  assert by_attack['square'] < found.clean_accuracy - 0.05
+  # An L1 ball of this radius moves the score less than a Linf one.
+  least = 4 * found.clean_standard_error
+  assert by_attack['square'] < found.clean_accuracy - least
   assert by_attack['square'] >= by_attack['apgd-ce'] - 0.05
 
 
