@@ -1,4 +1,4 @@
-"""Every method on scikit-learn's digits, three seeds: 90 minutes on two cores.
+"""Every method on scikit-learn's digits, three seeds: hours on two cores.
 
   python -m ferd_jax.compare digits --jobs=2
 
@@ -19,7 +19,7 @@ def get_plan() -> plans.Plan:
   """Returns the plan."""
   config = 'digits:short'
   return plans.Plan(
-      name='digits', minutes=2., footnotes=methods.FOOTNOTES,
+      name='digits', minutes=5., footnotes=methods.FOOTNOTES,
       rows=[*methods.ferd(config), *methods.ablations(config),
             *methods.baselines(config), *methods.losses(config),
             *methods.with_data(config)],

@@ -13,9 +13,4 @@ from ferd_jax.comparison import plan as plans
 
 def get_plan() -> plans.Plan:
   """Returns the plan."""
-  config = 'digits'
-  return plans.Plan(
-      name='digits_changes', minutes=5.,
-      rows=[*methods.ferd(config), *methods.changes(config)],
-      settings={'data.split': 'train', 'eval.target_examples': 0,
-                'log.samples_every': 0})
+  return methods.changes('digits', 'train', minutes=5.0)

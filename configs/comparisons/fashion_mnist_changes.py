@@ -12,9 +12,4 @@ from ferd_jax.comparison import plan as plans
 
 def get_plan() -> plans.Plan:
   """Returns the plan."""
-  config = 'fashion_mnist'
-  return plans.Plan(
-      name='fashion_mnist_changes', minutes=25.,
-      rows=[*methods.ferd(config), *methods.changes(config)],
-      settings={'data.split': 'train[55000:]', 'eval.target_examples': 0,
-                'log.samples_every': 0})
+  return methods.changes('fashion_mnist', 'train[55000:]', minutes=25.0)

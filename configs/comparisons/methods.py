@@ -89,14 +89,24 @@ def constants(config: str) -> list[plans.Row]:
           for name, settings in _CONSTANTS.items()]
 
 
-def changes(config: str) -> list[plans.Row]:
-  """Returns FERD with each change of `_CHANGES`, and with some together."""
+def changes(config: str, split: str, minutes: float) -> plans.Plan:
+  """Returns FERD beside each change of `_CHANGES`, and some together.
+
+  Args:
+    config: of the data set.
+    split: of the images that a choice is made on, no test images.
+    minutes: that a run takes, roughly.
+  """
   together = {}
   for name in _TOGETHER:
     together |= _CHANGES[name]
   rows = [*_CHANGES.items(), (', '.join(_TOGETHER), together)]
-  return [plans.Row(f'with {name}', config, settings)
-          for name, settings in rows]
+  return plans.Plan(
+      name=f'{config}_changes', minutes=minutes,
+      rows=[*ferd(config), *(plans.Row(f'with {name}', config, settings)
+                             for name, settings in rows)],
+      settings={'data.split': split, 'eval.target_examples': 0,
+                'log.samples_every': 0})
 
 
 def baselines(config: str, *names: str, **settings: float
