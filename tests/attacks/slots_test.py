@@ -23,6 +23,8 @@ X = np.random.default_rng(0).uniform(size=(NUM_IMAGES, *SHAPE)).astype('f')
 Y = np.random.default_rng(1).integers(1, NUM_CLASSES, NUM_IMAGES).astype('i')
 CLEAN = np.random.default_rng(2).normal(
     size=(NUM_IMAGES, NUM_CLASSES)).astype('f')
+# They and not the logits order the target classes.
+SCORES = np.random.default_rng(3).normal(size=CLEAN.shape).astype('f')
 VARIABLES = {'scale': np.float32(2)}
 
 
@@ -103,7 +105,7 @@ def outcomes(engine, tasks, x=X, y=Y, repeat=False, ticks=None):
   tasks, found = collections.deque(tasks), {}
   run = engine.run(
       engine._parallel.replicate(VARIABLES), jax.random.key(3), EPS, x, y,
-      CLEAN, tasks, ([] if ticks is None else ticks).append)
+      CLEAN, SCORES, tasks, ([] if ticks is None else ticks).append)
   for outcome in run:
     assert (outcome.index, outcome.attempt) not in found
     assert type(outcome.index) is int and type(outcome.fooled) is bool
@@ -123,7 +125,7 @@ def expected_image(index, run, num_targets=0):
   seen = steps * 2 * (X[index] + noise).mean() + steps * (steps - 1) / 2
   image = X[index] + noise + seen + EPS + 10 * restart
   if num_targets:
-    image += 100 * np.argsort(CLEAN[index])[-2 - run % num_targets]
+    image += 100 * np.argsort(SCORES[index])[-2 - run % num_targets]
   return image
 
 
@@ -257,7 +259,7 @@ def test_stochastic_models_get_another_key_every_step():
 
 
 def test_images_are_left_alone():
-  before = X.copy(), Y.copy(), CLEAN.copy()
+  before = X.copy(), Y.copy(), CLEAN.copy(), SCORES.copy()
   outcomes(toy_slots(), ALL)
-  for now, then in zip((X, Y, CLEAN), before, strict=True):
+  for now, then in zip((X, Y, CLEAN, SCORES), before, strict=True):
     np.testing.assert_array_equal(now, then)
