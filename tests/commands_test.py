@@ -37,7 +37,7 @@ _NOT_HERE = {
         'pip install gcsfs google-cloud-storage'),
     '.ci/run does it.': (
         'git clone <this repository> && cd ferd_jax', 'python -m pytest',
-        'python -m pytest -n 0 tests/attacks/pgd_test.py', 'ruff check .',
+        'python -m pytest -n 0 tests/attacks/ascent_test.py', 'ruff check .',
         'mkdocs build'),
     'It is the tests.': (
         'python -m pytest -m slow tests/core tests/main_test.py '

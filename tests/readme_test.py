@@ -31,6 +31,12 @@ _COMMAND = re.compile(
     r'python (?P<what>main\.py|benchmarks/\w+\.py|-m ferd_jax\.\w+)'
     r'(?P<rest>(?: [^`\n]*)?)')
 
+_FOLDERS = ('README.md', 'CONTRIBUTING.md', 'CHANGELOG.md', 'pyproject.toml',
+            'ferd_jax', 'configs', 'tests', 'docs', 'benchmarks')
+_NAMED = re.compile(
+    r'(?<![\w/])(?:ferd_jax|configs|tests|docs|benchmarks)/(?:\w+/)*\w+\.'
+    r'(?:py|md|json|svg|png|mplstyle|ipynb|tar\.xz)\b')
+
 
 def _name(page):
   return page.name
@@ -87,13 +93,19 @@ def test_there_are_examples():
   assert {'README.md', 'attacks.md', 'methods.md'} <= set(map(_name, _EXAMPLES))
 
 
+def test_named_files_exist():
+  named = {(str(path.relative_to(_ROOT)), name)
+           for kind in ('*.md', '*.py', '*.toml') for path in _ROOT.rglob(kind)
+           if path.relative_to(_ROOT).parts[0] in _FOLDERS
+           for name in _NAMED.findall(path.read_text())}
+  assert len(named) > 100
+  assert not [(page, name) for page, name in named
+              if not (_ROOT / name).exists()]
+
+
 @pytest.mark.parametrize('page', _PAGES, ids=_name)
-def test_named_files_exist(page):
+def test_links_lead_somewhere(page):
   text = page.read_text()
-  named = set(re.findall(
-      r'\b(?:ferd_jax|configs|tests|docs|benchmarks)/(?:\w+/)*\w+\.'
-      r'(?:py|md|json|svg|png|mplstyle)', text))
-  assert not [name for name in named if not (_ROOT / name).exists()]
   for link in re.findall(r'\]\(([^)\s]+)\)', text):
     if '://' in link:
       continue
