@@ -1,8 +1,8 @@
 """Names that PyTorch itself puts into keys, around the network's own.
 
 Wrappers of modules (DataParallel, torch.compile, FSDP, checkpoint_wrapper,
-AveragedModel) put a name of theirs before those of what they wrap, wherever it
-is in the network. Pruning, weight and spectral normalisation split a weight
+AveragedModel; Lightning Fabric's, Opacus') put a name of theirs before those of
+what they wrap, wherever it is in the network. Pruning, weight and spectral normalisation split a weight
 into the tensors that it is computed from; it is computed here as they do.
 
 References: torch/_dynamo/eval_frame.py, torch/distributed/fsdp and
@@ -22,7 +22,8 @@ StateDict = dict[str, np.ndarray]
 
 _NAMES = frozenset({
     '_orig_mod', 'module', '_fsdp_wrapped_module', '_fpw_module',
-    '_checkpoint_wrapped_module', '_dmp_wrapped_module'})
+    '_checkpoint_wrapped_module', '_dmp_wrapped_module',
+    '_forward_module', '_module'})
 # torch.optim.swa_utils.AveragedModel counts in it, beside `module.*`.
 COUNTERS = frozenset({'n_averaged'})
 _FLAT = frozenset({'flat_param', '_flat_param'})

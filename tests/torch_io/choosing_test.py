@@ -142,9 +142,9 @@ def test_what_is_selected_has_to_be_there():
 
 
 @pytest.mark.parametrize('name', [
-    '_orig_mod', 'module', '_fsdp_wrapped_module',
-    '_checkpoint_wrapped_module', '_fsdp_wrapped_module.'
-    '_checkpoint_wrapped_module'])
+    '_orig_mod', 'module', '_fsdp_wrapped_module', '_forward_module',
+    '_module', '_checkpoint_wrapped_module',
+    '_fsdp_wrapped_module._checkpoint_wrapped_module'])
 @pytest.mark.parametrize('place', ['', 'layer1.', 'layer1.0.', 'linear.'])
 def test_names_of_wrappers_are_cut_anywhere(name, place):
   assert_net(found({

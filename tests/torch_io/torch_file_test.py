@@ -147,7 +147,8 @@ EXTRAS = {
     'path': (lambda: pathlib.Path('a/b'), 'pathlib'),
     'class': (lambda: Hostile, 'Hostile'),
     'text': (lambda: np.array(['a']), 'numpy'),
-    'objects': (lambda: np.array([{}], object), 'numpy'),
+    'objects': (lambda: np.array([{}], object), 'ndarray of objects'),
+    'longdouble': (lambda: np.ones(2, np.longdouble), 'ndarray of longdouble'),
     'function': (lambda: os.path.join, 'path.join'),
 }
 
