@@ -14,6 +14,8 @@ import numbers
 from typing import Any
 
 _SMALLEST, _LARGEST = 1e-9, 1e9
+# Evaluations have thousands at most.
+_MOST_ATTACK_STEPS = 10_000
 _LEAST_RATE, _LARGEST_RATE = 1e-7, 100
 
 
@@ -123,6 +125,15 @@ def count(minimum: int = 1, **values: int) -> None:
       raise SettingError(name, value, f'to be a whole number >= {minimum}.')
     if value >= 1 << 31:
       raise SettingError(name, value, 'below 2**31.')
+
+
+def attack_steps(minimum: int = 1, **values: int) -> None:
+  """Raises SettingError unless every value is a number of attack steps."""
+  count(minimum, **values)
+  for name, value in values.items():
+    if value > _MOST_ATTACK_STEPS:
+      raise SettingError(name, value, f'<= {_MOST_ATTACK_STEPS}: a training '
+                         'step waits for all of them.')
 
 
 def in_range(low: float, high: float, **values: float) -> None:

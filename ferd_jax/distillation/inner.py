@@ -67,7 +67,7 @@ class Ascent(base.Stateless):
   clip_start = False  # to [0, 1], before the first gradient
 
   def __post_init__(self):
-    validate.count(steps=self.steps)
+    validate.attack_steps(steps=self.steps)
     validate.non_negative(eps=self.eps, step_size=self.step_size)
     validate.one_of(geometry.STARTS, start=self.start)
 

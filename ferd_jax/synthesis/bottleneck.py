@@ -50,7 +50,7 @@ class Bottleneck:
   unroll: bool | None = parts.fixed(None)
 
   def __post_init__(self):
-    validate.count(steps=self.steps)
+    validate.attack_steps(steps=self.steps)
     validate.rate(learning_rate=self.learning_rate)
     validate.non_negative(beta=self.beta)
     validate.one_of(KLS, kl=self.kl)

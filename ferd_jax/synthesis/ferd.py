@@ -77,7 +77,7 @@ class Ferd(trained_latents.TrainedLatents):
   def __post_init__(self):
     validate.count(steps=self.steps)
     super().__post_init__()
-    validate.count(0, attacked_steps=self.attacked_steps)
+    validate.attack_steps(0, attacked_steps=self.attacked_steps)
     validate.non_negative(w_bn=self.w_bn, w_oh=self.w_oh, w_adv=self.w_adv,
                           w_uni=self.w_uni)
     if not (self.w_bn or self.w_oh or self.w_adv or self.w_uni):

@@ -120,7 +120,7 @@ class _ByMargins(_ByFragility):
 
   def __post_init__(self):
     super().__post_init__()
-    validate.count(attack_steps=self.attack_steps)
+    validate.attack_steps(attack_steps=self.attack_steps)
 
   @functools.cached_property
   def measurement(self) -> base.Measurement:

@@ -2,8 +2,9 @@
 
 Wrappers of modules (DataParallel, torch.compile, FSDP, checkpoint_wrapper,
 AveragedModel; Lightning Fabric's, Opacus') put a name of theirs before those of
-what they wrap, wherever it is in the network. Pruning, weight and spectral normalisation split a weight
-into the tensors that it is computed from; it is computed here as they do.
+what they wrap, wherever it is in the network. Pruning, weight and spectral
+normalisation split a weight into the tensors that it is computed from; it is
+computed here as they do.
 
 References: torch/_dynamo/eval_frame.py, torch/distributed/fsdp and
 torch/distributed/algorithms/_checkpoint, torch/nn/parallel,

@@ -19,7 +19,8 @@ divisible = functools.partial(validate.divisible, 8, 'devices')
     (validate.positive, 1e-9), (validate.positive, 3),
     (validate.non_negative, 0), (validate.non_negative, 0.5),
     (validate.finite, -1e9), (validate.count, 1), (count, 2),
-    (count, 2 ** 31 - 1), (validate.rate, 1e-4), (validate.sensible, 0),
+    (count, 2 ** 31 - 1), (validate.attack_steps, 10_000),
+    (validate.rate, 1e-4), (validate.sensible, 0),
     (validate.sensible, -1e9), (validate.sensible, 1e-9),
     (in_unit, 0), (in_unit, 1), (in_unit, 0.5), (one_of, 'a'), (one_of, 'b'),
     (divisible, 0), (divisible, 256)])
@@ -48,6 +49,9 @@ def test_valid(check, value):
     (count, '3', "Expected size='3' to be a whole number >= 2."),
     (count, True, 'Expected size=True to be a whole number >= 2.'),
     (count, 2 ** 31, 'Expected size=2147483648 below 2**31.'),
+    (validate.attack_steps, 0, 'Expected size=0 to be a whole number >= 1.'),
+    (validate.attack_steps, 10_001, 'Expected size=10001 <= 10000: a training '
+     'step waits for all of them.'),
     (validate.rate, 0, 'Expected size=0 > 0.'),
     (validate.rate, 1e-8, 'Expected size=1e-08 in [1e-07, 100]: others train '
      'nothing.'),
