@@ -112,12 +112,10 @@ def test_what_is_finished_is_not_repeated(capsys, tmp_path, monkeypatch):
   assert _run(capsys, *flags) == expected
   assert len(calls) == 5
   fgsm, = (tmp_path / 'state').glob('fgsm-*')
-  for text in (fgsm.read_text().replace('"average": ', '"average": 1'), '[]',
-               '{'):
-    fgsm.write_text(text)
-    calls.clear()
-    assert _run(capsys, *flags) == expected
-    assert len(calls) == 1
+  fgsm.write_text(fgsm.read_text().replace('"average": ', '"average": 1'))
+  calls.clear()
+  assert _run(capsys, *flags) == expected
+  assert len(calls) == 1
 
 
 def test_interrupted_without_a_state_directory(capsys, monkeypatch):

@@ -69,8 +69,8 @@ def whole(tmp_path_factory):
 
 
 @pytest.mark.parametrize('mode, devices', [
-    ('jit', 1), ('pmap', 4), pytest.param('shard_map', 4,
-                                          marks=pytest.mark.slow)])
+    ('jit', 1), *(pytest.param(mode, 4, marks=pytest.mark.slow)
+                  for mode in ('pmap', 'shard_map'))])
 def test_toys_are_trained_stopped_and_gone_on_with(
     mode, devices, whole, tmp_path, monkeypatch):
   config = _toy_config(parallel=mode)
@@ -155,6 +155,7 @@ def test_further_settings_together_are_gone_on_with(averaged, tmp_path,
                               _saved(*averaged, 3))
 
 
+@pytest.mark.slow
 def test_further_settings_together_on_four_devices(averaged, tmp_path):
   experiment = tiny.claim(_all_further(parallel='pmap'), tmp_path, 4)
   train.train(experiment, tmp_path)
@@ -216,8 +217,19 @@ def _with_parts(parts):
   return config
 
 
-@pytest.mark.parametrize('parts', _combinations().values(),
-                         ids=list(_combinations()))
+# Toys of all parts, FERD's own, a state of each kind, two networks.
+_QUICK = ('ferd-uniform-rslad-rslad', 'unlike_ferd-margin_softmax-rslad-rslad',
+          'unlike_ferd-unlike_ferd-rslad-rslad',
+          'unlike_ferd-uniform-unlike_ferd-rslad',
+          'unlike_ferd-uniform-unlike_ferd-unlike_ferd',
+          'unlike_ferd-uniform-utae-rslad', 'unlike_ferd-uniform-ce-mtard',
+          'dfad-uniform-rslad-fair_rslad')
+
+
+@pytest.mark.parametrize('parts', [
+    pytest.param(parts, id=name,
+                 marks=() if name in _QUICK else pytest.mark.slow)
+    for name, parts in _combinations().items()])
 def test_every_part_takes_epochs_and_is_resumed(parts, tmp_path):
   experiment = tiny.build(_with_parts(parts))
   method = experiment.method

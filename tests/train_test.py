@@ -132,7 +132,8 @@ def test_student_is_exported_for_pytorch(whole):
   assert tables.text(results) in text and '0.1; seed 0, epoch 4 of 4' in text
 
 
-@pytest.mark.parametrize('mode', ['jit', 'pmap', 'shard_map'])
+@pytest.mark.parametrize('mode', [
+    'jit', 'pmap', pytest.param('shard_map', marks=pytest.mark.slow)])
 def test_second_epoch_compiles_nothing(mode, tmp_path, monkeypatch):
   # With a point of the learning curve and a sample grid in every epoch.
   config = _config(num_epochs=4, warmup_epochs=0, parallel=mode,

@@ -3,11 +3,14 @@
 Each function takes the config's name, `fashion_mnist` or
 `cifar10_resnet20:paper_length`, and returns rows.
 
-Two rules hold in all plans:
+Three rules hold in all plans:
 
-- A method that takes another number of generator steps than its original has
-  all of its synthesis' learning rates times the original's steps over those
-  that it takes, so that it goes as far: `with_steps`.
+- Methods whose originals take one to ten generator steps at a time, in
+  hundreds of epochs, take more: DAFL, ZSKT, DFAD and DFQ one with each student
+  step, Fast and DFHL-RS as many as FERD in an epoch.
+- The rate of a generator, or of pixels, is its original's or five times it: in
+  the plans `<data set>_rates` each runs once, on training images, and the one
+  whose student withstands PGD-20 on more of them is in `_FIVE_TIMES`, or not.
 - RSLAD, ABSLD, Fair-RSLAD and AdaAD have `outer.scale` 1. The originals' 0.1,
   made for 200 to 300 epochs on data, would be a tenth of the learning rate that
   FERD's loss has.
@@ -61,15 +64,20 @@ _SCALED = ('RSLAD', 'ABSLD', 'Fair-RSLAD', 'AdaAD')
 FOOTNOTES = ('DFARD (arXiv:2303.11611) and DERD (OpenReview CJKVSlCoRA) have '
              'no public code and are not compared.',)
 _SCALE = {'outer.scale': 1.}
-# By method: the setting of its steps, the original's number, and its rates.
-_STEPS = {
-    'Fast': ('generator_steps', 10, {'generator_lr': 2e-3, 'latent_lr': 0.01}),
-    'DFHL-RS': ('generator_steps', 10,
-                {'generator_lr': 2e-3, 'latent_lr': 0.01}),
-    'CMI': ('steps', 200,
-            {'generator_lr': 1e-3, 'latent_lr': 1e-3, 'head_lr': 1e-3}),
-    'DeepInversion': ('steps', 2000, {'learning_rate': 0.1}),
-}
+# Whose generator takes one step and the student several in the originals.
+_IN_TURN = ('DAFL', 'ZSKT', 'DFAD', 'DFQ')
+# Whose generator takes a few in an epoch; at these rates they are ten.
+_FEW = ('Fast', 'DFHL-RS')
+_RATES_OF_TEN = {'generator_lr': 2e-3, 'latent_lr': 0.01}
+# The originals' rates. Those of the data sets' configs are FERD's own.
+_RATES = {'DAFL': 0.02, 'ZSKT': 1e-3, 'DFAD': 1e-3, 'DFQ': 1e-3,
+          'DeepInversion': 0.1, 'CMI': 1e-3, 'Fast': 2e-3, 'DFHL-RS': 2e-3,
+          'NAYER (noisy layer)': 4e-3}
+# By data set: those that are the better for five times as much.
+_FIVE_TIMES = {'digits': ()}
+# DFAD's generator looks for distances of logits. RSLAD's loss sees none where
+# both networks are certain; ARD's does, whose temperature is 30.
+_OWN_LOSS = {'DFAD': 'ARD'}
 
 
 def ferd(config: str) -> list[plans.Row]:
@@ -109,42 +117,47 @@ def changes(config: str, split: str, minutes: float) -> plans.Plan:
                 'log.samples_every': 0})
 
 
-def baselines(config: str, *names: str, **settings: float
-              ) -> list[plans.Row]:
-  """Returns other syntheses with RSLAD's loss.
+def baselines(config: str, *names: str, steps: int,
+              times: int | None = None) -> list[plans.Row]:
+  """Returns other syntheses, with RSLAD's loss but where theirs is another.
 
   Args:
     config: of the data set, whose variants the baselines take.
     *names: of them; default: all.
-    **settings: of the synthesis, for all.
+    steps: of the generator in an epoch, FERD's.
+    times: what their original's rate is multiplied with; None: with what is
+      the better on this data set.
   """
-  variants = config.replace(':', ',')
-  return [plans.Row(name, f'baselines/{_BASELINES[name]}:{variants}',
-                    _SCALE | {f'synthesis.{key}': value
-                              for key, value in settings.items()})
+  return [_baseline(config, name, _OWN_LOSS.get(name, 'RSLAD'), steps, times)
           for name in names or _BASELINES]
 
 
-def with_steps(name: str, steps: int) -> dict[str, float]:
-  """Returns settings of a synthesis for another number of generator steps.
+def mixture(config: str, synthesis: str, loss: str,
+            steps: int) -> plans.Row:
+  """Returns a synthesis with one of the losses."""
+  row = _baseline(config, synthesis, loss, steps)
+  return dataclasses.replace(row, name=f'{synthesis} + {loss}')
+
+
+def rates(config: str, split: str, minutes: float, steps: int) -> plans.Plan:
+  """Returns each synthesis at its original's rate and at five times it.
 
   Args:
-    name: of a method with such a number.
-    steps: of the generator, an epoch.
-
-  Returns:
-    The steps, and each of the original's rates times its steps over these.
+    config: of the data set.
+    split: of the images that the choice is made on, no test images.
+    minutes: that a run takes, roughly.
+    steps: of the generator in an epoch.
   """
-  setting, original, rates = _STEPS[name]
-  return {setting: steps} | {
-      rate: value * original / steps for rate, value in rates.items()}
-
-
-def mixture(config: str, synthesis: str, loss: str,
-            **settings: float) -> plans.Row:
-  """Returns a synthesis with one of the losses that have a scale."""
-  row, = baselines(_with(config, _LOSSES[loss]), synthesis, **settings)
-  return dataclasses.replace(row, name=f'{synthesis} + {loss}')
+  data_set = config.partition(':')[0]
+  rows = [*ferd(config)]
+  for name in _BASELINES:
+    for times in (1, 5):
+      row, = baselines(config, name, steps=steps, times=times)
+      rows.append(dataclasses.replace(row, name=f'{name}, x{times}'))
+  return plans.Plan(
+      name=f'{data_set}_rates', minutes=minutes, rows=rows, seeds=(7,),
+      settings={'data.split': split, 'eval.attacks': ('clean', 'pgd20'),
+                'eval.target_examples': 0, 'log.samples_every': 0})
 
 
 def losses(config: str, *names: str) -> list[plans.Row]:
@@ -175,17 +188,38 @@ def at_one_budget(config: str, steps: int) -> list[plans.Row]:
     config: of the data set.
     steps: of the generator in an epoch.
   """
-  cmi, deepinversion, dfhl_rs, fast = (
-      with_steps(name, number) for name, number in (
-          ('CMI', steps // 2), ('DeepInversion', steps), ('DFHL-RS', steps),
-          ('Fast', steps)))
   return [*ferd(config), *ablations(config), *losses(config, 'RSLAD'),
-          *baselines(config, 'CMI', **cmi),
-          *baselines(config, 'DeepInversion', **deepinversion),
-          *baselines(config, 'DFHL-RS', **dfhl_rs),
-          *baselines(config, 'Fast', **fast),
-          mixture(config, 'Fast', 'ABSLD', **fast),
-          mixture(config, 'Fast', 'Fair-RSLAD', **fast), *with_data(config)]
+          *baselines(config, 'CMI', steps=steps // 2),
+          *baselines(config, 'DeepInversion', 'DFHL-RS', 'Fast', steps=steps),
+          mixture(config, 'Fast', 'ABSLD', steps),
+          mixture(config, 'Fast', 'Fair-RSLAD', steps), *with_data(config)]
+
+
+def _baseline(config, name, loss, steps, times=None):
+  """Returns the row of a synthesis with a loss."""
+  if times is None:
+    data_set = config.partition(':')[0]
+    times = 5 if name in _FIVE_TIMES.get(data_set, ()) else 1
+  rate = _RATES[name] * times
+  if name == 'DeepInversion':
+    settings = {'learning_rate': rate}
+  elif name in _FEW:
+    settings = _RATES_OF_TEN | {'generator_lr': rate}
+  else:
+    settings = {'generator_lr': rate}
+  if name in _IN_TURN:
+    settings['student_steps_per_round'] = 1
+  elif name in _FEW:
+    settings['generator_steps'] = steps
+  elif name in ('CMI', 'DeepInversion'):
+    settings['steps'] = steps
+  variants = config.replace(':', ',')
+  if loss != 'RSLAD':  # Which all baselines have.
+    variants += f',{_LOSSES[loss]}'
+  return plans.Row(
+      name, f'baselines/{_BASELINES[name]}:{variants}',
+      (_SCALE if loss in _SCALED else {}) | {
+          f'synthesis.{key}': value for key, value in settings.items()})
 
 
 def _with(config, variant):

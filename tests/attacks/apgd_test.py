@@ -318,7 +318,8 @@ def large_radii_run(norm, num_iterations, keep='fooling'):
   return attack, start, problem_of(IMAGES, LABELS, EPS[norm], x_init=start)
 
 
-@pytest.mark.parametrize('targeted', [False, True])
+@pytest.mark.parametrize('targeted', [
+    False, pytest.param(True, marks=pytest.mark.slow)])
 def test_large_radii_equal_official(official, monkeypatch, targeted):
   loss, targets = ('dlr-targeted', TARGETS) if targeted else ('ce', None)
   attack, start, problem = large_radii_run('L1', 40)
@@ -471,7 +472,8 @@ def targeted_run(norm):
                             x_init=start)
 
 
-@both_norms
+@pytest.mark.parametrize('norm', [
+    'Linf', pytest.param('L2', marks=pytest.mark.slow)])
 def test_targets_against_official(official, norm):
   attack, start, result = targeted_run(norm)
   reference = official(NET, norm, WIDE[norm], 100, 'dlr-targeted')

@@ -130,7 +130,8 @@ def test_a_run_that_is_interrupted_all_the_time(monkeypatch, tmp_path):
   assert_same(result, whole())
 
 
-@pytest.mark.parametrize('individual', [False, True])
+@pytest.mark.parametrize('individual', [
+    True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_run_that_is_killed_at_any_time(monkeypatch, tmp_path, individual):
   """Goes on from every state that a run ever wrote."""
   path, states = tmp_path / 'state.npz', []
@@ -359,7 +360,8 @@ def test_keys_of_another_generator_are_refused(tmp_path):
     attack('threefry2x32')
 
 
-@pytest.mark.parametrize('impl', ['rbg', 'unsafe_rbg'])
+@pytest.mark.parametrize('impl', [
+    'rbg', pytest.param('unsafe_rbg', marks=pytest.mark.slow)])
 def test_batch_size_does_not_matter_with_any_generator(impl):
   def attack(batch_size):
     return autoattack()(MODEL, jax.random.key(3, impl=impl), X, Y,
@@ -663,21 +665,6 @@ def test_table():
       result, correct=np.zeros(NUM_IMAGES, bool))
   assert 'nan' not in nothing_right.table()
   assert '| after (alone) |' in whole(individual=True).table()
-
-
-def test_models_that_are_changed_in_place():
-  class Model:
-    weights = weights()
-
-    def __call__(self, x):
-      return apply_fn(self.weights, x)
-  model = Model()
-  before = run(model)
-  model.weights = weights(9)
-  after = run(model)
-  expected = run(jax.tree_util.Partial(apply_fn, weights(9)))
-  np.testing.assert_array_equal(after.images, expected.images)
-  assert after.clean_accuracy != before.clean_accuracy
 
 
 def test_models_and_their_weights_are_let_go():

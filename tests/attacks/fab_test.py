@@ -147,7 +147,8 @@ def ranked(net, x, rank):
 
 
 @every_norm
-@pytest.mark.parametrize('rank', [2, 4, None])
+@pytest.mark.parametrize('rank', [
+    None, 2, pytest.param(4, marks=pytest.mark.slow)])
 def test_against_official(monkeypatch, norm, rank):
   x = images()
   y = predicted(conv_net, x)
@@ -200,7 +201,8 @@ def test_what_is_accepted_against_official(monkeypatch, norm, num_targets):
   np.testing.assert_array_equal(got[~fooled], x[~fooled])
 
 
-@both_norms
+@pytest.mark.parametrize('norm', [
+    'Linf', pytest.param('L2', marks=pytest.mark.slow)])
 def test_norms_in_float32(monkeypatch, norm):
   x = images().astype(np.float32)
   y = predicted(conv_net, x)

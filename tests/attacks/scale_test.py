@@ -125,13 +125,16 @@ def diagnosed(norm, model, x, y, **options):
 @pytest.mark.filterwarnings('ignore::UserWarning')
 @pytest.mark.parametrize(('call', 'images'), [
     (functools.partial(distances, 'L0', ('fmn',)), 12),
-    (functools.partial(distances, 'L1', ('fmn', 'fab-t')), 24),
+    pytest.param(functools.partial(distances, 'L1', ('fmn', 'fab-t')), 24,
+                 marks=pytest.mark.slow),
     (functools.partial(distances, 'L2', ('fmn', 'ddn', 'fab-t')), 24),
-    (functools.partial(distances, 'Linf', ('fmn', 'fab-t')), 24),
+    pytest.param(functools.partial(distances, 'Linf', ('fmn', 'fab-t')), 24,
+                 marks=pytest.mark.slow),
     (functools.partial(randomised, 'Linf'), 16),
     (functools.partial(randomised, 'L1'), 16),
     (functools.partial(diagnosed, 'Linf'), 16),
-    (functools.partial(diagnosed, 'L1'), 16)],
+    pytest.param(functools.partial(diagnosed, 'L1'), 16,
+                 marks=pytest.mark.slow)],
     ids=['fmn-l0', 'l1', 'l2', 'linf', 'randomised', 'randomised-l1',
          'diagnose', 'diagnose-l1'])
 def test_what_drives_attacks_takes_the_memory_of_some_images(call, images):

@@ -677,7 +677,8 @@ def lowest_margins(logits, y):
 
 
 @pytest.mark.parametrize(('norm', 'rescale'), [
-    ('Linf', False), ('Linf', True), ('L2', False), ('L2', True),
+    ('Linf', False), pytest.param('Linf', True, marks=pytest.mark.slow),
+    pytest.param('L2', False, marks=pytest.mark.slow), ('L2', True),
     ('L1', False)])
 def test_equals_official_given_its_draws(official, monkeypatch, norm, rescale):
   """Every queried image and margin, of images attacked one by one there."""

@@ -116,24 +116,43 @@ def test_plan_from_a_file(tmp_path):
 @pytest.mark.parametrize('name', _SHIPPED)
 def test_shipped_plans_are_sound(name, tmp_path):
   plan = plans.load(name)
-  assert plan.name == name and len(plan.seeds) >= 3
+  assert plan.name == name
+  # A choice between rates is made once for each.
+  assert len(plan.seeds) >= 3 or name.endswith('_rates')
   assert plan.rows[0].name == 'FERD'
   for row in plan.rows:
     assert plans.runs(plan.only([row.name]), tmp_path)
 
 
-def test_rates_go_by_the_steps():
-  assert methods.with_steps('Fast', 200) == {
-      'generator_steps': 200, 'generator_lr': pytest.approx(1e-4),
-      'latent_lr': pytest.approx(5e-4)}
-  assert methods.with_steps('CMI', 100) == {
-      'steps': 100, 'generator_lr': 2e-3, 'latent_lr': 2e-3, 'head_lr': 2e-3}
-  for name, (steps, number, rates) in methods._STEPS.items():
-    row, = methods.baselines('cifar10', name)
-    config = command_line.load(row.config, config_files.ROOT)
-    if name != 'Fast':  # Five steps are its config's default, ten a variant.
-      assert config.synthesis[steps] == number
-      assert {rate: config.synthesis[rate] for rate in rates} == rates
+def _synthesis(row, tmp_path):
+  run, *_ = plans.runs(plans.Plan('p', [row]), tmp_path)
+  return run.config.synthesis
+
+
+@pytest.mark.parametrize('name', methods._BASELINES)
+def test_rates_are_the_originals_or_five_times_them(name, tmp_path):
+  original = command_line.load(f'baselines/{methods._BASELINES[name]}',
+                               config_files.ROOT).synthesis
+  rate = 'learning_rate' if name == 'DeepInversion' else 'generator_lr'
+  for times in (1, 5):
+    row, = methods.baselines('digits', name, steps=40, times=times)
+    found = _synthesis(row, tmp_path)
+    # Five steps at a higher rate are Fast's own config, ten a variant.
+    assert found[rate] == pytest.approx(
+        times * (2e-3 if name == 'Fast' else original[rate]))
+    if name in ('DAFL', 'ZSKT', 'DFAD', 'DFQ'):
+      assert found.student_steps_per_round == 1
+    if name in ('Fast', 'DFHL-RS'):
+      assert (found.generator_steps, found.latent_lr) == (40, 0.01)
+    if name in ('CMI', 'DeepInversion'):
+      assert found.steps == 40
+
+
+def test_mixtures_have_the_rates_of_their_syntheses(tmp_path):
+  row = methods.mixture('digits', 'Fast', 'ABSLD', 40)
+  assert row.name == 'Fast + ABSLD'
+  alone, = methods.baselines('digits', 'Fast', steps=40)
+  assert _synthesis(row, tmp_path) == _synthesis(alone, tmp_path)
 
 
 def test_one_budget_on_fashion_mnist(tmp_path):

@@ -360,7 +360,8 @@ def assert_same_gradients(model, grads, net, variables):
         atol=1e-7 * max(1e-3, np.abs(expected).max()), err_msg=name)
 
 
-@pytest.mark.parametrize('case', ['resnet18', 'mobilenet-fc'])
+@pytest.mark.parametrize('case', [
+    'resnet18', pytest.param('mobilenet-fc', marks=pytest.mark.slow)])
 def test_training_step_equals_pytorch(torch, twins, case):
   net, state_dict, model = pair(twins, case)
   x, labels = images((4, 16, 16, 3), np.float64), np.arange(4)
