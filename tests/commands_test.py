@@ -40,8 +40,7 @@ _NOT_HERE = {
         'python -m pytest -n 0 tests/attacks/ascent_test.py', 'ruff check .',
         'mkdocs build'),
     'It is the tests.': (
-        'python -m pytest -m slow tests/core tests/main_test.py '
-        'tests/comparison tests/commands_test.py tests/snippets_test.py',),
+        'python -m pytest -m slow',),
     'It fetches the weights of a published network.': (
         'python -m ferd_jax.evaluate --robustbench=Rice2020Overfitting '
         '--data=cifar10',
