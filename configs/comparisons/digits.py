@@ -21,7 +21,7 @@ def get_plan() -> plans.Plan:
   return plans.Plan(
       name='digits', minutes=5., footnotes=methods.FOOTNOTES,
       rows=[*methods.ferd(config), *methods.ablations(config),
-            *methods.baselines(config, steps=100),
+            *methods.baselines(config, methods.as_many_steps(100)),
             *methods.losses(config),
             *methods.with_data(config)],
       settings={'eval.every': 1, 'eval.target_examples': 0,

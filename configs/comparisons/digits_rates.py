@@ -13,4 +13,5 @@ from ferd_jax.comparison import plan as plans
 
 def get_plan() -> plans.Plan:
   """Returns the plan."""
-  return methods.rates('digits:short', 'train', minutes=2.0, steps=100)
+  return methods.rates('digits:short', 'train', minutes=2.0,
+                       steps=methods.as_many_steps(100))

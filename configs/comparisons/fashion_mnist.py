@@ -6,7 +6,7 @@ Runs of the variant `short`. All get as many student steps and synthetic
 images, and as many passes through the teacher within a tenth, FERD's sampler's
 among them: 100 steps an epoch with one view of each image, 50 with CMI's two.
 DFHL-RS asks the student in place of the teacher; real images are made by
-nobody. Rates go by the steps, see `methods`. AutoAttack 'fast' is on the first
+nobody. Rates are those of `methods`. AutoAttack 'fast' is on the first
 1,000 test images.
 """
 

@@ -16,6 +16,7 @@ Three rules hold in all plans:
   FERD's loss has.
 """
 
+from collections.abc import Mapping
 import dataclasses
 
 from ferd_jax.comparison import plan as plans
@@ -117,19 +118,32 @@ def changes(config: str, split: str, minutes: float) -> plans.Plan:
                 'log.samples_every': 0})
 
 
-def baselines(config: str, *names: str, steps: int,
+def as_many_steps(steps: int) -> dict[str, int]:
+  """Returns the steps of each synthesis if all have as many in an epoch."""
+  return dict.fromkeys(_BASELINES, steps)
+
+
+def as_many_passes(steps: int) -> dict[str, int]:
+  """Returns the steps of those that ask the teacher as often as FERD.
+
+  CMI has half of the steps, for its two views. DFHL-RS asks the student.
+  """
+  return {'CMI': steps // 2, 'DeepInversion': steps, 'DFHL-RS': steps,
+          'Fast': steps}
+
+
+def baselines(config: str, steps: Mapping[str, int],
               times: int | None = None) -> list[plans.Row]:
   """Returns other syntheses, with RSLAD's loss but where theirs is another.
 
   Args:
     config: of the data set, whose variants the baselines take.
-    *names: of them; default: all.
-    steps: of the generator in an epoch, FERD's.
+    steps: of the generator in an epoch, by synthesis.
     times: what their original's rate is multiplied with; None: with what is
       the better on this data set.
   """
-  return [_baseline(config, name, _OWN_LOSS.get(name, 'RSLAD'), steps, times)
-          for name in names or _BASELINES]
+  return [_baseline(config, name, _OWN_LOSS.get(name, 'RSLAD'), number, times)
+          for name, number in steps.items()]
 
 
 def mixture(config: str, synthesis: str, loss: str,
@@ -139,20 +153,21 @@ def mixture(config: str, synthesis: str, loss: str,
   return dataclasses.replace(row, name=f'{synthesis} + {loss}')
 
 
-def rates(config: str, split: str, minutes: float, steps: int) -> plans.Plan:
+def rates(config: str, split: str, minutes: float,
+          steps: Mapping[str, int]) -> plans.Plan:
   """Returns each synthesis at its original's rate and at five times it.
 
   Args:
     config: of the data set.
     split: of the images that the choice is made on, no test images.
     minutes: that a run takes, roughly.
-    steps: of the generator in an epoch.
+    steps: of the generator in an epoch, by synthesis.
   """
   data_set = config.partition(':')[0]
   rows = [*ferd(config)]
-  for name in _BASELINES:
+  for name, number in steps.items():
     for times in (1, 5):
-      row, = baselines(config, name, steps=steps, times=times)
+      row, = baselines(config, {name: number}, times)
       rows.append(dataclasses.replace(row, name=f'{name}, x{times}'))
   return plans.Plan(
       name=f'{data_set}_rates', minutes=minutes, rows=rows, seeds=(7,),
@@ -182,15 +197,14 @@ def at_one_budget(config: str, steps: int) -> list[plans.Row]:
   """Returns FERD, its ablations and others at one budget, and the ceiling.
 
   All have as many student steps and images, and as many passes through the
-  teacher but for FERD's sampler: CMI has half of the steps, for its two views.
+  teacher but for FERD's sampler: `as_many_passes`.
 
   Args:
     config: of the data set.
     steps: of the generator in an epoch.
   """
   return [*ferd(config), *ablations(config), *losses(config, 'RSLAD'),
-          *baselines(config, 'CMI', steps=steps // 2),
-          *baselines(config, 'DeepInversion', 'DFHL-RS', 'Fast', steps=steps),
+          *baselines(config, as_many_passes(steps)),
           mixture(config, 'Fast', 'ABSLD', steps),
           mixture(config, 'Fast', 'Fair-RSLAD', steps), *with_data(config)]
 

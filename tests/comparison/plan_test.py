@@ -135,7 +135,7 @@ def test_rates_are_the_originals_or_five_times_them(name, tmp_path):
                                config_files.ROOT).synthesis
   rate = 'learning_rate' if name == 'DeepInversion' else 'generator_lr'
   for times in (1, 5):
-    row, = methods.baselines('digits', name, steps=40, times=times)
+    row, = methods.baselines('digits', {name: 40}, times)
     found = _synthesis(row, tmp_path)
     # Five steps at a higher rate are Fast's own config, ten a variant.
     assert found[rate] == pytest.approx(
@@ -151,7 +151,7 @@ def test_rates_are_the_originals_or_five_times_them(name, tmp_path):
 def test_mixtures_have_the_rates_of_their_syntheses(tmp_path):
   row = methods.mixture('digits', 'Fast', 'ABSLD', 40)
   assert row.name == 'Fast + ABSLD'
-  alone, = methods.baselines('digits', 'Fast', steps=40)
+  alone, = methods.baselines('digits', {'Fast': 40})
   assert _synthesis(row, tmp_path) == _synthesis(alone, tmp_path)
 
 
