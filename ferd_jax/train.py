@@ -427,6 +427,7 @@ def _evaluate(experiment, workdir, final, reporter):
         json.dumps(results, indent=2, allow_nan=False) + '\n')
     if found.exists():  # Its results are kept now.
       found.rmtree()
+    reporter.note(tables.text(results))
   return results
 
 

@@ -66,6 +66,8 @@ def test_default_workdir_is_named_after_the_config(main, tmp_path):
   done = main(_config('digits.py:smoke'), cwd=tmp_path)
   assert done.returncode == 0, done.stderr
   assert (tmp_path / 'runs' / 'digits_smoke' / 'results.json').exists()
+  log = (tmp_path / 'runs' / 'digits_smoke' / 'log.txt').read_text()
+  assert done.stdout.strip() in log  # The tables.
   again = main(_config('digits.py:smoke'), cwd=tmp_path)
   assert again.returncode == 0
   assert 'is finished' in again.stdout

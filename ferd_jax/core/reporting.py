@@ -101,6 +101,13 @@ class Reporter:
   def line(self, text: str) -> None:
     """Shows a line, above what is shown of tasks."""
 
+  def note(self, text: str) -> None:
+    """Appends to the log what is shown elsewhere, see `kept`.
+
+    Args:
+      text: one line or several, a table for instance.
+    """
+
   def task(self, name: str, total: int | None = None, unit: str = 'step',
            initial: int = 0, images: int = 0) -> Task:
     """Starts a task.
@@ -223,6 +230,12 @@ class Terminal(Reporter):
       elif self._log is None or not self._log.is_stderr:
         print(stamped if self._kept and not self.live else text,
               file=sys.stderr, flush=True)
+
+  def note(self, text: str) -> None:
+    with self._lock:
+      # Where stderr is the log, so may be where it is shown.
+      if self.active and self._log is not None and not self._log.is_stderr:
+        self._log.write(text)
 
   def task(self, name: str, total: int | None = None, unit: str = 'step',
            initial: int = 0, images: int = 0) -> Task:
@@ -465,6 +478,9 @@ class Wrapped(Reporter):
 
   def line(self, text: str) -> None:
     self._reporter.line(text)
+
+  def note(self, text: str) -> None:
+    self._reporter.note(text)
 
   def task(self, name: str, total: int | None = None, unit: str = 'step',
            initial: int = 0, images: int = 0) -> Task:

@@ -12,6 +12,10 @@ import dataclasses
 import math
 import time
 
+# A program of another kind than those that were seen takes this share of what
+# they took to compile: a step of training has many times the operations of an
+# attack's, and comes first.
+_OTHER_PROGRAM = 0.1
 # Seconds in which what was measured loses all but a third of its weight: a
 # machine may become slower.
 _MEMORY = 1800.
@@ -27,11 +31,14 @@ class Work:
     network: whose operations they are; those of another may run at another
       speed.
     seconds: of a unit, as measured before; None if it was not.
+    program: what kind of program the first unit compiles: those of a kind take
+      about as long.
   """
   units: float
   cost: float = 0.
   network: str = ''
   seconds: float | None = None
+  program: str = ''
 
 
 @dataclasses.dataclass
@@ -180,12 +187,17 @@ class Schedule:
 
   def _startup(self, name):
     """Returns the seconds that the first unit will take beyond the others."""
-    seen = self._measured.get(name)
-    if seen is not None:
+    if name in self._measured:
       return 0.
-    found = [extra for other in self._measured
-             if (extra := self._startup_seen(other)) is not None]
-    return sum(found) / len(found) if found else 0.
+    kind = self._work.get(name, Work(0)).program
+    alike, others = [], []
+    for other in self._measured:
+      extra = self._startup_seen(other)
+      if extra is not None:
+        (alike if self._work[other].program == kind else others).append(extra)
+    if alike:
+      return sum(alike) / len(alike)
+    return _OTHER_PROGRAM * sum(others) / len(others) if others else 0.
 
   def _startup_seen(self, name):
     seen = self._measured[name]

@@ -50,7 +50,8 @@ def of_model(name: str, cost: float, protocol: Any, num_images: int,
   """
   works = {}
   def add(task, units, passes_each):
-    works[f'{name}, {task}'] = reporting.Work(units, passes_each * cost, name)
+    works[f'{name}, {task}'] = reporting.Work(
+        units, passes_each * cost, name, program='evaluation')
   for attack in protocol.attacks:
     if attack in robustness.AUTOATTACKS:
       for member, units in autoattack(attack, protocol, num_images,

@@ -85,7 +85,7 @@ class Workload:
           self.steps_until(phase, self.num_epochs)
           - self.steps_until(phase, done_epochs),
           self.costs.get(phase, 0.), phase,
-          None if measured is None else measured / 1e3)
+          None if measured is None else measured / 1e3, 'training')
     found[EPOCH] = reporting.Work(self.num_epochs - done_epochs)
     found |= self.evaluation
     points = self.points_after(done_epochs)

@@ -247,7 +247,10 @@ def test_lines_are_kept_with_their_time(terminal, clock, capsys, tmp_path):
       f'{said}2026-02-03 04:05:07 stopped: ValueError: it is broken\n')
   with terminal.kept(log):  # It is gone on with.
     terminal.line('three')
-  assert log.read_text().count('\n') == 4
+    terminal.within('model').note('| a table |')
+  assert log.read_text().count('\n') == 5
+  assert log.read_text().endswith('three\n| a table |\n')
+  assert 'table' not in capsys.readouterr().err
   with terminal.kept():
     terminal.line('four')
   assert 'four' not in log.read_text()
@@ -259,6 +262,7 @@ def test_a_log_that_stderr_goes_to_has_each_line_once(terminal, tmp_path,
     monkeypatch.setattr(sys, 'stderr', file)
     with terminal.kept(tmp_path / 'log.txt'):
       terminal.line('once')
+      terminal.note('a table')  # Where stdout may go to, too.
   assert (tmp_path / 'log.txt').read_text() == '2026-02-03 04:05:00 once\n'
 
 

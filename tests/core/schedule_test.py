@@ -51,6 +51,18 @@ def test_what_was_not_begun_is_judged_by_its_operations(clock):
   assert plan.left() == pytest.approx(7 * 10 + 11)
 
 
+def test_first_units_of_a_kind_compile_alike(clock):
+  # An attack's program is no training step's.
+  plan = _plan(clock, step=(9, 6., 'a', None, 'training'),
+               later=(4, 6., 'a', None, 'training'),
+               clean=(2, 6., 'a', None, 'evaluation'),
+               pgd=(3, 6., 'a', None, 'evaluation'))
+  _work(plan, clock, 'step', 9, 2., first=30.)
+  assert plan.left() == pytest.approx(9 * 2 + 30 + 3 + 3)
+  _work(plan, clock, 'clean', 2, 2., first=1.)
+  assert plan.left() == pytest.approx(7 * 2 + 30 + 1)
+
+
 def test_speed_of_the_same_network_counts_first(clock):
   plan = _plan(clock, fast=(5, 6., 'a'), slow=(5, 6., 'b'), more=(2, 6., 'b'))
   _work(plan, clock, 'fast', 5, 1.)
