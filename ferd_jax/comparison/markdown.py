@@ -72,20 +72,20 @@ def _shown(measure, cell):
 
 
 def _grid(table, measures, show, rows=None):
-  """Returns the lines of a table of rows x (attack x measure)."""
+  """Returns the lines of tables of rows x (attack x measure)."""
   rows = [*table.teachers, *table.methods] if rows is None else rows
-  header = ['method', 'seeds', *(
-      f'{attack_title(attack)} {_MEASURES[measure]}'
-      for attack in table.attacks for measure in measures)]
-  lines = []
-  for row in rows:
-    cells = [row, str(len(table.seeds(row)))]
-    for attack in table.attacks:
-      for measure in measures:
-        cell = table.cells.get((row, attack, measure))
-        cells.append('' if cell is None else show(measure, cell))
-    lines.append(cells)
-  return evaluation_tables.markdown(header, lines)
+  left = [['method', 'seeds'], *([row, str(len(table.seeds(row)))]
+                                 for row in rows)]
+  groups = []
+  for attack in table.attacks:
+    group = [[f'{attack_title(attack)} {_MEASURES[measure]}'
+              for measure in measures]]
+    for row in rows:
+      cells = [table.cells.get((row, attack, measure)) for measure in measures]
+      group.append(['' if cell is None else show(measure, cell)
+                    for measure, cell in zip(measures, cells, strict=True)])
+    groups.append(group)
+  return evaluation_tables.beside(left, groups)
 
 
 def _heading(table):

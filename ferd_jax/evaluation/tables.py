@@ -161,36 +161,48 @@ def class_table(results: Mapping) -> str:
       ' '.join(_short(found[attack]['per_class'][label])
                for found in models.values()) for label in shown]
            for attack in attacks}
-  lines, left = [title], attacks
-  while left:
-    for number in range(len(left), 0, -1):
-      some = left[:number]
-      found = markdown([*head, *some], [
-          [*row, *(cells[attack][i] for attack in some)]
-          for i, row in enumerate(rows)])
-      if number == 1 or len(found[0]) <= WIDTH:
+  return '\n'.join([title, '', *beside([head, *rows], [
+      [[attack], *([cell] for cell in cells[attack])] for attack in attacks])])
+
+
+def beside(left: Sequence[Sequence[str]],
+           groups: Sequence[Sequence[Sequence[str]]]) -> list[str]:
+  """Returns Markdown tables of as many groups of columns as 100 columns hold.
+
+  Args:
+    left: rows of cells, the header first, that each of the tables begins with.
+    groups: the rows of columns that stay together, the header first.
+  """
+  lines, start = [], 0
+  while start < len(groups):
+    for end in range(len(groups), start, -1):
+      head, *rows = [
+          [*row, *(cell for group in groups[start:end] for cell in group[i])]
+          for i, row in enumerate(left)]
+      found = markdown(head, rows)
+      if len(found[0]) <= WIDTH:
         break
-    lines += ['', *found]
-    left = left[number:]
-  return '\n'.join(lines)
+    lines += [*([''] if lines else []), *found]
+    start = end
+  return lines
 
 
 def sweep_table(sweep: Sequence[Mapping]) -> str:
-  """Returns averages and worst classes over radii as a Markdown table.
+  """Returns averages and worst classes over radii as Markdown tables.
 
   Args:
     sweep: results as for `table`, one per radius.
   """
   models = sweep[0]['models']
   columns = [(model, attack) for model in models for attack in models[model]]
-  rows = [[f'{results["eps"]:.5f}',
-           *(f'{results["models"][model][attack]["average"]:.2%} '
-             f'({results["models"][model][attack]["worst"]:.2%})'
-             for model, attack in columns)] for results in sweep]
-  return '\n'.join(
-      ['Average (worst class) by radius:', '',
-       *markdown(['eps', *(f'{model} {attack}' for model, attack in columns)],
-                  rows)])
+  radii = [['eps'], *([f'{results["eps"]:.5f}'] for results in sweep)]
+  groups = []
+  for model, attack in columns:
+    found = [results['models'][model][attack] for results in sweep]
+    groups.append([[f'{model} {attack}'], *(
+        [f'{each["average"]:.2%} ({each["worst"]:.2%})'] for each in found)])
+  return '\n'.join(['Average (worst class) by radius:', '',
+                    *beside(radii, groups)])
 
 
 def target_table(name: str, class_names: Sequence[str],

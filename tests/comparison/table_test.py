@@ -38,11 +38,23 @@ def methods(tmp_path):
 
 
 def _lines(text, section):
-  """Returns the cells of each line of a section's table, by first cell."""
+  """Returns the cells of each line of a section's tables, by first cell.
+
+  Of several tables, of which each begins with method and seeds, as if one.
+  """
   part = text.partition(f'## {section}\n')[2].partition('\n## ')[0]
-  rows = [[cell.strip() for cell in line.strip('| ').split('|')]
-          for line in part.splitlines() if line.startswith('|')]
-  return rows[0], {row[0]: row for row in rows[2:]}
+  header, found = [], {}
+  for table in re.split(r'\n\n+', part):
+    head, *rows = [[cell.strip() for cell in line.strip('| ').split('|')]
+                   for line in table.splitlines() if line.startswith('|')
+                   ] or [None]
+    if head is None:
+      continue
+    start = 2 if header else 0
+    header += head[start:]
+    for row in rows[1:]:
+      found.setdefault(row[0], []).extend(row[start:])
+  return header, found
 
 
 def test_means_deviations_best_and_close(methods):

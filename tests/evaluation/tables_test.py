@@ -204,6 +204,36 @@ def test_sweep_table_has_a_row_per_radius():
       ['0.20000', '50.00% (25.00%)', '40.00% (25.00%)']]
 
 
+def test_tables_beside_each_other_are_of_100_columns():
+  left = [['method'], ['a'], ['a longer name']]
+  groups = [[[f'{name} average', f'{name} worst'], ['12.3', ''], ['4', '5']]
+            for name in ('clean', 'FGSM', 'PGD-20', 'CW', 'AA', 'AA fast')]
+  lines = tables.beside(left, groups)
+  assert max(map(len, lines)) <= tables.WIDTH
+  found = '\n'.join(lines).split('\n\n')
+  assert len(found) == 3
+  heads = [_cells(table.splitlines()[0]) for table in found]
+  assert [head[0] for head in heads] == ['method'] * 3
+  assert sum((head[1:] for head in heads), []) == [
+      cell for group in groups for cell in group[0]]
+  assert _cells(found[1].splitlines()[2])[0] == 'a'
+  # A group alone may be wider.
+  wide, = '\n'.join(tables.beside(left, [[['x' * 120]] + [['']] * 2])).split(
+      '\n\n')
+  assert len(wide.splitlines()) == 4
+
+
+def test_sweep_table_of_many_attacks_is_of_100_columns():
+  models = {model: {attack: _RESULTS['models']['teacher']['pgd20']
+                    for attack in ('clean', 'fgsm', 'pgd20', 'cw20',
+                                   'autoattack')}
+            for model in ('teacher', 'student')}
+  text = tables.sweep_table([_RESULTS | {'models': models}] * 2)
+  assert max(map(len, text.splitlines())) <= tables.WIDTH
+  for model in models:
+    assert f'{model} autoattack' in text
+
+
 def test_target_table(matrix):
   lines = tables.target_table('student', ['a', 'b', 'c'], matrix).splitlines()
   assert lines[0].startswith('student: ') and '30.00% on average' in lines[0]
