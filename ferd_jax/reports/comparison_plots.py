@@ -62,7 +62,8 @@ def fairness(table: tables.Table, width: float) -> figures.Figure:
   attacks = table.attacks
   side = 3 if width > 5 else 2
   rows = -(-len(attacks) // side)
-  names = [*table.teachers, *table.methods]
+  # Methods first: each looks as it does in `curves`.
+  names = [*table.methods, *table.teachers]
   figure = drawing.figure(width, 2.1 * rows + 0.14 * -(-len(names) // side))
   grid = figure.subplots(rows, side, squeeze=False).ravel()
   for axes, attack in zip(grid, attacks, strict=False):

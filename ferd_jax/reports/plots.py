@@ -40,7 +40,7 @@ def class_bars(run: records.Run, width: float) -> figures.Figure:
     fewer = ('' if count >= run.ended['num_examples'] else
              f', first {count} images')
     axes.set_title(f'{markdown.attack_title(attack)}{fewer}')
-    axes.set_ylim(0, 118 if few else 100)
+    axes.set_ylim(0, 130 if few else 100)  # Upright numbers of three digits.
     axes.set_yticks(range(0, 101, 25))
     axes.grid(True)
   panels[-1].set_xlabel('class' if few else 'classes, the least robust first')
@@ -61,9 +61,14 @@ def _bars(axes, by_model, names, width):
   space = 72 * width * 0.85 / len(names) * size  # of a bar, in points
   for i, (model, values) in enumerate(by_model.items()):
     places = np.arange(len(names)) + (i - (len(by_model) - 1) / 2) * size
-    bars = axes.bar(places, values, size, label=model,
-                    color=drawing.COLOURS.get(model, '#999999'))
-    worst = (int(np.nanargmin(values)) if np.isfinite(values).any() else None)
+    colour = drawing.COLOURS.get(model, '#999999')
+    bars = axes.bar(places, values, size, color=colour)
+    # A legend takes a bar's look from the first, which may be the worst.
+    axes.fill_between([], [], color=colour, label=model)
+    finite = values[np.isfinite(values)]
+    # Of equal ones none is the worst.
+    worst = (int(np.nanargmin(values)) if len(finite) and np.ptp(finite)
+             else None)
     for j, value in enumerate(values):
       if np.isfinite(value):
         upright = space < 11
@@ -272,9 +277,15 @@ def losses(run: records.Run, width: float) -> figures.Figure:
     raise records.Missing('not recorded: no epoch is done')
   side = len(panels) if width > 5 else 1
   rows = -(-len(panels) // side)
-  figure = drawing.figure(width, 2.6 * rows)
-  axes = figure.subplots(2 * rows, side, squeeze=False,
-                         height_ratios=[1, 0.32] * rows)
+  columns = {title: 1 if title.endswith('(%)') else 2 for title in panels}
+  entries = [-(-len(found) // columns[title])
+             for title, found in panels.items()]
+  heights = []  # in inches, of the panels and of the legends below them
+  for row in range(rows):
+    most = max(entries[row * side:(row + 1) * side])
+    heights += [1.7, 0.12 * (most + 1) + 0.1]
+  figure = drawing.figure(width, sum(heights) + 0.35 * rows)
+  axes = figure.subplots(2 * rows, side, squeeze=False, height_ratios=heights)
   for i, (title, found) in enumerate(panels.items()):
     panel, below = axes[2 * (i // side):2 * (i // side) + 2, i % side]
     percent = title.endswith('(%)')
@@ -294,7 +305,7 @@ def losses(run: records.Run, width: float) -> figures.Figure:
     below.set_axis_off()
     legend = below.legend(
         *panel.get_legend_handles_labels(), fontsize=5.5,
-        ncols=1 if percent else 2, loc='upper left', alignment='left',
+        ncols=columns[title], loc='upper left', alignment='left',
         title='and the last value', title_fontsize=5.5, columnspacing=1.,
         handlelength=1.5)
     legend.set_in_layout(False)  # So that all panels are of one size.
