@@ -361,12 +361,13 @@ class _Examination:
     """Looks at ascents of the cross-entropy, of all kinds."""
     eps, diameter = self._eps, geometry.of(self._norm).diameter(
         self._x.shape[1:], self._bounds)
-    zero, one = self._ascend(eps, eps, (1,))
-    _, short, long = self._ascend(eps, eps / 4, (_STEPS, _LONGER))
+    zero, one, _ = self._ascend(eps, eps, (1,))
+    _, short, long, _ = self._ascend(eps, eps / 4, (_STEPS, _LONGER))
     self._short, self._long = short, long
     further = [self._ascend(min(factor * eps, diameter), min(
         factor * eps, diameter) / 4, (_STEPS,))[1] for factor in _WIDER]
-    unbounded = self._ascend(diameter, diameter / 20, (_UNBOUNDED,))[1]
+    # By any iterate: steps so long may lead to and fro.
+    *_, unbounded = self._ascend(diameter, diameter / 20, (_UNBOUNDED,))
     left = [1 - fooled.mean() for fooled in (one, short, long, *further)]
     self._accuracies |= dict(zip(
         ('one step', f'PGD-{_STEPS}', f'PGD-{_LONGER}', '2 eps', '4 eps'),
@@ -441,26 +442,30 @@ class _Examination:
   def _ascend(self, eps, step_size, numbers):
     """Returns whose gradient at the image is 0, and who is fooled after steps.
 
-    Each bool `[N]`; after each of the numbers of steps, by the last iterate.
+    Each bool `[N]`; after each of the numbers of steps, by the last iterate;
+    and at the end by any.
     """
-    zero, fooled = [], [[] for _ in numbers]
+    zero, fooled, by_any = [], [[] for _ in numbers], []
     scalars = self._parallel.replicate(np.asarray(
         [eps, step_size], self._x.dtype))
     for images, labels, count in self._batches():
       centre = self._parallel.shard(images)
       labels, start = self._parallel.shard(labels), centre
+      ever = self._parallel.shard(np.zeros(len(images), bool))
       gather = self._parallel.gather
       for number in range(max(numbers)):
         if number in numbers:
           fooled[numbers.index(number)].append(gather(
               self._missed(self._model, start, labels))[:count])
-        start, none = self._step(self._model, start, centre, labels, scalars)
+        start, ever, none = self._step(self._model, start, ever, centre,
+                                       labels, scalars)
         if not number:
           zero.append(gather(none)[:count])
-      fooled[numbers.index(max(numbers))].append(gather(
-          self._missed(self._model, start, labels))[:count])
+      last = gather(self._missed(self._model, start, labels))[:count]
+      fooled[numbers.index(max(numbers))].append(last)
+      by_any.append(gather(ever)[:count] | last)
       self._task.advance(2 * max(numbers) * count)
-    return np.concatenate(zero), *map(np.concatenate, fooled)
+    return tuple(map(np.concatenate, (zero, *fooled, by_any)))
 
   def _attacked(self, attack):
     """Returns whom an attack fools, bool `[N]`."""
@@ -542,19 +547,21 @@ class _Examination:
   @functools.cached_property
   def _step(self):
     """One step of PGD, compiled for every radius and step size."""
-    def step(model, images, centre, labels, scalars, *, axis_name=None):
+    def step(model, images, ever, centre, labels, scalars, *, axis_name=None):
       del axis_name
       def total(images):
         logits = attacks.evaluate(model, images)
         return jnp.sum(losses.cross_entropy(
-            losses.unmasked(logits, images.dtype), labels))
-      gradient = jax.grad(total)(images)
+            losses.unmasked(logits, images.dtype), labels)), logits
+      gradient, logits = jax.grad(total, has_aux=True)(images)
       fine = attacks.all_finite(gradient)
       gradient = geometry.where(fine, gradient, jnp.zeros_like(gradient))
       after = ascent.advance(images, gradient, centre, scalars[0], scalars[1],
                              norm=self._norm, bounds=self._bounds)
-      return after, geometry.of('Linf').size(gradient) == 0
-    return self._parallel.compile(step, (_R, _S, _S, _S, _R), (_S, _S))
+      return (after, ever | attacks.is_fooled(logits, labels),
+              geometry.of('Linf').size(gradient) == 0)
+    return self._parallel.compile(step, (_R, _S, _S, _S, _S, _R),
+                                  (_S, _S, _S))
 
 
 def _under_key(model, key, images):

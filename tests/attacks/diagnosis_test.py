@@ -8,7 +8,9 @@ import noting
 import numpy as np
 import pytest
 
+import ferd_jax
 from ferd_jax import attacks
+from ferd_jax import data
 from ferd_jax.attacks import diagnosis
 from ferd_jax.core import parallel
 
@@ -33,6 +35,18 @@ Y = np.array(jnp.argmax(net(WEIGHTS, jnp.asarray(X)), -1))
 
 def plain(x):
   return net(WEIGHTS, x)
+
+
+@slow
+def test_unbounded_ascent_counts_images_that_come_and_go():
+  # A real model on which one image of 64 is fooled in every other step.
+  teacher = ferd_jax.load_model('digits_resnet8_adv')
+  examples = data.load('digits', 'test').first(70)
+  found = attacks.diagnose(
+      teacher, jax.random.key(0), examples.images / np.float32(255),
+      examples.labels, 1., norm='L1', num_images=64, num_queries=2,
+      num_draws=2)
+  assert 'left by an unbounded attack' not in found.failed, found.table()
 
 
 def diagnose(model, x=X, **options):
