@@ -37,6 +37,7 @@ from ferd_jax.comparison import running
 from ferd_jax.comparison import table as tables
 from ferd_jax.core import atomic
 from ferd_jax.core import buckets
+from ferd_jax.core import program
 from ferd_jax.core import reporting
 from ferd_jax.core import stopping
 from ferd_jax.core import validate
@@ -69,7 +70,7 @@ def _names(text: str) -> list[str]:
 
 def _parser() -> argparse.ArgumentParser:
   parser = _Parser(
-      prog='python -m ferd_jax.compare', allow_abbrev=False,
+      prog=program.name('compare'), allow_abbrev=False,
       formatter_class=argparse.RawDescriptionHelpFormatter,
       description=__doc__, epilog='--config.NAME=VALUE is a setting for all '
       'rows, as main.py takes it.')

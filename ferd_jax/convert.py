@@ -33,6 +33,7 @@ import numpy as np
 from ferd_jax import models
 from ferd_jax import torch_io
 from ferd_jax.core import buckets
+from ferd_jax.core import program
 from ferd_jax.models import forward
 from ferd_jax.weights import loading
 from ferd_jax.weights import native
@@ -146,7 +147,7 @@ def difference(network: native.Network, variables: Any,
 
 def _parser() -> argparse.ArgumentParser:
   parser = argparse.ArgumentParser(
-      prog='python -m ferd_jax.convert', allow_abbrev=False,
+      prog=program.name('convert'), allow_abbrev=False,
       description='Converts networks between PyTorch\'s files and this '
       'package\'s.')
   add = parser.add_argument

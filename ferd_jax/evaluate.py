@@ -36,6 +36,7 @@ from ferd_jax.core import buckets
 from ferd_jax.core import compilation
 from ferd_jax.core import errors
 from ferd_jax.core import parallel as parallels
+from ferd_jax.core import program
 from ferd_jax.core import reporting
 from ferd_jax.core import stopping
 from ferd_jax.core import validate
@@ -282,7 +283,7 @@ def _import(name: str) -> None:
 
 def _parser() -> argparse.ArgumentParser:
   parser = argparse.ArgumentParser(
-      prog='python -m ferd_jax.evaluate', allow_abbrev=False,
+      prog=program.name('evaluate'), allow_abbrev=False,
       description='Accuracy under attack: average, worst class, worst 10% of '
       'the classes and NSD.')
   add = parser.add_argument

@@ -28,6 +28,7 @@ from ferd_jax.comparison import long_form
 from ferd_jax.comparison import markdown
 from ferd_jax.core import atomic
 from ferd_jax.core import buckets
+from ferd_jax.core import program
 from ferd_jax.core import reporting
 from ferd_jax.core import stopping
 from ferd_jax.core import validate
@@ -42,7 +43,7 @@ _FORMATS = (_HTML, 'md', 'latex', 'csv')
 
 def _parser() -> argparse.ArgumentParser:
   parser = argparse.ArgumentParser(
-      prog='python -m ferd_jax.report', allow_abbrev=False,
+      prog=program.name('report'), allow_abbrev=False,
       formatter_class=argparse.RawDescriptionHelpFormatter,
       description=__doc__)
   add = parser.add_argument

@@ -14,13 +14,14 @@ import argparse
 from collections.abc import Sequence
 import sys
 
+from ferd_jax.core import program
 from ferd_jax.core import reporting
 from ferd_jax.weights import robustbench
 
 
 def _parser() -> argparse.ArgumentParser:
   parser = argparse.ArgumentParser(
-      prog='python -m ferd_jax.teachers', allow_abbrev=False,
+      prog=program.name('teachers'), allow_abbrev=False,
       description='Robust teachers by their RobustBench id.')
   commands = parser.add_subparsers(dest='command', required=True)
   datasets = sorted({entry.dataset for entry in robustbench.entries()})

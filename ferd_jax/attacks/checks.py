@@ -231,7 +231,8 @@ def square_too_strong(robust: Mapping[str, float], squares: Collection[str],
 
 
 def results(x_adv: np.ndarray, eps: float, norm: geometry.Distance,
-            norms: np.ndarray, bounds: tuple[float, float]) -> None:
+            norms: np.ndarray, bounds: tuple[float, float],
+            name: str = 'An attack', indices: Any = None) -> None:
   """Raises ValueError for adversarial images that are none.
 
   Args:
@@ -240,6 +241,8 @@ def results(x_adv: np.ndarray, eps: float, norm: geometry.Distance,
     norm: one of `geometry.DISTANCES`.
     norms: `[N]`, of x_adv - x.
     bounds: lowest and highest pixel value.
+    name: of the attack.
+    indices: `[N]`, of the images in the data set; None: 0..N-1.
 
   Raises:
     ValueError: if they are out of the ball or the bounds, or not finite.
@@ -254,8 +257,10 @@ def results(x_adv: np.ndarray, eps: float, norm: geometry.Distance,
       0 if norm == 'L0' else geometry.of(norm).diameter(
           x_adv.shape[1:], (0, slack)))
   if not valid.all():
-    raise ValueError('An attack returned images that are out of the ball or '
-                     f'the bounds: {_some(np.flatnonzero(~valid))}.')
+    wrong = np.flatnonzero(~valid)
+    raise ValueError(
+        f'{name} returned images that are out of the ball or the bounds: '
+        f'{_some(wrong if indices is None else np.asarray(indices)[wrong])}.')
 
 
 def _unmasked(logits):

@@ -368,8 +368,12 @@ class Session:
     images = np.stack([outcome.image for outcome in found])
     logits = self._logits(images)
     # Of one that is no number a prediction says nothing.
-    fine = (np.isfinite(images).reshape(len(images), -1).all(-1)
-            & np.asarray(losses.predicts(logits)))
+    fine = np.isfinite(images).reshape(len(images), -1).all(-1)
+    indices = np.array([outcome.index for outcome in found])
+    # Before anything of them is kept.
+    checks.results(images[fine], self._eps, self._norm, self._norms(
+        images, indices)[fine], self._bounds, name, indices[fine])
+    fine &= np.asarray(losses.predicts(logits))
     for outcome, image, prediction, clear in zip(
         found, images, logits.argmax(-1), fine, strict=True):
       index = outcome.index
@@ -380,6 +384,13 @@ class Session:
       else:
         self._found[name][index] = image, prediction
         self._note(position, name, index)
+
+  def _norms(self, images, indices):
+    """Returns the norms of what was done to the images of these indices."""
+    order = geometry.of(self._norm).order
+    changed = (images - self._x[indices]).reshape(len(images), -1)
+    return np.array([np.linalg.norm(each, order) for each in changed],
+                    self._x.dtype)
 
   def _note(self, position, name, index):
     """Notes what follows from an image that was found."""
@@ -550,14 +561,12 @@ class Session:
 
   def _result(self, notes):
     names = tuple(self._members)
-    order = geometry.of(self._norm).order
     images, predictions = self._x.copy(), self._clean_predictions.copy()
     norms = np.zeros(len(self._y), self._x.dtype)
     for index in np.flatnonzero(self._broken_by >= 0):
       found = self._found[names[self._broken_by[index]]][index]
       images[index], predictions[index] = found
-      norms[index] = np.linalg.norm(
-          (images[index] - self._x[index]).ravel(), order)
+      norms[index], = self._norms(images[index][None], [index])
     images_by_attack = {}
     if self._individual:
       for name in names:

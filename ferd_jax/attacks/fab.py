@@ -97,7 +97,9 @@ class FAB(attack.Attack):
   unroll: bool | None = None
   target_order: targets.Order = 'logits'
 
-  step_cost = 3  # A gradient, and the prediction where it leads.
+  # A gradient, and the prediction where it leads; without targets there is one
+  # gradient for each class, of which a setting knows nothing.
+  step_cost = 3
   step_queries = 2
 
   def __post_init__(self):

@@ -89,13 +89,18 @@ class PGD(attack.Attack):
     def total(images):
       logits = attack.evaluate(logits_fn, images, key)
       # The sum keeps examples apart.
-      return jnp.sum(self.objective(logits, problem))
+      return jnp.sum(self.objective(logits, problem)), logits
     limits = jnp.finfo(problem.x.dtype)  # No infinities for `jax_debug_infs`.
     bounds = (self.bounds if self.clip_steps else
               (float(limits.min), float(limits.max)))
+    gradient, logits = jax.grad(total, has_aux=True)(state.x_adv)
+    if attack.target_classes(problem.targets) is not None:
+      # Without a gradient an image stays where it is, but for the projection.
+      gradient = geometry.where(self.succeeds(logits, problem),
+                                jnp.zeros_like(gradient), gradient)
     return PGDState(ascent.advance(
-        state.x_adv, jax.grad(total)(state.x_adv), problem.x, problem.eps,
-        self.step_size, norm=self.norm, bounds=bounds))
+        state.x_adv, gradient, problem.x, problem.eps, self.step_size,
+        norm=self.norm, bounds=bounds))
 
   def iterate(self, problem: attack.Problem, state: PGDState) -> jax.Array:
     """Returns the images that the next gradient is taken at."""

@@ -46,7 +46,7 @@ MEMBERS: tuple[Member, ...] = typing.get_args(Member)
 CLEAN = 'clean'
 _R, _S = parallels.REPLICATED, parallels.SHARDED
 # What keys are drawn for, apart from the attacks.
-_CLEAN_KEYS, _CHOICE_KEYS, _REPORT_KEYS = 1, 2, 3
+_CHOICE_KEYS, _REPORT_KEYS = 2, 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -358,7 +358,13 @@ class _Session:
   def run(self):
     """Returns the result."""
     settings = self._settings
-    clean = self._correct(self._x, _CLEAN_KEYS)
+    # Under the keys of the report, which choose nothing: with a radius of 0 it
+    # is what is reported.
+    clean = self._correct(self._x, _REPORT_KEYS)
+    first = np.asarray(self._model(jnp.asarray(self._x[:self._batch_size]),
+                                   jax.random.fold_in(self._key, 0)))
+    notes = checks.layout(self._x.shape) + checks.outputs(first)
+    notes += checks.clean_accuracy(clean.mean(), first.shape[-1])
     found = {name: self._attack(name, member)
              for name, member in settings.members().items()}
     # Under the same keys for all: what differs is the images alone.
@@ -367,12 +373,11 @@ class _Session:
     chosen = shares.argmin(0)
     every = np.stack([self._x, *found.values()])
     images = every[chosen, np.arange(len(self._x))]
-    notes = checks.layout(self._x.shape)
     if (clean == clean[:1]).all() and self._is_deterministic():
       notes.append('The model gives the same logits under every key; '
                    'AutoAttack is for models that are not randomised.')
     for note in notes:
-      warnings.warn(note, stacklevel=4)
+      warnings.warn(note, stacklevel=3)
     return RandomisedResult(
         names=tuple(found), labels=self._y, images=images,
         chosen=(chosen - 1).astype(np.int32),
@@ -380,8 +385,11 @@ class _Session:
         correct_by_attack={name: self._correct(own, _REPORT_KEYS)
                            for name, own in found.items()},
         warnings=notes, settings={
-            'norm': settings.norm, 'eps': settings.eps, 'eot': settings.eot,
-            'draws': settings.num_draws, 'images': len(self._y)})
+            'norm': settings.norm, 'eps': settings.eps,
+            'attacks': ', '.join(found), 'eot': settings.eot,
+            'iterations': settings.num_iterations,
+            'queries': settings.num_queries, 'draws': settings.num_draws,
+            'bounds': settings.bounds, 'images': len(self._y)})
 
   def _attack(self, name, member):
     """Returns an attack's images `[N, ...]`."""
@@ -398,8 +406,13 @@ class _Session:
               (key, jax.random.fold_in(key, number))))
         images = self._parallel.gather(last(
             given, state, self._parallel.replicate(key)))[:count]
-        if not np.isfinite(images).all():
-          raise ValueError(f'{name}: logits or gradients are not finite.')
+        broken = indices[:count][
+            ~np.isfinite(images).reshape(count, -1).all(-1)]
+        if len(broken):
+          raise ValueError(
+              f'{name}: logits or gradients are not finite for adversarial '
+              f'images of examples {broken[:10].tolist()} ({len(broken)} of '
+              f'{count}).')
         found.append(images)
         task.advance(count)
     return np.concatenate(found)

@@ -75,11 +75,14 @@ class AttackResult(NamedTuple):
     if not inputs.is_concrete(tuple(self)):
       return f'<{kind}, traced>'
     clean, robust = self._shares()
-    norm, success = jax.device_get((self.norm, self.success))
-    return (f'<{kind}: {int(success.sum())} fooled; accuracy {clean:.2%} '
+    norm, success, valid = jax.device_get(
+        (self.norm, self.success, self.predictions >= 0))
+    invalid = int((~valid).sum())
+    return (f'<{kind}{f", {invalid} of them invalid" if invalid else ""}: '
+            f'{int(success[valid].sum())} fooled; accuracy {clean:.2%} '
             f'clean, {robust:.2%} robust, success rate '
             f'{self.success_rate:.2%}; '
-            f'largest norm {norm.max():.4g}>')
+            f'largest norm {norm[valid].max(initial=0):.4g}>')
 
 
 class History(NamedTuple):

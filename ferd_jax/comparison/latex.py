@@ -52,13 +52,15 @@ def _caption(table):
   results = table.outcomes[0].results
   counts = sorted({len(table.seeds(row)) for row in table.methods})
   seeds = ' or '.join(map(str, counts))
+  spread = ('of one seed' if counts == [1] else
+            f'mean and standard deviation over {seeds} seeds')
+  marks = '' if len(table.methods) < 2 else (
+      r' Bold: best; $^\dagger$: its difference from the best has 0 in its '
+      rf'{statistics.LEVEL * 100:.0f}\% interval.')
   return (
       f'{escaped(results["dataset"])}, {results["num_examples"]} images, '
-      rf'$\epsilon = {results["eps"]:.4g}$. Percent, mean and standard '
-      f'deviation over {seeds} {"seed" if counts == [1] else "seeds"}; NSD: '
-      'standard deviation over classes divided by their mean. Bold: best; '
-      r'$^\dagger$: its difference from the best has 0 in its '
-      rf'{statistics.LEVEL * 100:.0f}\% interval.')
+      rf'$\epsilon = {results["eps"]:.4g}$. Percent, {spread}; NSD: standard '
+      f'deviation over classes divided by their mean.{marks}')
 
 
 def _row(table, row):

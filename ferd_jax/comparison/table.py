@@ -215,7 +215,8 @@ class Table:
         close, difference, is_best = False, None, False
         if row in methods:
           is_best = row in known and known[row] == known[best]
-          if row in known and not is_best:
+          is_best &= len(methods) > 1  # Alone it is not compared.
+          if row in known and len(methods) > 1 and not is_best:
             from_best = column.difference(row, best, measure)
             close = from_best.low <= 0 <= from_best.high
           if row != self.reference and self.reference in methods:

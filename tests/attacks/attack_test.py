@@ -293,5 +293,10 @@ def test_accuracies_and_a_short_text():
   jax.eval_shape(lambda: seen.append(repr(
       _call('pgd')(keys, x, y, targets, _EPS))))
   assert seen[0].endswith('traced>')
+  invalid = np.arange(_BATCH) == 3
+  text = repr(result._replace(
+      predictions=np.where(invalid, -1, result.predictions),
+      norm=np.where(invalid, np.nan, result.norm)))
+  assert ', 1 of them invalid: ' in text and 'nan' not in text
   broken = result._replace(predictions=np.full(_BATCH, -1))
   assert np.isnan(broken.success_rate) and np.isnan(broken.robust_accuracy)

@@ -455,6 +455,36 @@ def test_nothing_compiles_again():
     assert TRACED == [1, 1, 1]
 
 
+def test_an_attack_that_leaves_the_ball_is_named_at_once(tmp_path):
+  @dataclasses.dataclass(frozen=True)
+  class Leaves(attacks.Attack):
+    """The image, brighter than the radius allows."""
+    eps: float = EPS
+    norm: str = 'Linf'
+    bounds: tuple[float, float] = (0., 1.)
+    num_steps: int = 1
+    num_restarts: int = 1
+    num_targets: int = 0
+
+    def init(self, problem):
+      return problem.x
+
+    def step(self, logits_fn, problem, state, key=None):
+      return problem.x + 0.3
+
+    def images(self, problem, state):
+      return state
+
+  state_file = tmp_path / 'state.npz'
+  settings = attacks.AutoAttack(EPS, version='custom', attacks=(
+      ('mine', Leaves()), ('apgd', attacks.APGD(EPS, num_iterations=1))))
+  for _ in range(2):
+    with pytest.raises(ValueError, match=r'^mine returned .*out of the ball'):
+      run(settings=settings, state_file=state_file)
+  # What was found is not kept.
+  assert not state_file.exists() or not np.load(state_file)['found/mine'].size
+
+
 # What is seen of it.
 
 

@@ -179,6 +179,28 @@ def test_a_model_that_draws_nothing_is_said():
              progress=False, batch_size=12, parallel=parallel.create('jit'))
 
 
+def test_a_radius_of_0_leaves_the_clean_accuracy():
+  found = run(attacks.Randomised(0., attacks=('apgd-ce',), eot=1,
+                                 num_iterations=2, num_draws=3))
+  np.testing.assert_array_equal(found.correct, found.clean_correct)
+  assert {'attacks', 'iterations', 'bounds'} <= set(found.settings)
+
+
+def test_what_would_be_doubtful_is_said():
+  settings = attacks.Randomised(EPS, attacks=('apgd-ce',), eot=1,
+                                num_iterations=2, num_draws=2)
+  def likely(weights, x, key):
+    return jax.nn.softmax(model(weights, x, key))
+  with pytest.warns(UserWarning, match='probabilities') as warned:
+    settings(jax.tree_util.Partial(likely, WEIGHTS), jax.random.key(0), X, Y,
+             progress=False, batch_size=12, parallel=parallel.create('jit'))
+  assert warned[0].filename == __file__
+  with pytest.warns(UserWarning, match='clean accuracy'):
+    settings(jax.tree_util.Partial(model, -9 * WEIGHTS), jax.random.key(0), X,
+             Y, progress=False, batch_size=12,
+             parallel=parallel.create('jit'))
+
+
 @pytest.mark.parametrize(('options', 'message'), [
     ({'eps': -1}, 'eps=-1'), ({'attacks': ('fab',)}, "attack='fab'"),
     ({'attacks': ()}, 'to name some'), ({'attacks': 'square'}, 'a tuple'),

@@ -251,6 +251,21 @@ def test_an_attack_goes_on_where_it_only_misses_the_label():
   assert found.predictions == 1 and np.isinf(found.distances).all()
 
 
+def test_pgd_stays_where_the_target_is_reached():
+  """Class 1 lies around 0.5; steps of 0.3 lead there and back."""
+  def band(x):
+    return jnp.stack([jnp.zeros(len(x)), 1 - 8 * jnp.abs(x[:, 0] - 0.5)], -1)
+  pgd = attacks.PGD(0.5, 0.3, 4, start='zero', unroll=False)
+  x = np.array([[0.25], [0.9]])
+  found = jax.jit(lambda: pgd.run(band, jax.random.key(0), x, jnp.zeros(
+      2, int), jnp.ones(2, int)))()
+  assert found.reached.all()
+  np.testing.assert_allclose(found.images, [[0.55], [0.6]], atol=1e-6)
+  # Without targets it goes on as ever.
+  other = jax.jit(lambda: pgd(band, jax.random.key(0), x, jnp.zeros(2, int)))()
+  np.testing.assert_allclose(other[0], [0.25], atol=1e-6)
+
+
 @pytest.mark.parametrize('kind', [attacks.APGD, attacks.FAB])
 def test_an_order_of_nothing_is_refused(kind):
   with pytest.raises(ValueError, match="num_targets beside target_order='malt"):
