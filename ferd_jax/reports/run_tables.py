@@ -141,7 +141,7 @@ def cost(run: records.Run) -> Rows:
   rows.append(['epochs', f'{len(run.metrics)} of '
                f'{run.identity.get("num_epochs", "?")}'])
   rows.append(['time of all epochs', reporting.interval(total)])
-  known = 0.
+  known, speeds = 0., []
   for phase, title in (('synthesis', 'generator steps'),
                        ('distill', 'student steps')):
     found = [epoch[f'{phase}/seconds'] for epoch in run.metrics
@@ -153,14 +153,15 @@ def cost(run: records.Run) -> Rows:
     speed = [epoch[f'{phase}/ms_per_step'] for epoch in run.metrics
              if f'{phase}/ms_per_step' in epoch]
     if speed:
-      rows.append([f'milliseconds a step, {phase}',
-                   f'{np.median(speed[1:] or speed):.1f} (median)'])
+      speeds.append([f'milliseconds a step, {phase}',
+                     f'{np.median(speed[1:] or speed):.1f} (median)'])
   compiling = sum(epoch.get('compile_seconds', 0.) for epoch in run.metrics)
   if compiling:
     rows.append(['of it, compiling', reporting.interval(compiling)])
   if known and total:
     rows.append(['of it, the rest: learning curve, margins',
                  reporting.interval(max(0., total - known - compiling))])
+  rows += speeds
   ended = [session[sessions.EVALUATION] for session in run.sessions
            if sessions.EVALUATION in session]
   rows.append(['time of the final evaluation', reporting.interval(sum(ended))
