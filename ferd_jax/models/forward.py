@@ -32,7 +32,7 @@ _MODES = {'train': True, 'training': True, 'deterministic': False,
           'use_running_average': False}
 
 
-def mode_arguments(model: nn.Module, train: bool) -> dict[str, bool]:
+def mode_arguments(model: nn.Module, train: bool) -> dict[str, Any]:
   """Returns the arguments of a module's `__call__` that say the mode.
 
   Args:
@@ -133,7 +133,7 @@ def logits(model: nn.Module, variables: Variables, x: jax.Array, *,
   Raises:
     ValueError: if the model has no stages, and one is named.
   """
-  out = model.apply(variables, x, **_evaluation(model, start, stop))
+  out: Any = model.apply(variables, x, **_evaluation(model, start, stop))
   return out if stop else _wide(out)
 
 

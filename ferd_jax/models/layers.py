@@ -72,7 +72,8 @@ class Conv(nn.Module):
     size, dtype = self.kernel_size, param_dtype(x)
     shape = (size, size, x.shape[-1], self.features)
     kernel = self.param('kernel', self.kernel_init, shape, dtype)
-    x = _convolve(*rounded(self.dtype, x, kernel), self.strides, self.padding)
+    x, kernel = rounded(self.dtype, x, kernel)
+    x = _convolve(x, kernel, self.strides, self.padding)
     if self.use_bias:
       bias_init = self.bias_init or torch_bias(size * size * shape[2])
       bias = self.param('bias', bias_init, (self.features,), dtype)

@@ -62,9 +62,9 @@ def operations(model: nn.Module, variables: Any, image_shape: Sequence[int],
     stop: the last stage; None for the logits.
   """
   leaves, structure = jax.tree.flatten(variables)
-  leaves = tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+  shapes = tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
                  for leaf in leaves)
-  return _operations(model, structure, leaves, tuple(image_shape), stop)
+  return _operations(model, structure, shapes, tuple(image_shape), stop)
 
 
 @functools.lru_cache(maxsize=64)  # It traces the network.

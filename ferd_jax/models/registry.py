@@ -9,8 +9,8 @@ from typing import Any
 
 from flax import linen as nn
 
-_entries = {}  # By name.
-_layouts = {}  # By type of module.
+_entries: dict[str, 'Entry'] = {}  # By name.
+_layouts: dict[type, Any] = {}  # By type of module.
 
 
 @dataclasses.dataclass(frozen=True)

@@ -83,10 +83,10 @@ class Positions(nn.Module):
       angles = places.reshape((-1, 1, 1) if axis == 0 else (1, -1, 1)) / scale
       waves[0, :, :, axis, 0::2] = np.sin(angles[..., 0::2])
       waves[0, :, :, axis, 1::2] = np.cos(angles[..., 1::2])
-    waves = jnp.asarray(waves.reshape(1, height, width, -1),
-                        layers.param_dtype(x))
+    tokens = jnp.asarray(waves.reshape(1, height, width, -1),
+                         layers.param_dtype(x))
     return layers.Conv(self.features, 1, use_bias=True,
-                       name='token_projection')(waves)
+                       name='token_projection')(tokens)
 
 
 class ChannelAttention(nn.Module):

@@ -253,7 +253,7 @@ def _networks(found, wanted, normaliser) -> Iterator[Weights]:
     raise pickled.Refusal(
         f'it holds {len(prefixes):,} networks or parts of them; select one, '
         f'such as {errors.shown(_joined(found.path, prefixes[0]))}.')
-  seen = []
+  seen: list[Any] = []
   # The outer ones first: copies are inside of what attacks or averages them.
   for prefix in sorted(prefixes, key=lambda prefix: prefix.count('.')):
     inside = {key[len(prefix):]: value for key, value in arrays.items()

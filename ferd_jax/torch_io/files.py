@@ -110,10 +110,10 @@ def write_state_dict(path: str | os.PathLike[str],
     ValueError: if the name of the file ends otherwise, or an array's type is
       none of PyTorch's.
   """
-  path = epath.Path(path)
-  validate.one_of(('.pt', '.pth', '.safetensors'), suffix=path.suffix)
-  with atomic.writing(path) as file:
-    if path.suffix == '.safetensors':
+  suffix = epath.Path(path).suffix
+  validate.one_of(('.pt', '.pth', '.safetensors'), suffix=suffix)
+  with atomic.writing(epath.Path(path)) as file:
+    if suffix == '.safetensors':
       file.write(safetensors.numpy.save(dict(state_dict),
                                         metadata={'format': 'pt'}))
     else:

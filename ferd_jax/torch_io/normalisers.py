@@ -54,7 +54,7 @@ def find(arrays: Mapping[str, np.ndarray]) -> dict[str, dict[str, str]]:
     {'mean': key, 'std': key}, or one of the two, by what the keys of the layer
     begin with; '' for keys of a single name.
   """
-  found = {}
+  found: dict[str, dict[str, list[str]]] = {}
   for key, value in arrays.items():
     name = role(key)
     if name is not None and is_per_channel(value):
@@ -115,7 +115,7 @@ def unclear(arrays: Mapping[str, np.ndarray]) -> list[str]:
   Those are of a shape that is broadcast over images, or the only two of a layer
   and of one shape.
   """
-  layers = {}
+  layers: dict[str, list[tuple[int, ...]]] = {}
   for key, value in arrays.items():
     layers.setdefault(key.rpartition('.')[0], []).append(value.shape)
   return [key for key, value in arrays.items()

@@ -6,6 +6,7 @@ are described by PyTorch's `torch/serialization.py`; what tensors are pickled as
 by `torch/_utils.py`.
 """
 
+from collections.abc import Callable
 from collections.abc import Mapping
 import math
 import os
@@ -408,6 +409,38 @@ def _shown(shape):
   return errors.shown(str(shape[:8]))
 
 
+# Functions that pickles may call, by what they stand for.
+_FUNCTIONS: dict[str, Callable[..., Any]] = {
+    'torch._utils._rebuild_tensor': _tensor,
+    'torch._utils._rebuild_tensor_v2': _tensor,
+    'torch._utils._rebuild_tensor_v3': _tensor_of_bytes,
+    'torch._utils._rebuild_parameter': _same,
+    'torch._utils._rebuild_parameter_with_state': _same,
+    'torch._utils._rebuild_device_tensor_from_numpy': _same,
+    'torch._utils._rebuild_device_tensor_from_cpu_tensor': _same,
+    'torch._utils._rebuild_xla_tensor': _same,
+    'torch._tensor._rebuild_from_type_v2': _tensor_of_class,
+    'torch.Size': _shape,
+    'torch.device': _device,
+    'collections.OrderedDict': _dict,
+    'collections.Counter': _dict,
+    'collections.defaultdict': _default_dict,
+    'copyreg._reconstructor': _of_class,
+    'copy_reg._reconstructor': _of_class,
+    'builtins.set': lambda values=(): set(map(pickled.checked_key, values)),
+    'builtins.bytes': _bytes,
+    'builtins.bytearray': _bytes,
+    'builtins.complex': complex,
+    'argparse.Namespace': lambda: _Namespace(),
+    '_codecs.encode': _encode,
+    'numpy.dtype': _numpy_type,
+    'numpy.core.multiarray.scalar': _numpy_scalar,
+    'numpy._core.multiarray.scalar': _numpy_scalar,
+    'numpy.core.multiarray._reconstruct': _new_array,
+    'numpy._core.multiarray._reconstruct': _new_array,
+    'numpy.core.numeric._frombuffer': _array_of_buffer,
+    'numpy._core.numeric._frombuffer': _array_of_buffer,
+}
 # What files may name. Only what state dicts, and the settings and counters
 # that are saved beside them, are made of.
 _NAMES = {
@@ -422,37 +455,8 @@ _NAMES = {
     'torch.nn.parameter.Buffer': 'torch.Tensor',
     'numpy.ndarray': 'numpy.ndarray',
 } | {
-    name: pickled.Constructor(function) for name, function in {
-        'torch._utils._rebuild_tensor': _tensor,
-        'torch._utils._rebuild_tensor_v2': _tensor,
-        'torch._utils._rebuild_tensor_v3': _tensor_of_bytes,
-        'torch._utils._rebuild_parameter': _same,
-        'torch._utils._rebuild_parameter_with_state': _same,
-        'torch._utils._rebuild_device_tensor_from_numpy': _same,
-        'torch._utils._rebuild_device_tensor_from_cpu_tensor': _same,
-        'torch._utils._rebuild_xla_tensor': _same,
-        'torch._tensor._rebuild_from_type_v2': _tensor_of_class,
-        'torch.Size': _shape,
-        'torch.device': _device,
-        'collections.OrderedDict': _dict,
-        'collections.Counter': _dict,
-        'collections.defaultdict': _default_dict,
-        'copyreg._reconstructor': _of_class,
-        'copy_reg._reconstructor': _of_class,
-        'builtins.set': lambda values=(): set(map(pickled.checked_key, values)),
-        'builtins.bytes': _bytes,
-        'builtins.bytearray': _bytes,
-        'builtins.complex': complex,
-        'argparse.Namespace': lambda: _Namespace(),
-        '_codecs.encode': _encode,
-        'numpy.dtype': _numpy_type,
-        'numpy.core.multiarray.scalar': _numpy_scalar,
-        'numpy._core.multiarray.scalar': _numpy_scalar,
-        'numpy.core.multiarray._reconstruct': _new_array,
-        'numpy._core.multiarray._reconstruct': _new_array,
-        'numpy.core.numeric._frombuffer': _array_of_buffer,
-        'numpy._core.numeric._frombuffer': _array_of_buffer,
-    }.items()}
+    name: pickled.Constructor(function)
+    for name, function in _FUNCTIONS.items()}
 
 
 def _read_zip(path):

@@ -70,12 +70,12 @@ def torch_module(model: nn.Module, channels: int = 3,
           'depth': model.depth, 'heads': model.heads, 'patch': model.patch}
     case _:
       raise _none(model)
-  found = {'module': module, 'arguments': options | {
+  found: dict[str, Any] = {'module': module, 'arguments': options | {
       'width': model.width, 'classes': model.num_classes,
       'channels': channels}}
   if isinstance(model, staged.StyledModel):
     found |= {'activation': model.activation, 'padding': model.padding}
-  if model.mean is not None:
+  if model.mean is not None and model.std is not None:
     found |= {'mean': list(model.mean), 'std': list(model.std)}
   if model.standardise:
     found |= {'standardise': True}

@@ -54,7 +54,8 @@ def unwrapped(arrays: Mapping[str, np.ndarray]) -> StateDict:
     pickled.Refusal: if two keys become one, or a weight is computed in a way
       that the file does not tell.
   """
-  result, before = {}, {}
+  result: StateDict = {}
+  before: dict[str, str] = {}
   for key, value in arrays.items():
     short = cut(key)
     if short in result:
