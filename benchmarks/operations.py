@@ -97,13 +97,13 @@ def main() -> None:
       ('student step', steps.student, state.student,
        (batch, frozen.replace(student=None), key))):
     flops = step.lower(*given[name]).cost_analysis()['flops']
-    current, _ = jax.block_until_ready(step(current, *others))
+    current, *_ = jax.block_until_ready(step(current, *others))
     with tempfile.TemporaryDirectory() as folder:
       folder = pathlib.Path(args.trace or folder) / name.replace(' ', '_')
       started = time.perf_counter()
       with jax.profiler.trace(str(folder)):
         for _ in range(args.steps):
-          current, _ = jax.block_until_ready(step(current, *others))
+          current, *_ = jax.block_until_ready(step(current, *others))
         seconds = (time.perf_counter() - started) / args.steps
       found = shares(folder)
     rate = flops / seconds / 1e12

@@ -142,7 +142,8 @@ def _small_training(arguments):
       value, images = _stand_ins(arguments)
     small.append(f'--{name}={value}' if '=' in word else word)
   small += [f'--{name}={value}' for name, value in _SMALLER.items()]
-  small.append("--config.eval.attacks=('clean',)")
+  if 'config.eval.attacks' not in names:
+    small.append("--config.eval.attacks=('clean',)")
   if arguments == _TRAINED or '--mode=evaluate' in arguments:
     # With networks that PyTorch has, too; once it is trained it says so.
     return [*small, '--workdir=runs/digits']
@@ -157,7 +158,8 @@ def _small_training(arguments):
   if 'mobilenet' not in config and 'config.student.arch' not in names:
     small.append('--config.student.arch=tiny')
   if images is not None:  # Noise is for random weights.
-    small += ['--config.data.noise_examples=0', f'--config.data.name={images}']
+    small += ['--config.data.noise_examples=0', f'--config.data.name={images}',
+              '--config.data.split=test']
   return small
 
 
@@ -193,10 +195,14 @@ def _small_comparison(arguments):
     small = [_small_config(word) if word == '--config=digits' else word
              for word in arguments if word != '--seeds=0,1']
     return [*small, '--seeds=0', '--config.num_epochs=1',
-            '--config.warmup_epochs=0', "--config.eval.attacks=('clean',)"]
+            '--config.warmup_epochs=0', "--config.eval.attacks=('clean',)",
+            '--workdir=runs/compared']
   images = _stand_ins(arguments)[1]
+  # A file of images has one split.
   return [*arguments, '--dry-run', f'--config.data.name={images}',
-          '--config.data.split=test']
+          '--workdir=runs/planned', '--config.data.split=test[:12]', *(
+              ['--config.data.train_split=test[12:]']
+              if images.endswith('.npz') else [])]
 
 
 _SMALL_BENCHMARKS = {
@@ -209,6 +215,8 @@ _SMALL_BENCHMARKS = {
                                '--seconds=0'],
     'minimum_norm.py': lambda words: ['--images=3', '--rounds=1', '--steps=4',
                                       '--attacks', 'DDN'],
+    'ball_attacks.py': lambda words: [*words, '--images=2', '--rounds=1',
+                                      '--attacks', 'pgd'],
     'eta.py': lambda words: ['--config=digits:smoke', '--workdir=runs/eta'],
     'log_cost.py': lambda words: words,
 }
@@ -329,8 +337,8 @@ def _run(command, run, place):
     if word in command:
       pytest.importorskip(package)
   variables, program, arguments = _small(command)
-  if program in ('main.py', 'ferd_jax') and not (
-      {'--help', '--workdir=runs/digits'} & set(arguments)):
+  if program in ('main.py', 'ferd_jax') and not any(
+      word.startswith(('--help', '--workdir=')) for word in arguments):
     workdir = place / 'own' / str(_RUN.index(command))
     arguments.append(f'--workdir={workdir}')
   done = run(program, *arguments, **variables)
@@ -340,7 +348,8 @@ def _run(command, run, place):
   assert done.stdout or done.stderr
   for word in arguments:  # What it was to write.
     option, _, value = word.partition('=')
-    if option in ('--json', '--out', '--figures', '--workdir'):
+    if option in ('--json', '--out', '--figures', '--workdir') and (
+        '--dry-run' not in arguments):
       assert (place / value).exists(), said
   if program == 'ferd_jax.convert':
     assert (place / arguments[1]).exists()

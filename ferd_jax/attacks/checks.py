@@ -249,9 +249,9 @@ def results(x_adv: np.ndarray, eps: float, norm: geometry.Distance,
   """
   low, high = bounds
   slack = geometry.rounding(bounds, x_adv.dtype)
-  flat = x_adv.reshape(len(x_adv), -1)
   # A NaN is in no interval.
-  valid = ((flat >= low - slack) & (flat <= high + slack)).all(-1)
+  valid = ((x_adv >= low - slack) & (x_adv <= high + slack)).all(
+      axis=tuple(range(1, x_adv.ndim)))
   # Every pixel may be rounded, but those that L0 counts differ or do not.
   valid &= norms <= eps * (1 + 1e-5) + (
       0 if norm == 'L0' else geometry.of(norm).diameter(

@@ -370,10 +370,12 @@ class Session:
     # Of one that is no number a prediction says nothing.
     fine = np.isfinite(images).reshape(len(images), -1).all(-1)
     indices = np.array([outcome.index for outcome in found])
-    # Before anything of them is kept.
-    checks.results(images[fine], self._eps, self._norm, self._norms(
-        images, indices)[fine], self._bounds, name, indices[fine])
     fine &= np.asarray(losses.predicts(logits))
+    fooling = fine & (logits.argmax(-1) != self._y[indices])
+    # Before anything of them is kept.
+    checks.results(images[fooling], self._eps, self._norm, self._norms(
+        images[fooling], indices[fooling]), self._bounds, name,
+                   indices[fooling])
     for outcome, image, prediction, clear in zip(
         found, images, logits.argmax(-1), fine, strict=True):
       index = outcome.index
@@ -388,9 +390,8 @@ class Session:
   def _norms(self, images, indices):
     """Returns the norms of what was done to the images of these indices."""
     order = geometry.of(self._norm).order
-    changed = (images - self._x[indices]).reshape(len(images), -1)
-    return np.array([np.linalg.norm(each, order) for each in changed],
-                    self._x.dtype)
+    return np.array([np.linalg.norm(each.ravel(), order)
+                     for each in images - self._x[indices]], self._x.dtype)
 
   def _note(self, position, name, index):
     """Notes what follows from an image that was found."""

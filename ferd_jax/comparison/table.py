@@ -80,8 +80,8 @@ class Table:
       reference: a method; default: the first.
 
     Raises:
-      ValueError: if there is no method, or not that one, or runs differ in how
-        the NSD is defined.
+      ValueError: if there is no method, or not that one, or runs differ in
+        their number of classes or how the NSD is defined.
     """
     self.methods = {name: list(found) for name, found in methods.items()
                     if found}
@@ -97,6 +97,10 @@ class Table:
     self.attacks = list(dict.fromkeys(
         attack for model, found in self._rows.values() for outcome in found
         for attack in outcome.results['models'][model]))
+    counts = {len(outcome.results['class_counts']) for outcome in self.outcomes}
+    if len(counts) > 1:
+      raise ValueError('Expected runs with the same classes, got some with '
+                       f'{" and some with ".join(map(str, sorted(counts)))}.')
     ddofs = {outcome.identity.get('eval', {}).get('nsd_ddof', 0)
              for outcome in self.outcomes}
     if len(ddofs) > 1:

@@ -457,6 +457,7 @@ def test_results():
   norms = np.full(12, EPS)
   checks.results(x, EPS, 'Linf', norms, BOUNDS)
   checks.results(x, EPS, 'Linf', norms + 1e-7, BOUNDS)
+  checks.results(x[:0], EPS, 'Linf', norms[:0], BOUNDS)
   def refused(index, images=x, norms=norms):
     with pytest.raises(ValueError, match=rf'out of the ball .*: {index}\.'):
       checks.results(images, EPS, 'Linf', norms, BOUNDS)

@@ -99,6 +99,13 @@ def test_differences_are_from_the_reference(methods):
     tables.Table({'FERD': []})
 
 
+def test_runs_of_other_classes_are_not_compared(methods):
+  other, = methods['bad'][:1]
+  other.results['class_counts'] = [20, 20]
+  with pytest.raises(ValueError, match='same classes.* 2 and some with 4'):
+    tables.Table(methods)
+
+
 def test_fairness(methods):
   table = tables.Table(methods)
   np.testing.assert_allclose(table.worst_k('bad', 'clean'),
