@@ -368,9 +368,9 @@ class Session:
     images = np.stack([outcome.image for outcome in found])
     logits = self._logits(images)
     # Of one that is no number a prediction says nothing.
-    fine = np.isfinite(images).reshape(len(images), -1).all(-1)
+    fine = (np.isfinite(images).reshape(len(images), -1).all(-1)
+            & np.asarray(losses.predicts(logits)))
     indices = np.array([outcome.index for outcome in found])
-    fine &= np.asarray(losses.predicts(logits))
     fooling = fine & (logits.argmax(-1) != self._y[indices])
     # Before anything of them is kept.
     checks.results(images[fooling], self._eps, self._norm, self._norms(

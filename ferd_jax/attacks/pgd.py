@@ -94,8 +94,9 @@ class PGD(attack.Attack):
     bounds = (self.bounds if self.clip_steps else
               (float(limits.min), float(limits.max)))
     gradient, logits = jax.grad(total, has_aux=True)(state.x_adv)
-    if attack.target_classes(problem.targets) is not None:
+    if self.clip_steps and attack.target_classes(problem.targets) is not None:
       # Without a gradient an image stays where it is, but for the projection.
+      # What lies out of the bounds is not yet the image that is returned.
       gradient = geometry.where(self.succeeds(logits, problem),
                                 jnp.zeros_like(gradient), gradient)
     return PGDState(ascent.advance(

@@ -353,7 +353,7 @@ class _Session:
     self._parallel, self._reporter = parallel, reporter
     model = (logits_fn if isinstance(logits_fn, jax.tree_util.Partial)
              else jax.tree_util.Partial(logits_fn))
-    self._model = parallel.replicate(model)
+    self._original, self._model = model, parallel.replicate(model)
 
   def run(self):
     """Returns the result."""
@@ -361,8 +361,7 @@ class _Session:
     # Under the keys of the report, which choose nothing: with a radius of 0 it
     # is what is reported.
     clean = self._correct(self._x, _REPORT_KEYS)
-    first = np.asarray(self._model(jnp.asarray(self._x[:self._batch_size]),
-                                   jax.random.fold_in(self._key, 0)))
+    first, second = self._under_two_keys()
     notes = checks.layout(self._x.shape) + checks.outputs(first)
     notes += checks.clean_accuracy(clean.mean(), first.shape[-1])
     found = {name: self._attack(name, member)
@@ -373,7 +372,7 @@ class _Session:
     chosen = shares.argmin(0)
     every = np.stack([self._x, *found.values()])
     images = every[chosen, np.arange(len(self._x))]
-    if (clean == clean[:1]).all() and self._is_deterministic():
+    if (clean == clean[:1]).all() and np.array_equal(first, second):
       notes.append('The model gives the same logits under every key; '
                    'AutoAttack is for models that are not randomised.')
     for note in notes:
@@ -477,12 +476,11 @@ class _Session:
       found.append(right)
     return np.concatenate(found, axis=1)
 
-  def _is_deterministic(self):
-    """Returns whether two keys give the first images the same logits."""
+  def _under_two_keys(self):
+    """Returns the first images' logits under two keys, each `[B, K]`."""
     batch = jnp.asarray(self._x[:self._batch_size])
-    first, second = (np.asarray(self._model(batch, jax.random.key(seed)))
-                     for seed in range(2))
-    return np.array_equal(first, second)
+    return [np.asarray(self._original(batch, jax.random.key(seed)))
+            for seed in range(2)]
 
   @functools.cached_property
   def _look(self):

@@ -59,8 +59,7 @@ _DTYPES = (
     *_IN_BYTES)
 
 _AS_FLOATS = 'save it as torch.float32'
-# Of NumPy, as many bytes as the machine that wrote them has for one.
-_WIDE = 'longdouble'
+_NUMBERS = 'save an array of numbers'
 _CURES = {
     'torch._utils._rebuild_sparse_tensor': 'save it dense, by .to_dense()',
     'torch._utils._rebuild_sparse_csr_tensor': 'save it dense, by .to_dense()',
@@ -235,11 +234,11 @@ class _Array:
 
   def array(self):
     """Returns the values as a read-only array, or why there are none."""
+    if isinstance(self.dtype, pickled.Unread):
+      return pickled.Unread(self.dtype.name.replace('dtype', 'ndarray'),
+                            self.dtype.cure)
     if not isinstance(self.dtype, _NumpyType) or type(self.data) is not bytes:
-      wide = isinstance(self.dtype, pickled.Unread) and _WIDE in self.dtype.name
-      return pickled.Unread(
-          f'numpy.ndarray of {_WIDE if wide else "objects"}',
-          'save it as float64' if wide else 'save an array of numbers')
+      return pickled.Unread('numpy.ndarray of objects', _NUMBERS)
     dtype, shape = self.dtype.dtype, self.shape
     if not isinstance(shape, tuple) or not all(
         type(size) is int and size >= 0 for size in shape):
@@ -272,10 +271,10 @@ class _NumpyType:
 
 def _numpy_type(code, *_):
   if isinstance(code, str) and re.fullmatch('[<|>]?(f12|f16|c24|c32)', code):
-    return pickled.Unread(f'numpy.dtype {_WIDE}')
+    return pickled.Unread('numpy.dtype of longdouble', 'save it as float64')
   if not isinstance(code, str) or not re.fullmatch(
       '[<|>]?([biu][1248]|f[248]|c8|c16)', code):
-    return pickled.Unread('numpy.dtype of no numbers')
+    return pickled.Unread('numpy.dtype of objects', _NUMBERS)
   return _NumpyType(code.lstrip('<>|'))
 
 
