@@ -65,15 +65,23 @@ _SCALED = ('RSLAD', 'ABSLD', 'Fair-RSLAD', 'AdaAD')
 FOOTNOTES = ('DFARD (arXiv:2303.11611) and DERD (OpenReview CJKVSlCoRA) have '
              'no public code and are not compared.',)
 _SCALE = {'outer.scale': 1.}
-# Whose generator takes one step and the student several in the originals.
-_IN_TURN = ('DAFL', 'ZSKT', 'DFAD', 'DFQ')
-# Whose generator takes a few in an epoch; at these rates they are ten.
-_FEW = ('Fast', 'DFHL-RS')
-_RATES_OF_TEN = {'generator_lr': 2e-3, 'latent_lr': 0.01}
-# The originals' rates. Those of the data sets' configs are FERD's own.
-_RATES = {'DAFL': 0.02, 'ZSKT': 1e-3, 'DFAD': 1e-3, 'DFQ': 1e-3,
-          'DeepInversion': 0.1, 'CMI': 1e-3, 'Fast': 2e-3, 'DFHL-RS': 2e-3,
-          'NAYER (noisy layer)': 4e-3}
+# The original's rate of a generator, or of pixels. Fast's is that of ten steps.
+_RATES = {
+    'DAFL': {'generator_lr': 0.02}, 'ZSKT': {'generator_lr': 1e-3},
+    'DFAD': {'generator_lr': 1e-3}, 'DFQ': {'generator_lr': 1e-3},
+    'DeepInversion': {'learning_rate': 0.1}, 'CMI': {'generator_lr': 1e-3},
+    'Fast': {'generator_lr': 2e-3}, 'DFHL-RS': {'generator_lr': 2e-3},
+    'NAYER (noisy layer)': {'generator_lr': 4e-3},
+}
+# The setting of the steps; the others have one of their own, or two rounds.
+_STEPS = {'DeepInversion': 'steps', 'CMI': 'steps', 'Fast': 'generator_steps',
+          'DFHL-RS': 'generator_steps'}
+_FURTHER = {
+    # Several student steps follow one of the generator in the originals.
+    **dict.fromkeys(('DAFL', 'ZSKT', 'DFAD', 'DFQ'),
+                    {'student_steps_per_round': 1}),
+    **dict.fromkeys(('Fast', 'DFHL-RS'), {'latent_lr': 0.01}),
+}
 # By data set: those that are the better for five times as much.
 _FIVE_TIMES = {'digits': ('DAFL', 'ZSKT', 'DFAD', 'DeepInversion', 'CMI',
                           'DFHL-RS')}
@@ -215,19 +223,10 @@ def _baseline(config, name, loss, steps, times=None):
   if times is None:
     data_set = config.partition(':')[0]
     times = 5 if name in _FIVE_TIMES.get(data_set, ()) else 1
-  rate = _RATES[name] * times
-  if name == 'DeepInversion':
-    settings = {'learning_rate': rate}
-  elif name in _FEW:
-    settings = _RATES_OF_TEN | {'generator_lr': rate}
-  else:
-    settings = {'generator_lr': rate}
-  if name in _IN_TURN:
-    settings['student_steps_per_round'] = 1
-  elif name in _FEW:
-    settings['generator_steps'] = steps
-  elif name in ('CMI', 'DeepInversion'):
-    settings['steps'] = steps
+  settings = {rate: value * times for rate, value in _RATES[name].items()}
+  settings |= _FURTHER.get(name, {})
+  if name in _STEPS:
+    settings[_STEPS[name]] = steps
   variants = config.replace(':', ',')
   if loss != 'RSLAD':  # Which all baselines have.
     variants += f',{_LOSSES[loss]}'
