@@ -214,13 +214,14 @@ class Table:
       means = {row: column.interval(row, measure).mean for row in methods}
       known = {row: mean for row, mean in means.items() if math.isfinite(mean)}
       choose = min if measure in _LESS_IS_BETTER else max
-      best = choose(known, key=known.get) if known else None
+      # Alone it is not compared.
+      best = choose(known, key=known.get) if len(known) > 1 else None
       for row in column.rows:
         close, difference, is_best = False, None, False
         if row in methods:
-          is_best = row in known and known[row] == known[best]
-          is_best &= len(methods) > 1  # Alone it is not compared.
-          if row in known and len(methods) > 1 and not is_best:
+          compared = best is not None and row in known
+          is_best = compared and known[row] == known[best]
+          if compared and not is_best:
             from_best = column.difference(row, best, measure)
             close = from_best.low <= 0 <= from_best.high
           if row != self.reference and self.reference in methods:

@@ -99,6 +99,15 @@ def test_differences_are_from_the_reference(methods):
     tables.Table({'FERD': []})
 
 
+def test_one_method_alone_is_not_best(methods):
+  table = tables.Table({'FERD': methods['FERD']})
+  assert not any(cell.best or cell.close for cell in table.cells.values())
+  caption = latex.text(table)
+  assert 'Bold' not in caption and 'over 2 seeds' in caption
+  one = latex.text(tables.Table({'FERD': methods['FERD'][:1]}))
+  assert 'of one seed' in one and 'standard deviation over 1' not in one
+
+
 def test_runs_of_other_classes_are_not_compared(methods):
   other, = methods['bad'][:1]
   other.results['class_counts'] = [20, 20]
