@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from ferd_jax import attacks
+from ferd_jax import losses
 from ferd_jax.core import collectives
 from ferd_jax.distillation import base
 from ferd_jax.distillation import similar_target
@@ -87,12 +88,15 @@ def test_large_sharpness_takes_the_most_frequent():
 
 
 def targeted(targets, attack):
-  """Returns the attack by `attacks.PGD`, from the same start."""
+  """Returns the attack by `attacks.PGD`, from the same start.
+
+  Without targets of the call, at which it would stay.
+  """
   noise = np.stack([jax.random.uniform(
       key, IMAGES.shape[1:], jnp.float64, -EPS, EPS) for key in keys()])
-  pgd = attacks.PGD(EPS, STEP, attack.steps)
-  return pgd(student, keys(), jnp.asarray(IMAGES), LABELS,
-             jnp.asarray(targets),
+  pgd = attacks.PGD(EPS, STEP, attack.steps, loss=lambda logits, target: (
+      -losses.cross_entropy(logits, target)))
+  return pgd(student, keys(), jnp.asarray(IMAGES), jnp.asarray(targets),
              x_init=jnp.asarray(np.clip(IMAGES + noise, 0, 1)))
 
 
