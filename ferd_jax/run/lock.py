@@ -176,7 +176,8 @@ def _wait_for_a_sign(path, descriptor, reporter):
     if later is None:  # It has just ended.
       return
     if later != found:
-      raise _refusal(path, later)
+      # Another program may be writing it just now: of the one that is known.
+      raise _refusal(path, later or found)
   reporter.line(f'There was none: {path} is taken over.')
 
 

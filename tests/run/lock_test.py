@@ -36,8 +36,10 @@ def disk(request, monkeypatch):
 
 
 def _write(path, **record):
-  (path / 'lock.json').write_text(json.dumps(
+  new = path / 'new.json'
+  new.write_text(json.dumps(
       {'process': 12, 'since': 'noon', 'token': 'other', 'beat': 0} | record))
+  new.replace(path / 'lock.json')
 
 
 def test_second_start_says_who_holds_it(tmp_path, disk):
@@ -121,6 +123,16 @@ def test_owner_on_another_host_that_lives(tmp_path, disk):
   _write(tmp_path, host='elsewhere')
   timer = threading.Timer(0.2, _write, (tmp_path,), dict(
       host='elsewhere', beat=1))
+  timer.start()
+  with pytest.raises(ValueError, match="process 12 on host 'elsewhere'"):
+    with lock.held(tmp_path, reporting.SILENT):
+      pass
+  timer.join()
+
+
+def test_owner_that_is_writing_just_now_is_named(tmp_path, disk):
+  _write(tmp_path, host='elsewhere')
+  timer = threading.Timer(0.2, (tmp_path / 'lock.json').write_text, ('',))
   timer.start()
   with pytest.raises(ValueError, match="process 12 on host 'elsewhere'"):
     with lock.held(tmp_path, reporting.SILENT):
