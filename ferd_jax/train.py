@@ -119,7 +119,7 @@ def epoch(method: methods.Method, steps: methods.Steps,
   logs = {phase: step_log.StepLog(phase, number + 1, on_step)
           for phase in ('synthesis', 'distill')}
 
-  student, metrics, judged, pairs = state.student, {}, None, None
+  student, judged, pairs = state.student, None, None
   frozen = frozens.Frozen(teachers, student.reported, state.epoch)
   indices = method.parallel.shard(np.arange(synthesis.batch_size))
 
@@ -159,9 +159,9 @@ def epoch(method: methods.Method, steps: methods.Steps,
   state = state.replace(
       student=student.replace(inner=inner, outer=outer), sampler=sampler,
       synthesis=steps.end(kept, phase), epoch=done)
-  for log in logs.values():
-    metrics |= log.means()
-  return Epoch(state, *made, metrics, judged, pairs)
+  images, labels = made
+  metrics = logs['synthesis'].means() | logs['distill'].means()
+  return Epoch(state, images, labels, metrics, judged, pairs)
 
 
 def synthesise(steps: methods.Steps, phase: Any, frozen: frozens.Frozen,
@@ -177,10 +177,14 @@ def synthesise(steps: methods.Steps, phase: Any, frozen: frozens.Frozen,
     num_steps: how many.
     log: gets the metrics.
   """
+  step = steps.generate
+  if step is None:  # The synthesis takes no generator steps.
+    return phase
+
   def generate() -> Iterator[scalars.Scalars]:
     nonlocal phase
     for _ in range(num_steps):
-      phase, metrics = steps.generate(phase, frozen, next(keys))
+      phase, metrics = step(phase, frozen, next(keys))
       yield metrics
   log.follow(generate())
   return phase
@@ -191,7 +195,7 @@ def train_student(steps: methods.Steps, student: distill.StudentState,
                   next_batch: Callable[[Any], distill.StudentBatch],
                   keys: Iterator[jax.Array], num_steps: int,
                   log: step_log.StepLog
-                  ) -> tuple[distill.StudentState, distill.Pairs]:
+                  ) -> tuple[distill.StudentState, distill.Pairs | None]:
   """Returns the student after a round of student steps, and what it saw last.
 
   Args:
@@ -204,6 +208,8 @@ def train_student(steps: methods.Steps, student: distill.StudentState,
     num_steps: how many.
     log: gets the metrics.
   """
+  pairs: distill.Pairs | None = None
+
   def distil() -> Iterator[scalars.Scalars]:
     nonlocal student, pairs
     for _ in range(num_steps):
@@ -211,7 +217,6 @@ def train_student(steps: methods.Steps, student: distill.StudentState,
       student, metrics, pairs = steps.student(student, batch, frozen,
                                               next(keys))
       yield metrics
-  pairs = None
   log.follow(distil())
   return student, pairs
 

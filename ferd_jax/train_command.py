@@ -22,6 +22,7 @@ from absl import app
 from absl import flags
 from absl import logging
 import jax
+from ml_collections import config_dict
 
 from ferd_jax import train
 from ferd_jax.core import buckets
@@ -82,22 +83,24 @@ def _main(parsed: command_line.Parsed) -> None:
   logging.set_verbosity(logging.WARNING)  # Orbax tells much at INFO.
   if len(parsed.positional) > 1:
     sys.exit(f'error: Expected flags only, got {parsed.positional[1:]}.')
-  workdir = _WORKDIR.value or f'runs/{parsed.config.name}'
+  config = parsed.config
+  assert config is not None  # `_parse` ends where help was asked for.
+  workdir = _WORKDIR.value or f'runs/{config.name}'
   with stopping.signals() as stop:
     try:
-      _run(parsed, workdir, stop)
+      _run(config, workdir, stop)
     except stopping.Stopped as stopped:
       saved = work_directory.saved_epochs(workdir)
-      kept = (f'epoch {saved[-1]} of {parsed.config.num_epochs} is saved'
+      kept = (f'epoch {saved[-1]} of {config.num_epochs} is saved'
               if saved else 'no epoch was finished')
       reporting.TERMINAL.line(
           f'stopped: {stopped.signal.name}; {kept}; run again to go on.')
       sys.exit(stopped.status)
 
 
-def _run(parsed: command_line.Parsed, workdir: str,
+def _run(config: config_dict.ConfigDict, workdir: str,
          stop: stopping.Stop) -> None:
-  """Does what the command line says."""
+  """Trains or evaluates what a config describes."""
   training = _MODE.value == 'train'
   try:
     buckets.check(workdir)
@@ -105,7 +108,7 @@ def _run(parsed: command_line.Parsed, workdir: str,
     if _DISTRIBUTED.value or others != (None,) * 3:
       parallel.join_processes(*others)
     compilation.keep_programs()
-    experiment = experiments.build(parsed.config, to_train=training)
+    experiment = experiments.build(config, to_train=training)
     work_directory.claim(workdir, experiment.identity, start=training)
     results = train.finished_results(workdir) if training else None
   except (ValueError, OSError) as error:
