@@ -313,7 +313,7 @@ def train(experiment: experiments.Experiment, workdir: epath.PathLike, *,
 def _train(experiment, workdir, stop_after, reporter, owned, stack):
   """Trains, and returns the progress if all epochs are done, else None."""
   started, config = time.monotonic(), experiment.config
-  method, steps = experiment.method, methods.compile_steps(experiment.method)
+  method, steps = experiment.method, experiment.steps
   last_epoch = config.num_epochs if stop_after is None else min(
       stop_after, config.num_epochs)
   teachers = experiment.place_teachers()
@@ -326,7 +326,7 @@ def _train(experiment, workdir, stop_after, reporter, owned, stack):
       workdir, method, config.eval.select,
       identity=experiment.identity) as checkpoints:
     state, first_epoch, metrics_so_far = checkpoints.resume(
-        states.init(method, config.seed), pool, made, reporter)
+        experiment.initial_state(), pool, made, reporter)
     _announce(experiment, workdir, first_epoch, teachers,
               states.host_key(state), reporter)
     progress = stack.enter_context(progresses.Progress(
@@ -498,7 +498,7 @@ def saved_state(experiment: experiments.Experiment, workdir: epath.PathLike
     if not number:
       raise ValueError(f'Expected a checkpoint in workdir={str(workdir)!r}; '
                        'train first.')
-    state = checkpoints.restore(states.init(method, config.seed), number)
+    state = checkpoints.restore(experiment.initial_state(), number)
     try:
       metrics = checkpoints.metrics(last_epoch)
     except OSError:  # Damage of a checkpoint that is not evaluated.

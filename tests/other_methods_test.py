@@ -140,6 +140,8 @@ def _all_further(**changes):
   config.distill.average, config.distill.mix = 0.9, 'cutmix'
   config.synthesis.attacked_steps, config.synthesis.adv_agreed = 1, True
   config.sampler.memory = 0.5
+  config.synthesis.rounds_per_epoch = 2
+  config.synthesis.new_generator = False
   return config
 
 

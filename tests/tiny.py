@@ -1,9 +1,11 @@
 """A whole experiment of nets that compile in a second or two."""
 
+import functools
 import json
 
 from flax import linen as nn
 import jax
+from ml_collections import config_dict
 
 from configs import digits
 from ferd_jax import models
@@ -71,7 +73,7 @@ def config(**changes):
 
 
 def build(settings, devices=1, **networks):
-  """Returns the experiment of a config.
+  """Returns the experiment of a config; nothing of it is compiled yet.
 
   Args:
     settings: the config.
@@ -82,9 +84,20 @@ def build(settings, devices=1, **networks):
                            **networks)
 
 
+@functools.lru_cache(maxsize=8)
+def _built(settings, devices):
+  return build(config_dict.ConfigDict(settings), devices)
+
+
 def claim(settings, workdir, devices=1, **networks):
-  """Returns the experiment after claiming its work directory."""
-  experiment = build(settings, devices, **networks)
+  """Returns the experiment after claiming its work directory.
+
+  One of the same settings, whose functions are compiled, if there was one.
+  """
+  if networks or settings.teacher.path != 'random':  # What a file has changes.
+    experiment = build(settings, devices, **networks)
+  else:
+    experiment = _built(config_dict.FrozenConfigDict(settings), devices)
   work_directory.claim(workdir, experiment.identity)
   return experiment
 

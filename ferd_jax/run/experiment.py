@@ -1,5 +1,6 @@
 """From a config to what a run needs, checked before training compiles."""
 
+from collections.abc import Callable
 from collections.abc import Mapping
 import dataclasses
 import functools
@@ -105,6 +106,19 @@ class Experiment:
     return {name: protocol.evaluator(model, self.method.num_classes,
                                      self.parallel)
             for name, (model, _) in self.models(None).items()}
+
+  @functools.cached_property
+  def steps(self) -> methods.Steps:
+    """The method's compiled functions, for all runs of this experiment."""
+    return methods.compile_steps(self.method)
+
+  @functools.cached_property
+  def _init(self) -> Callable[[int], states.TrainState]:
+    return states.initialiser(self.method)
+
+  def initial_state(self) -> states.TrainState:
+    """Returns the state before the first epoch, placed on the devices."""
+    return self._init(self.config.seed)
 
   def models(self, student: Any) -> dict[str, tuple[nn.Module, Any]]:
     """Returns what is evaluated: modules and variables by name.

@@ -1,5 +1,6 @@
 """What changes while training, as one explicit pytree."""
 
+from collections.abc import Callable
 import enum
 import functools
 from typing import Any
@@ -45,14 +46,24 @@ class TrainState(flax.struct.PyTreeNode):
   key: jax.Array
 
 
-def init(method: methods.Method, seed: int) -> TrainState:
-  """Returns the state before the first epoch, placed on the devices."""
+def initialiser(method: methods.Method) -> Callable[[int], TrainState]:
+  """Returns what makes the state before the first epoch of a seed.
+
+  It is placed on the devices, and compiled once.
+  """
   parallel = method.parallel
   # Compiled, so that on several processes the state is made where it lives.
-  state = parallel.compile(
+  initial = parallel.compile(
       functools.partial(_initial, method), (parallels.REPLICATED,),
-      parallels.REPLICATED)(parallel.replicate(jax.random.key(seed)))
-  return placed(method, state)
+      parallels.REPLICATED)
+  def init(seed):
+    return placed(method, initial(parallel.replicate(jax.random.key(seed))))
+  return init
+
+
+def init(method: methods.Method, seed: int) -> TrainState:
+  """Returns the state before the first epoch, placed on the devices."""
+  return initialiser(method)(seed)
 
 
 def shapes(method: methods.Method) -> TrainState:

@@ -71,6 +71,19 @@ def kept(keep: str, loss: jax.Array, images: jax.Array, best_loss: jax.Array,
           jnp.where(better, loss, best_loss))
 
 
+def check_shares(student_steps: int, rounds_per_epoch: int) -> None:
+  """Raises SettingError unless rounds have the same number of student steps.
+
+  Args:
+    student_steps: of an epoch.
+    rounds_per_epoch: that share them.
+  """
+  if student_steps % rounds_per_epoch:
+    raise validate.SettingError(
+        'rounds_per_epoch', rounds_per_epoch,
+        f'to divide distill.steps={student_steps}.')
+
+
 def rounds(student_steps: int, per_round: int, generator_steps: int,
            **options: bool) -> base.Rounds:
   """Returns rounds that share an epoch's student steps.

@@ -181,7 +181,7 @@ class Cmi(trained_latents.TrainedLatents):
     memory = kept.memory
     shape = (len(indices), *memory.bank.shape[1:])
     return self.begun(
-        self.new_generator(examples, generator_key), examples,
+        self.drawn_generator(examples, generator_key), examples,
         Extra(memory, jnp.zeros(shape, memory.bank.dtype)))
 
   def step(self, state: trained_latents.SynthesisState,

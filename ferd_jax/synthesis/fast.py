@@ -135,7 +135,7 @@ class Fast(trained_latents.TrainedLatents):
     examples = self.drawn(probs, indices, example_key)
     params = kept.params
     if self.reset_epoch:
-      new = self.new_generator(examples, generator_key)['params']
+      new = self.drawn_generator(examples, generator_key)['params']
       resets = kept.phases + 1 == self.reset_epoch
       params = params | {name: jax.tree.map(
           lambda drawn, old: jnp.where(resets, drawn, old),

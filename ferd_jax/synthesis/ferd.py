@@ -2,7 +2,8 @@
 
 An epoch starts with a new generator, new latents and labels drawn from the
 class probabilities, and takes N_G generator steps; the images of the best one
-are the epoch's FAEs.
+are the epoch's FAEs. It may have several such phases, and go on with the
+generator of the one before.
 
 References: FERD, arXiv:2509.20793; GitHub mayaobuduyao/FERD
   datafree/synthesis/IBD_module_cmi.py; the layout of an epoch is that of
@@ -41,8 +42,12 @@ class Ferd(trained_latents.TrainedLatents):
 
   Attributes:
     eps: radius of the attack on views, in [0, 1] pixels.
-    steps: N_G, generator steps an epoch.
-    batch_size: images an epoch, over all devices.
+    steps: N_G, generator steps of a phase.
+    batch_size: images of a phase, over all devices.
+    rounds_per_epoch: phases of an epoch, each followed by its share of the
+      student's steps; more of fewer steps make more images in the same time.
+    new_generator: whether each phase begins with a new generator; else with
+      that of the phase before, which needs fewer steps.
     w_bn: weight of L_bn, the gap to the teacher's BatchNorm statistics; a term
       of weight 0 is not computed.
     w_oh: weight of L_oh, the cross-entropy with the sampled label.
@@ -60,6 +65,8 @@ class Ferd(trained_latents.TrainedLatents):
   """
   eps: float
   steps: int = 200
+  rounds_per_epoch: int = 1
+  new_generator: bool = True
   nz: int = 100
   generator_lr: float = 2e-3
   latent_lr: float = 0.015
@@ -75,7 +82,8 @@ class Ferd(trained_latents.TrainedLatents):
   bottleneck: bottlenecks.Bottleneck = bottlenecks.Bottleneck()
 
   def __post_init__(self):
-    validate.count(steps=self.steps)
+    validate.count(steps=self.steps, rounds_per_epoch=self.rounds_per_epoch)
+    batches.check_shares(self.student_steps, self.rounds_per_epoch)
     super().__post_init__()
     validate.attack_steps(0, attacked_steps=self.attacked_steps)
     validate.non_negative(w_bn=self.w_bn, w_oh=self.w_oh, w_adv=self.w_adv,
@@ -111,8 +119,10 @@ class Ferd(trained_latents.TrainedLatents):
 
   @property
   def rounds(self) -> base.Rounds:
-    """One generator phase, whose images join the pool, and a student phase."""
-    return base.Rounds(self.steps, self.student_steps)
+    """Generator phases, whose images join the pool, and student phases."""
+    return base.Rounds(
+        self.steps, self.student_steps // self.rounds_per_epoch,
+        per_epoch=self.rounds_per_epoch)
 
   @functools.cached_property  # It traces the teacher.
   def passes(self) -> passes.Passes:
@@ -138,11 +148,12 @@ class Ferd(trained_latents.TrainedLatents):
             key: jax.Array, *, axis_name: str | None = None
             ) -> trained_latents.SynthesisState:
     """Returns the state of a new phase: generator, latents and labels."""
-    # Every phase begins anew: what is kept is there to be exported.
-    del kept, axis_name
+    del axis_name
     generator_key, example_key = jax.random.split(key)
     examples = self.drawn(probs, indices, example_key)
-    return self.begun(self.new_generator(examples, generator_key), examples)
+    return self.begun(
+        self.drawn_generator(examples, generator_key) if self.new_generator
+        else kept, examples)
 
   def step(self, state: trained_latents.SynthesisState,
            frozen: frozens.Frozen, key: jax.Array, *,

@@ -192,10 +192,7 @@ class Nayer:
         rounds_per_epoch=self.rounds_per_epoch, nz=self.nz, width=self.width,
         embedding_size=self.embedding_size)
     validate.divisible(2, 'channels', width=self.width)
-    if self.student_steps % self.rounds_per_epoch:
-      raise validate.SettingError(
-          'rounds_per_epoch', self.rounds_per_epoch,
-          f'to divide distill.steps={self.student_steps}.')
+    batches.check_shares(self.student_steps, self.rounds_per_epoch)
     batches.check_side(self.image_shape)
     validate.rate(generator_lr=self.generator_lr)
     validate.non_negative(w_bn=self.w_bn, w_oh=self.w_oh, w_adv=self.w_adv,

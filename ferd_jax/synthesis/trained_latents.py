@@ -223,7 +223,7 @@ class TrainedLatents:
         latents=latents, opt_state=self.latent_optimizer.init(latents),
         labels=labels, best_images=images, view=images)
 
-  def new_generator(self, examples: ExampleState,
+  def drawn_generator(self, examples: ExampleState,
                     key: jax.Array) -> dict[str, Any]:
     """Returns variables of a generator that knows nothing."""
     # Two latents are enough to shape the parameters.

@@ -39,27 +39,19 @@ class _Interrupted(BaseException):
 class Runs:
   """A run at several points of its life, which can be gone on with quickly."""
 
-  def __init__(self, folder, patch):
+  def __init__(self, folder):
     """Makes them.
 
     Args:
       folder: for their directories.
-      patch: sets an attribute, as pytest's `monkeypatch.setattr` does.
     """
     import tiny
 
     from ferd_jax import train
     from ferd_jax.evaluation import robustness
-    from ferd_jax.run import method as methods
-    from ferd_jax.run import state as states
     self.experiment = tiny.build(tiny.config(**{
         'name': 'tiny', 'num_epochs': _EPOCHS, 'eval.batch_size': 8,
         'eval.attacks': ('clean', 'fgsm')}))
-    # What every start compiles anew is compiled once.
-    steps = methods.compile_steps(self.experiment.method)
-    first = states.init(self.experiment.method, 0)
-    patch(methods, 'compile_steps', lambda method: steps)
-    patch(states, 'init', lambda method, seed: _copied(first))
     self.bases = {name: folder / name for name in (
         'unfinished', 'evaluating', 'finished')}
     self.start(self.bases['unfinished'], stop_after=_EPOCHS - 1)
@@ -94,11 +86,6 @@ class Runs:
     left['names'] = [name for name in left['names']
                      if not name.startswith('samples')]
     return left
-
-
-def _copied(state):
-  import jax
-  return jax.tree.map(lambda leaf: leaf.copy(), state)
 
 
 def targets(base, workdir):
@@ -208,8 +195,7 @@ def broken(runs, number, seed, folder):
 
 @pytest.fixture(scope='module')
 def runs(tmp_path_factory):
-  with pytest.MonkeyPatch.context() as patch:
-    yield Runs(tmp_path_factory.mktemp('runs'), patch.setattr)
+  return Runs(tmp_path_factory.mktemp('runs'))
 
 
 def test_a_broken_directory_is_gone_on_with_or_refused(runs, tmp_path):
@@ -225,7 +211,7 @@ def test_100_broken_directories(runs, tmp_path):
 if __name__ == '__main__':
   os.environ.setdefault('JAX_PLATFORMS', 'cpu')
   with tempfile.TemporaryDirectory() as directory:
-    found = broken(Runs(pathlib.Path(directory), setattr), int(sys.argv[1]),
+    found = broken(Runs(pathlib.Path(directory)), int(sys.argv[1]),
                    int(sys.argv[2]), pathlib.Path(directory))
   for outcome, count in sorted(found.items()):
     print(f'{count:5d} {outcome}')

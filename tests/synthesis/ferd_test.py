@@ -520,8 +520,24 @@ def test_an_epoch_keeps_its_generator(run):
       generate(state.generator, latents), atol=1e-12)
 
 
+def test_a_phase_may_go_on_with_the_generator_of_the_one_before(run):
+  state = run[0][-1]
+  kept = SETTINGS.end(SETTINGS.init(jax.random.key(0)), state)
+  begun = begin(dataclasses.replace(SETTINGS, new_generator=False), kept,
+                jnp.full(CLASSES, 1 / CLASSES), np.arange(BATCH),
+                jax.random.key(1))
+  assert_equal(begun.generator.variables, kept)
+  # All else is new.
+  anew = new_phase(jax.random.key(1))
+  assert_equal(begun.examples, anew.examples)
+  assert_equal(begun.generator.opt_state, anew.generator.opt_state)
+  assert begun.generator.best_loss == np.inf
+
+
 def test_an_epoch_is_one_round_with_a_pool():
   assert SETTINGS.rounds == base.Rounds(4, 6, per_epoch=1, pooled=True)
+  several = dataclasses.replace(SETTINGS, rounds_per_epoch=3)
+  assert several.rounds == base.Rounds(4, 2, per_epoch=3, pooled=True)
   assert SETTINGS.samples_labels
 
 
@@ -542,7 +558,9 @@ def test_specs_say_what_belongs_to_examples(start):
     ({'measured': 'all'}, "measured='all'"), ({'width': 5}, 'width=5'),
     ({'w_uni': -1.}, 'w_uni=-1.0'), ({'pad': -1}, 'pad=-1'),
     ({'latent_lr': 0.}, 'latent_lr=0.0'), ({'batch_size': 0}, 'batch_size=0'),
-    ({'steps': 0}, 'steps=0'), (dict.fromkeys(WEIGHTS, 0.), 'w_bn=0.0 or one'),
+    ({'steps': 0}, 'steps=0'), ({'rounds_per_epoch': 0}, 'rounds_per_epoch=0'),
+    ({'rounds_per_epoch': 4}, 'rounds_per_epoch=4 to divide distill.steps=6'),
+    (dict.fromkeys(WEIGHTS, 0.), 'w_bn=0.0 or one'),
     ({'image_shape': (6, 6, 1)}, 'divisible by 4, not .6, 6, 1.'),
     ({'teacher': nn.Dense(CLASSES)}, 'w_bn=5.0 to be 0'),
     ({'teacher': nn.Dense(CLASSES), 'w_bn': 0.}, 'w_uni=5.0 to be 0')])

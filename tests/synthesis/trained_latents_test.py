@@ -26,7 +26,7 @@ def loss_fn(images, shift):
 def start():
   key = jax.random.key(0)
   examples = PART.drawn(jnp.full(3, 1 / 3), jnp.arange(nets.BATCH), key)
-  return PART.begun(PART.new_generator(examples, key), examples)
+  return PART.begun(PART.drawn_generator(examples, key), examples)
 
 
 @pytest.fixture(scope='module')
