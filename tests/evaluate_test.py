@@ -1,5 +1,6 @@
 """`python -m ferd_jax.evaluate`, on files and on a run."""
 
+import functools
 import json
 import re
 
@@ -24,6 +25,15 @@ from ferd_jax.models import resnet
 _FILE = [assets.path('digits_resnet8_adv.safetensors'), '--arch=cifar_resnet8',
          '--shortcut=pad_both', '--data=digits', '--n-examples=12',
          '--batch-size=12']
+
+
+@pytest.fixture(scope='module', autouse=True)
+def compiled_once():
+  """Makes evaluations of the same model and settings compile once."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(robustness, 'evaluator',
+                  functools.cache(robustness.evaluator))
+    yield
 
 
 def _run(capsys, *argv):

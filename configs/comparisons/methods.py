@@ -44,9 +44,12 @@ _CHANGES = {
     'L_adv if agreed': {'synthesis.adv_agreed': True},
     'prior at T 4': {'outer.prior_temperature': 4.},
 }
+# More images in the same time; its steps are a quarter of a config's.
+_PHASES = 'four phases'
 # Of them, together: images that are in the teacher's robust region, margins
-# that mean something for it, and more of each image.
-_TOGETHER = ('CutMix', 'attacked views', 'memory 0.5')
+# that mean something for it, and more of each image; more images; all of this.
+_TOGETHER = (('CutMix', 'attacked views', 'memory 0.5'), ('CutMix', _PHASES),
+             ('CutMix', 'attacked views', 'memory 0.5', _PHASES))
 # Other syntheses, each with RSLAD's attack and loss: `configs/baselines/`.
 _BASELINES = {
     'DAFL': 'dafl', 'ZSKT': 'zskt', 'DFAD': 'dfad', 'DFQ': 'dfq',
@@ -107,18 +110,23 @@ def constants(config: str) -> list[plans.Row]:
           for name, settings in _CONSTANTS.items()]
 
 
-def changes(config: str, split: str, minutes: float) -> plans.Plan:
+def changes(config: str, split: str, minutes: float,
+            steps: int) -> plans.Plan:
   """Returns FERD beside each change of `_CHANGES`, and some together.
 
   Args:
     config: of the data set.
     split: of the images that a choice is made on, no test images.
     minutes: that a run takes, roughly.
+    steps: of the generator in a phase, where an epoch has four.
   """
-  together = {}
-  for name in _TOGETHER:
-    together |= _CHANGES[name]
-  rows = [*_CHANGES.items(), (', '.join(_TOGETHER), together)]
+  known = _CHANGES | {_PHASES: {
+      'synthesis.rounds_per_epoch': 4, 'synthesis.steps': steps,
+      'synthesis.new_generator': False}}
+  rows = [*known.items(), *(
+      (', '.join(names), {setting: value for name in names
+                          for setting, value in known[name].items()})
+      for names in _TOGETHER)]
   return plans.Plan(
       name=f'{config}_changes', minutes=minutes,
       rows=[*ferd(config), *(plans.Row(f'with {name}', config, settings)

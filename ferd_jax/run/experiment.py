@@ -101,7 +101,7 @@ class Experiment:
     """
     options = self.config.eval
     # Naming one more costs nothing.
-    names = sorted({*options.attacks, *options.curve_attacks, 'pgd20'})
+    names = tuple(sorted({*options.attacks, *options.curve_attacks, 'pgd20'}))
     protocol = dataclasses.replace(self.protocol, attacks=names)
     return {name: protocol.evaluator(model, self.method.num_classes,
                                      self.parallel)
