@@ -410,7 +410,7 @@ def _sweep(args, stop):
   validate.divisible(parallel.num_devices, 'devices', batch_size=batch_size)
   _check_writable(args)
   protocols = [results.Protocol(
-      attacks=names, eps=eps, norm=args.norm, seed=args.seed,
+      attacks=tuple(names), eps=eps, norm=args.norm, seed=args.seed,
       batch_size=batch_size, target_examples=None if args.targets else 0,
       # One run has all of the curve.
       curve_radii=() if number else curve_radii, curve_attacks=curve_attacks,

@@ -33,6 +33,8 @@ def compiled_once():
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(robustness, 'evaluator',
                   functools.cache(robustness.evaluator))
+    patch.setattr(evaluations.Protocol, 'target_analysis',
+                  functools.cache(evaluations.Protocol.target_analysis))
     yield
 
 

@@ -84,7 +84,7 @@ class Protocol:
     diagnosed_examples: on how many images, the first that are classified right,
       `attacks.diagnose` looks for masked gradients; 0: it does not.
   """
-  attacks: Sequence[str]
+  attacks: tuple[str, ...]
   eps: float
   norm: geometry.Norm = 'Linf'
   seed: int = 0
