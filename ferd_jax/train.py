@@ -326,7 +326,7 @@ def _train(experiment, workdir, stop_after, reporter, owned, stack):
       workdir, method, config.eval.select,
       identity=experiment.identity) as checkpoints:
     state, first_epoch, metrics_so_far = checkpoints.resume(
-        experiment.initial_state(), pool, made, reporter)
+        experiment.initial_state(config.seed), pool, made, reporter)
     _announce(experiment, workdir, first_epoch, teachers,
               states.host_key(state), reporter)
     progress = stack.enter_context(progresses.Progress(
@@ -498,7 +498,7 @@ def saved_state(experiment: experiments.Experiment, workdir: epath.PathLike
     if not number:
       raise ValueError(f'Expected a checkpoint in workdir={str(workdir)!r}; '
                        'train first.')
-    state = checkpoints.restore(experiment.initial_state(), number)
+    state = checkpoints.restore(experiment.initial_state(config.seed), number)
     try:
       metrics = checkpoints.metrics(last_epoch)
     except OSError:  # Damage of a checkpoint that is not evaluated.

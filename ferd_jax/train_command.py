@@ -22,7 +22,6 @@ from absl import app
 from absl import flags
 from absl import logging
 import jax
-from ml_collections import config_dict
 
 from ferd_jax import train
 from ferd_jax.core import buckets
@@ -88,7 +87,7 @@ def _main(parsed: command_line.Parsed) -> None:
   workdir = _WORKDIR.value or f'runs/{config.name}'
   with stopping.signals() as stop:
     try:
-      _run(config, workdir, stop)
+      _run(parsed, workdir, stop)
     except stopping.Stopped as stopped:
       saved = work_directory.saved_epochs(workdir)
       kept = (f'epoch {saved[-1]} of {config.num_epochs} is saved'
@@ -98,9 +97,9 @@ def _main(parsed: command_line.Parsed) -> None:
       sys.exit(stopped.status)
 
 
-def _run(config: config_dict.ConfigDict, workdir: str,
+def _run(parsed: command_line.Parsed, workdir: str,
          stop: stopping.Stop) -> None:
-  """Trains or evaluates what a config describes."""
+  """Trains or evaluates what a command line's config describes."""
   training = _MODE.value == 'train'
   try:
     buckets.check(workdir)
@@ -108,7 +107,7 @@ def _run(config: config_dict.ConfigDict, workdir: str,
     if _DISTRIBUTED.value or others != (None,) * 3:
       parallel.join_processes(*others)
     compilation.keep_programs()
-    experiment = experiments.build(config, to_train=training)
+    experiment = experiments.build(parsed.config, to_train=training)
     work_directory.claim(workdir, experiment.identity, start=training)
     results = train.finished_results(workdir) if training else None
   except (ValueError, OSError) as error:

@@ -29,7 +29,6 @@ def _run(workdir):
 
   from ferd_jax import train
   from ferd_jax.run import checkpoints as checkpointing
-  from ferd_jax.run import state as states
 
   config = tiny.config(**{'eval.attacks': ('clean', 'fgsm'), 'eval.every': 1})
   # A teacher whose channels are robust in part.
@@ -46,7 +45,7 @@ def _run(workdir):
             for record in timeless.records(workdir)]
   with checkpointing.Checkpoints(workdir, experiment.method) as checkpoints:
     state = checkpoints.restore(
-        states.init(experiment.method, 0), checkpoints.latest_epoch)
+        experiment.initial_state(0), checkpoints.latest_epoch)
   norms = {
       jax.tree_util.keystr(path, simple=True, separator='/'):
       float(np.linalg.norm(np.asarray(leaf, np.float64)))

@@ -23,7 +23,8 @@ _CASES = [
     ('cifar_resnet8', {'shortcut': 'conv', 'activation': 'silu'}),
     ('preact_resnet_1_1_1_1', {'shortcut_input': 'preact'}),
     ('preact_resnet_1_1_1_1', {'shortcut_input': 'input', 'final_bn': False}),
-    ('dm_preact_resnet_1_1_1_1', {}), ('mobilenet_v2', {})]
+    ('dm_preact_resnet_1_1_1_1', {}),
+    pytest.param('mobilenet_v2', {}, marks=pytest.mark.slow)]
 
 
 @pytest.mark.parametrize('arch, options', _CASES)

@@ -43,14 +43,16 @@ def _config(name):
   return f'--config={_ROOT / "configs" / name}'
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('config', [
-    'cifar10.py:smoke', *(
-        pytest.param(slow, marks=pytest.mark.slow) for slow in (
-            'cifar10.py:mobilenet_v2,smoke', 'cifar10_resnet20.py:smoke',
-            'cifar100.py:released,smoke', 'fashion_mnist.py:smoke,released',
-            'tiny_imagenet.py:smoke'))])
+    'cifar10.py:smoke', 'cifar10.py:mobilenet_v2,smoke',
+    'cifar10_resnet20.py:smoke', 'cifar100.py:released,smoke',
+    'fashion_mnist.py:smoke,released', 'tiny_imagenet.py:smoke'])
 def test_smoke(main, config, tmp_path):
-  done = main(_config(config), f'--workdir={tmp_path}')
+  _check_smoke(main(_config(config), f'--workdir={tmp_path}'), tmp_path)
+
+
+def _check_smoke(done, workdir):
   assert done.returncode == 0, done.stderr
   table = [line for line in done.stdout.splitlines() if line.startswith('|')]
   assert [line.split('|')[1].strip() for line in table[2:4]] == ['clean',
@@ -59,12 +61,12 @@ def test_smoke(main, config, tmp_path):
   assert max(map(len, table)) <= 100
   assert 'epoch 3/3' in done.stderr  # plain lines, as it is no terminal
   assert not re.findall(r'^[WE]\d{4} .*', done.stderr, re.M)  # no library's
-  assert list((tmp_path / 'samples').glob('*.png'))
+  assert list((workdir / 'samples').glob('*.png'))
 
 
 def test_default_workdir_is_named_after_the_config(main, tmp_path):
   done = main(_config('digits.py:smoke'), cwd=tmp_path)
-  assert done.returncode == 0, done.stderr
+  _check_smoke(done, tmp_path / 'runs' / 'digits_smoke')
   assert (tmp_path / 'runs' / 'digits_smoke' / 'results.json').exists()
   log = (tmp_path / 'runs' / 'digits_smoke' / 'log.txt').read_text()
   assert done.stdout.strip() in log  # The tables.

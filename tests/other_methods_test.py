@@ -35,7 +35,7 @@ def _saved(experiment, workdir, epoch):
   """Returns the state of an epoch as saved, on the host."""
   with checkpointing.Checkpoints(workdir, experiment.method) as checkpoints:
     state = checkpoints.restore(
-        states.init(experiment.method, experiment.config.seed), epoch)
+        experiment.initial_state(experiment.config.seed), epoch)
   state = states.gathered(experiment.method, state)
   return jax.tree.map(np.asarray, state.replace(
       key=jax.random.key_data(state.key)))
@@ -43,7 +43,7 @@ def _saved(experiment, workdir, epoch):
 
 def _saved_initial(experiment):
   return jax.tree.map(np.asarray, states.without_keys(
-      states.init(experiment.method, experiment.config.seed)))
+      experiment.initial_state(experiment.config.seed)))
 
 
 def _interrupted_at(phase, number):
@@ -234,8 +234,8 @@ _QUICK = ('ferd-uniform-rslad-rslad', 'unlike_ferd-margin_softmax-rslad-rslad',
     for name, parts in _combinations().items()])
 def test_every_part_takes_epochs_and_is_resumed(parts, tmp_path):
   experiment = tiny.build(_with_parts(parts))
-  method = experiment.method
-  steps, teachers = methods.compile_steps(method), experiment.place_teachers()
+  method, steps = experiment.method, experiment.steps
+  teachers = experiment.place_teachers()
   rounds = method.synthesis.rounds
   made = rounds.pooled * rounds.per_epoch * method.synthesis.batch_size
   seen = []
@@ -250,7 +250,7 @@ def test_every_part_takes_epochs_and_is_resumed(parts, tmp_path):
   def whole(state):
     return jax.tree.map(np.asarray, states.without_keys(
         states.gathered(method, state)))
-  state = states.init(method, 0)
+  state = experiment.initial_state(0)
   student = jax.tree.map(np.asarray, state.student.variables['params'])
   pool = pools.Pool.empty(2 * made, method.image_shape)
   state = epoch(state, pool)
@@ -308,7 +308,7 @@ def test_keys_in_the_state_of_a_part_are_gone_on_with(tmp_path):
       train.train(experiment, tmp_path / name, stop_after=stop)
     with checkpointing.Checkpoints(
         tmp_path / name, experiment.method) as checkpoints:
-      state = checkpoints.restore(states.init(experiment.method, 0), 3)
+      state = checkpoints.restore(experiment.initial_state(0), 3)
     key = state.student.outer.key
     assert jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
     found.append(jax.tree.map(np.asarray, states.without_keys(

@@ -63,7 +63,7 @@ def _saved(experiment, workdir, epoch):
   with checkpointing.Checkpoints(
       workdir, experiment.method, experiment.config.eval.select) as checkpoints:
     state = checkpoints.restore(
-        states.init(experiment.method, experiment.config.seed), epoch)
+        experiment.initial_state(experiment.config.seed), epoch)
   return jax.tree.map(np.asarray, state.replace(
       key=jax.random.key_data(state.key)))
 

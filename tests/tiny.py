@@ -84,20 +84,27 @@ def build(settings, devices=1, **networks):
                            **networks)
 
 
+def shared(settings, devices=1):
+  """Returns the experiment of a config, the same one for the same settings.
+
+  What is compiled for one test is compiled for the next, too. Not for tests
+  that patch what is traced.
+  """
+  if settings.teacher.path != 'random':  # What is in the file may change.
+    return build(settings, devices)
+  return _shared(config_dict.FrozenConfigDict(settings), devices)
+
+
 @functools.lru_cache(maxsize=8)
-def _built(settings, devices):
+def _shared(settings, devices):
   return build(config_dict.ConfigDict(settings), devices)
 
 
 def claim(settings, workdir, devices=1, **networks):
-  """Returns the experiment after claiming its work directory.
-
-  One of the same settings, whose functions are compiled, if there was one.
+  """Returns the experiment, a shared one, after claiming its work directory.
   """
-  if networks or settings.teacher.path != 'random':  # What a file has changes.
-    experiment = build(settings, devices, **networks)
-  else:
-    experiment = _built(config_dict.FrozenConfigDict(settings), devices)
+  experiment = (build(settings, devices, **networks) if networks else
+                shared(settings, devices))
   work_directory.claim(workdir, experiment.identity)
   return experiment
 
@@ -114,5 +121,5 @@ def save(experiment, workdir, epoch, state, pool, new_images):
 def resume(experiment, workdir, pool, new_images):
   """Returns the state that a run goes on from, and fills the pool."""
   with checkpointing.Checkpoints(workdir, experiment.method) as checkpoints:
-    return checkpoints.resume(states.init(experiment.method, 0), pool,
+    return checkpoints.resume(experiment.initial_state(0), pool,
                               new_images, reporting.SILENT).state

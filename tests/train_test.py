@@ -16,7 +16,6 @@ from ferd_jax import train
 from ferd_jax.evaluation import per_image
 from ferd_jax.evaluation import tables
 from ferd_jax.run import checkpoints as checkpointing
-from ferd_jax.run import state as states
 from ferd_jax.run import work_directory
 
 
@@ -34,7 +33,7 @@ def _saved(run, workdir, epoch):
   with checkpointing.Checkpoints(
       workdir, run.method, run.config.eval.select) as checkpoints:
     state = checkpoints.restore(
-        states.init(run.method, run.config.seed), epoch)
+        run.initial_state(run.config.seed), epoch)
   return jax.tree.map(np.asarray, state.replace(
       key=jax.random.key_data(state.key)))
 
@@ -133,7 +132,8 @@ def test_student_is_exported_for_pytorch(whole):
 
 
 @pytest.mark.parametrize('mode', [
-    'jit', 'pmap', pytest.param('shard_map', marks=pytest.mark.slow)])
+    'jit', *(pytest.param(mode, marks=pytest.mark.slow)
+             for mode in ('pmap', 'shard_map'))])
 def test_second_epoch_compiles_nothing(mode, tmp_path, monkeypatch):
   # With a point of the learning curve and a sample grid in every epoch.
   config = _config(num_epochs=4, warmup_epochs=0, parallel=mode,

@@ -113,12 +113,9 @@ class Experiment:
     return methods.compile_steps(self.method)
 
   @functools.cached_property
-  def _init(self) -> Callable[[int], states.TrainState]:
+  def initial_state(self) -> Callable[[int], states.TrainState]:
+    """What makes the state before the first epoch of a seed, compiled once."""
     return states.initialiser(self.method)
-
-  def initial_state(self) -> states.TrainState:
-    """Returns the state before the first epoch, placed on the devices."""
-    return self._init(self.config.seed)
 
   def models(self, student: Any) -> dict[str, tuple[nn.Module, Any]]:
     """Returns what is evaluated: modules and variables by name.

@@ -747,7 +747,9 @@ def test_logits_of_half_precision():
     assert found == 0 and found.dtype == jnp.float32
 
 
-@pytest.mark.parametrize('dtype', [np.int8, np.uint8, np.uint32])
+@pytest.mark.parametrize('dtype', [
+    np.int8, *(pytest.param(dtype, marks=pytest.mark.slow)
+               for dtype in (np.uint8, np.uint32))])
 @pytest.mark.parametrize('make', [
     functools.partial(attacks.PGD, EPS, STEP, 1, losses.carlini_wagner),
     functools.partial(attacks.PGD, EPS, STEP, 1, losses.dlr),
@@ -809,7 +811,8 @@ def test_radii_in_another_unit(norm, widest):
     call(keys()[0], IMAGES, LABELS, eps=widest)  # to see that all are fooled
 
 
-@pytest.mark.parametrize('impl', ['rbg', 'unsafe_rbg'])
+@pytest.mark.parametrize('impl', [
+    'rbg', pytest.param('unsafe_rbg', marks=pytest.mark.slow)])
 @every_attack
 def test_noise_with_any_generator(attack, y, impl):
   given = jax.random.split(jax.random.key(0, impl=impl), len(IMAGES))

@@ -383,6 +383,7 @@ def test_several_devices():
     run(autoattack, net(), parallel=devices, batch_size=5)
 
 
+@pytest.mark.slow
 def test_l1_through_slots_and_on_devices():
   """Images at different radii share a batch, which shrinks at the end."""
   eps = 0.5

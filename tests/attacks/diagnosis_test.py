@@ -56,7 +56,8 @@ def diagnose(model, x=X, **options):
 
 
 @pytest.mark.parametrize(('norm', 'factor'), [
-    ('Linf', 1), pytest.param('L2', 3, marks=slow), ('L1', 7)])
+    ('Linf', 1), pytest.param('L2', 3, marks=slow),
+    pytest.param('L1', 7, marks=slow)])
 def test_sound(norm, factor):
   # Variables as an argument of what is compiled, and more images than a batch.
   model, eps = jax.tree_util.Partial(net, WEIGHTS), factor * EPS

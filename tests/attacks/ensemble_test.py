@@ -101,7 +101,9 @@ def interrupted_after(monkeypatch, num_outcomes, error=KeyboardInterrupt):
 
 
 @pytest.mark.parametrize('individual', [False, True])
-@pytest.mark.parametrize('num_outcomes', [0, 9, 41, 44, 60, 70])
+@pytest.mark.parametrize('num_outcomes', [
+    0, 41, 70, *(pytest.param(number, marks=pytest.mark.slow)
+                 for number in (9, 44, 60))])
 def test_an_interrupted_run_is_gone_on_with(monkeypatch, tmp_path, individual,
                                             num_outcomes):
   options = dict(state_file=tmp_path / 'state.npz', individual=individual)

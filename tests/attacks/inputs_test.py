@@ -159,12 +159,14 @@ def test_a_pytree_stays_one():
 
 
 @pytest.mark.parametrize('make', [
-    lambda: attacks.PGD(.1, .1, 2), lambda: attacks.preset('cw20', .1),
-    lambda: attacks.APGD(.1, num_iterations=2),
+    lambda: attacks.preset('cw20', .1),
     lambda: attacks.APGD(.1, num_iterations=2, num_targets=2),
-    lambda: attacks.FAB(.1, num_iterations=2),
     lambda: attacks.FAB(.1, num_iterations=2, num_targets=2),
-    lambda: attacks.Square(.1, num_queries=3)])
+    *(pytest.param(make, marks=pytest.mark.slow) for make in (
+        lambda: attacks.PGD(.1, .1, 2),
+        lambda: attacks.APGD(.1, num_iterations=2),
+        lambda: attacks.FAB(.1, num_iterations=2),
+        lambda: attacks.Square(.1, num_queries=3)))])
 def test_masked_class_is_never_predicted(make):
   """-inf is as a number far below all others, in every attack."""
   w = np.concatenate([_W, 9 * np.ones((4, 1), np.float32)], axis=1)

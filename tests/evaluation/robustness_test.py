@@ -67,7 +67,8 @@ def expected(net, examples):
   return found
 
 
-@pytest.mark.parametrize('batch_size, num_devices', [(4, 1), (11, 1), (4, 4)])
+@pytest.mark.parametrize('batch_size, num_devices', [
+    (11, 1), (4, 4), pytest.param(4, 1, marks=pytest.mark.slow)])
 def test_accuracy_does_not_depend_on_batches_or_devices(
     net, examples, expected, batch_size, num_devices):
   model, variables = net

@@ -50,11 +50,10 @@ class Run:
     import tiny
 
     from ferd_jax import train
-    from ferd_jax.run import state as states
     self.workdir = folder / 'whole'
     self.experiment = tiny.claim(
         tiny.config(num_epochs=_EPOCHS + 1), self.workdir)
-    self._like = states.init(self.experiment.method, 0)
+    self._like = self.experiment.initial_state(0)
     train.train(self.experiment, self.workdir, stop_after=_EPOCHS,
                 reporter=reporting.SILENT)
     self._last = self.resumed(self.workdir)

@@ -60,7 +60,8 @@ def check(jaxpr, *wide):
   return convolutions
 
 
-@pytest.mark.parametrize('arch', _ARCHS)
+@pytest.mark.parametrize('arch', [
+    *list(_ARCHS)[:-1], pytest.param('mobilenet_v2', marks=pytest.mark.slow)])
 def test_only_convolutions_are_in_bfloat16(arch, monkeypatch):
   # As on accelerators: on CPU a depthwise convolution is none.
   monkeypatch.setattr(jax, 'default_backend', lambda: 'tpu')
@@ -203,6 +204,7 @@ def test_options():
     models.build('resnet18', 10, dtype=jnp.int32)
 
 
+@pytest.mark.slow
 def test_a_transformer_computes_in_bfloat16():
   images = jax.random.uniform(jax.random.key(0), (2, 8, 8, 3))
   net = dict(width=6, patch=4)

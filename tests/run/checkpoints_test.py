@@ -38,13 +38,13 @@ class _Lines(reporting.Reporter):
 
 def _save(workdir, mode='jit', devices=1, epochs=(1,)):
   """Saves states as a run would, without training; returns the last."""
-  experiment = tiny.build(tiny.config(parallel=mode), devices)
+  experiment = tiny.shared(tiny.config(parallel=mode), devices)
   method, lines = experiment.method, []
   pool = pools.Pool.empty(8, method.image_shape)
   with checkpointing.Checkpoints(
       workdir, method, identity={'ferd_jax': '0.9'}) as checkpoints:
     for epoch in epochs:
-      state = states.init(method, epoch)
+      state = experiment.initial_state(epoch)
       lines.append(json.dumps({'epoch': epoch}))
       checkpoints.save(epoch, states.gathered(method, state), pool, 0,
                        lines)
@@ -52,12 +52,13 @@ def _save(workdir, mode='jit', devices=1, epochs=(1,)):
 
 
 def _resume(workdir, mode='jit', devices=1, reporter=reporting.SILENT):
-  method = tiny.build(tiny.config(parallel=mode), devices).method
+  experiment = tiny.shared(tiny.config(parallel=mode), devices)
+  method = experiment.method
   pool = pools.Pool.empty(8, method.image_shape)
   with checkpointing.Checkpoints(
       workdir, method, identity={'ferd_jax': '0.9'}) as checkpoints:
     state, epoch, lines = checkpoints.resume(
-        states.init(method, 9), pool, 0, reporter)
+        experiment.initial_state(9), pool, 0, reporter)
   return _on_host(method, state), epoch, lines
 
 
@@ -100,10 +101,11 @@ def test_saved_on_several_devices(tmp_path):
 def test_restored_by_another_jax(tmp_path):
   shutil.unpack_archive(_OTHER_JAX, tmp_path)
   state, epoch, _ = _resume(tmp_path)  # Its digest was compared.
-  method = tiny.build(tiny.config()).method
+  experiment = tiny.shared(tiny.config())
   assert epoch == 1
   for one, other in zip(*map(jax.tree.leaves, (
-      state, _on_host(method, states.init(method, 1)))), strict=True):
+      state, _on_host(experiment.method, experiment.initial_state(1)))),
+                          strict=True):
     np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
 
 
@@ -176,8 +178,8 @@ def test_checkpoint_of_a_version_without_digests(copy, saved):
 
 def test_state_of_another_type_is_no_damage(saved):
   workdir, _ = saved
-  method = tiny.build(tiny.config()).method
-  like = states.init(method, 0)
+  experiment = tiny.shared(tiny.config())
+  method, like = experiment.method, experiment.initial_state(0)
   like = like.replace(epoch=like.epoch.astype(np.uint32))
   with checkpointing.Checkpoints(workdir, method) as checkpoints:
     with pytest.raises(ValueError, match=(

@@ -14,7 +14,6 @@ from configs import digits
 from ferd_jax import models
 from ferd_jax.models import forward
 from ferd_jax.run import export
-from ferd_jax.run import state as states
 
 
 def card(**student):
@@ -86,7 +85,7 @@ def exported(tmp_path_factory):
     config.student.arch = arch
     config.student.update(options)
     experiment = tiny.build(config)
-    state = states.init(experiment.method, 0)
+    state = experiment.initial_state(0)
     variables = _moved(jax.device_get(state.student.variables))
     state = state.replace(student=state.student.replace(variables=variables))
     workdir = tmp_path_factory.mktemp(name)
@@ -170,7 +169,7 @@ def test_what_a_hub_expects_is_there(exported):
 
 def test_student_without_a_twin_has_no_loaders(tmp_path):
   experiment = tiny.build(tiny.config())
-  _, missing = export.write(experiment, states.init(experiment.method, 0),
+  _, missing = export.write(experiment, experiment.initial_state(0),
                             card()['results'], tmp_path)
   assert any('student_torch.py and student_jax.py were not written' in line
              for line in missing)

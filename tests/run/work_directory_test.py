@@ -15,7 +15,6 @@ from ferd_jax import train
 from ferd_jax.run import checkpoints as checkpointing
 from ferd_jax.run import experiment as experiments
 from ferd_jax.run import lock
-from ferd_jax.run import state as states
 from ferd_jax.run import work_directory
 from ferd_jax.weights import native
 
@@ -153,7 +152,7 @@ def _restore(workdir, experiment, like):
 
 def test_state_of_another_version_is_compared_before_it_is_read(whole):
   experiment, workdir = whole
-  like = states.init(experiment.method, 0)
+  like = experiment.initial_state(0)
   _restore(workdir, experiment, like)
   more = like.replace(sampler={'probs': like.sampler.probs,
                                'later': np.zeros(3)})
@@ -170,8 +169,8 @@ def test_state_of_another_version_is_compared_before_it_is_read(whole):
 
 def test_state_is_restored_as_it_was_saved(whole):
   experiment, workdir = whole
-  state = _restore(workdir, experiment, states.init(experiment.method, 0))
-  again = _restore(workdir, experiment, states.init(experiment.method, 5))
+  state = _restore(workdir, experiment, experiment.initial_state(0))
+  again = _restore(workdir, experiment, experiment.initial_state(5))
   for one, other in zip(*map(jax.tree.leaves, (
       state.replace(key=()), again.replace(key=()))), strict=True):
     np.testing.assert_array_equal(one, other)

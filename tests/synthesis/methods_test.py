@@ -10,7 +10,6 @@ from ferd_jax import synthesis
 from ferd_jax import train
 from ferd_jax.core import parallel
 from ferd_jax.models import frozen as frozens
-from ferd_jax.run import method as methods
 from ferd_jax.run import settings
 from ferd_jax.run import state as states
 from ferd_jax.run import work_directory
@@ -29,7 +28,7 @@ def build(name, mode='jit'):
   settings.use(config, 'sampler', 'uniform')
   tiny.shrink(config.synthesis)
   config.inner.steps = 1
-  return tiny.build(config, 1 if mode == 'jit' else 4)
+  return tiny.shared(config, 1 if mode == 'jit' else 4)
 
 
 def host(experiment, state):
@@ -48,14 +47,15 @@ def test_epochs_are_finite_and_gone_on_with_bit_for_bit(name, tmp_path):
   experiment = build(name)
   method, teachers = experiment.method, experiment.place_teachers()
   work_directory.claim(tmp_path, experiment.identity)
-  steps, rounds = methods.compile_steps(method), method.synthesis.rounds
+  steps, rounds = experiment.steps, method.synthesis.rounds
   made = rounds.pooled * rounds.per_epoch * method.synthesis.batch_size
   pool = pools.Pool.empty(2 * made, method.image_shape)
-  initial = host(experiment, states.init(method, 0))
+  initial = host(experiment, experiment.initial_state(0))
   before = {name: jax.tree.map(np.array, each)
             for name, each in teachers.items()}
 
-  done = train.epoch(method, steps, states.init(method, 0), teachers, pool)
+  done = train.epoch(method, steps, experiment.initial_state(0), teachers,
+                     pool)
   first = host(experiment, done.state)
   tiny.save(experiment, tmp_path, 1, done.state, pool, made)
   done = train.epoch(method, steps, done.state, teachers, pool)
@@ -89,7 +89,7 @@ def test_epochs_are_finite_and_gone_on_with_bit_for_bit(name, tmp_path):
 def _phase(experiment):
   """Returns what a synthesis makes and keeps after a phase of two steps."""
   method = experiment.method
-  steps, state = methods.compile_steps(method), states.init(method, 0)
+  steps, state = experiment.steps, experiment.initial_state(0)
   frozen = frozens.Frozen(experiment.place_teachers(),
                           state.student.variables, state.epoch)
   networks = jax.tree.map(np.array, (frozen.teachers, frozen.student))
