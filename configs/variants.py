@@ -4,6 +4,7 @@ balance of losses for small teachers, and what makes a run short on a CPU.
 Every config has these variants:
 
 - `released`, `smoke`: see docs/settings.md;
+- `plus`: FERD with what the paper does not have and pays, see docs/plus.md;
 - ablations of FERD: `no_reweighting`, `no_fae`, `no_utae`, `similar_target`,
   and one setting at another value: `gamma=0.5`, `tau=2`, `lambda=1`, `tap=...`;
 - robust losses with the attacks that they were published with: the names in
@@ -234,6 +235,8 @@ def _smoke(config: config_dict.ConfigDict) -> None:
   config.distill.schedule, config.distill.milestones = 'cosine', ()
   if config.synthesis.name == 'ferd':
     config.synthesis.steps = 2
+    config.synthesis.rounds_per_epoch = min(
+        2, config.synthesis.rounds_per_epoch)
     config.synthesis.batch_size = 8
     config.synthesis.width = 8
     config.synthesis.bottleneck.steps = 3
@@ -259,15 +262,24 @@ def _released(config: config_dict.ConfigDict) -> None:
   config.eval.curve_examples = 0  # it selects on the whole test set
 
 
+def _plus(config: config_dict.ConfigDict) -> None:
+  """Makes four times as many images in the same time, and mixes them."""
+  config.synthesis.rounds_per_epoch = 4
+  config.synthesis.steps = max(1, config.synthesis.steps // 4)
+  config.synthesis.new_generator = False
+  config.distill.mix = 'cutmix'
+
+
 _VARIANTS = {
-    'released': _released, 'no_reweighting': _no_reweighting,
+    'released': _released, 'plus': _plus, 'no_reweighting': _no_reweighting,
     'no_fae': _no_fae, 'no_utae': _no_utae, 'similar_target': _similar_target,
     **{name: functools.partial(use_loss, name=name) for name in LOSSES}}
 _WITHOUT_TEACHER = ('trades',)
 # Of these a config takes one: each brings an inner attack, most a loss, too.
 _ONE_OF = (*LOSSES, 'pgd_at', 'no_utae', 'similar_target')
 # Change parts of FERD, which a loss or a baseline replaces.
-_OF_FERD = ('released', 'no_reweighting', 'no_fae', 'no_utae', 'similar_target')
+_OF_FERD = ('released', 'plus', 'no_reweighting', 'no_fae', 'no_utae',
+            'similar_target')
 
 
 def changes_ferd(name: str) -> bool:

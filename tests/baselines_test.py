@@ -89,8 +89,8 @@ def test_short_names():
 @pytest.mark.parametrize(('variant', 'message'), [
     ('digits,cifar10', 'one data set'), ('fast', "variant='fast'"),
     *((name, f"variant='{name}' to be of 'cmi'") for name in (
-        'released', 'no_reweighting', 'no_fae', 'no_utae', 'similar_target',
-        'gamma=0.5', 'tau=2', 'lambda=1', 'tap=block3')),
+        'released', 'plus', 'no_reweighting', 'no_fae', 'no_utae',
+        'similar_target', 'gamma=0.5', 'tau=2', 'lambda=1', 'tap=block3')),
     ('digits,absld,tau=2', "variant='tau=2'"), ('ard,iad', "'ard' and 'iad'")])
 def test_invalid_variants(variant, message):
   with pytest.raises(ValueError, match=message):

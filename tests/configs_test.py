@@ -33,6 +33,8 @@ EVERY += [(name, variant) for name, own in TEACHERS.items()
 ABLATIONS = {
     'no_reweighting': {'sampler.name': 'uniform'},
     'no_fae': {'synthesis.w_uni': 0.},
+    'plus': {'synthesis.rounds_per_epoch': 4,
+             'synthesis.new_generator': False, 'distill.mix': 'cutmix'},
     'no_utae': {'inner.name': 'rslad'},
     'no_fae,no_utae': {'synthesis.w_uni': 0., 'inner.name': 'rslad'},
     'similar_target': {'inner.name': 'similar_target'},
@@ -107,6 +109,14 @@ def test_ablations_change_what_they_are_called_after(name, variant):
   # Smaller, and of known settings only.
   small = get(name, f'{variant},smoke')
   assert set(flat(settings.defaults_like(small))) == set(flat(small))
+
+
+@pytest.mark.parametrize('name', VARIANTS)
+def test_plus_takes_the_steps_that_there_were(name):
+  usual, plus = get(name), get(name, 'plus')
+  steps = plus.synthesis.steps * plus.synthesis.rounds_per_epoch
+  assert 0 <= usual.synthesis.steps - steps < 4
+  assert plus.distill.steps % plus.synthesis.rounds_per_epoch == 0
 
 
 def test_variants_with_a_value():

@@ -47,7 +47,12 @@ _ATTACKS = {
     'square_l2': attacks.Square(_EPS, 'L2', num_queries=8, **_common),
     'square_l1': attacks.Square(_EPS, 'L1', num_queries=8, **_common),
 }
-every_attack = pytest.mark.parametrize('name', _ATTACKS)
+# One of each kind, and of each norm; -m slow takes the others.
+_QUICK = ('pgd', 'utae', 'apgd_l2', 'apgd_t_l1', 'fab_t', 'ddn', 'fmn_l1',
+          'square')
+every_attack = pytest.mark.parametrize('name', [
+    pytest.param(name, marks=() if name in _QUICK else pytest.mark.slow)
+    for name in _ATTACKS])
 
 
 pytestmark = pytest.mark.usefixtures('float64')

@@ -233,7 +233,7 @@ weights = st.one_of(st.just(0.), st.floats(-1, 1), st.floats(-1e6, 1e6),
                     st.floats(-1e-7, 1e-7))
 
 
-@hypothesis.settings(max_examples=150, deadline=None, derandomize=True)
+@hypothesis.settings(max_examples=60, deadline=None, derandomize=True)
 @hypothesis.given(
     p=st.lists(st.floats(0, 1), min_size=5, max_size=5),
     w=st.lists(weights, min_size=5, max_size=5), b=st.floats(-1e7, 1e7),

@@ -55,6 +55,12 @@ _ATTACKS = {
     'square l2': attacks.Square(_EPS, 'L2', num_queries=2),
     'square l1': attacks.Square(_EPS, 'L1', num_queries=2),
 }
+# One of each kind, and of each norm; -m slow takes the others.
+_QUICK = ('pgd', 'utae', 'apgd-t malt', 'apgd l1', 'fab-t l2', 'ddn', 'fmn l0',
+          'square l1')
+every_attack = pytest.mark.parametrize('name', [
+    pytest.param(name, marks=() if name in _QUICK else pytest.mark.slow)
+    for name in _ATTACKS])
 
 
 def _apply(w, x, key=None):
@@ -79,11 +85,11 @@ def arrays():
 @pytest.fixture(scope='module')
 def expected(arrays):
   w, key, x, y = arrays
-  return {name: np.asarray(_calls(name)[1](
-      w, key, x, _apply(w, x) if name == 'utae' else y)) for name in _ATTACKS}
+  return functools.cache(lambda name: np.asarray(_calls(name)[1](
+      w, key, x, _apply(w, x) if name == 'utae' else y)))
 
 
-@pytest.mark.parametrize('name', _ATTACKS)
+@every_attack
 @pytest.mark.parametrize('mode', _MODES)
 def test_every_attack(mode, name, arrays, expected):
   w, key, x, y = arrays
@@ -97,11 +103,11 @@ def test_every_attack(mode, name, arrays, expected):
       return
     # NumPy's arrays are placed by the attack, a model's by its owner.
     found = compiled(w, key, _X, y if name == 'utae' else _Y)
-  np.testing.assert_allclose(found, expected[name], atol=2e-6)
+  np.testing.assert_allclose(found, expected(name), atol=2e-6)
 
 
 @pytest.mark.parametrize('dtype', ['bfloat16', 'float16'])
-@pytest.mark.parametrize('name', _ATTACKS)
+@every_attack
 def test_logits_of_half_precision(name, dtype, arrays):
   """Where promotion is strict they are no less than anywhere else."""
   w, key, x, y = arrays
@@ -124,7 +130,7 @@ def test_without_jit(mode, name, arrays, expected):
   called, _ = _calls(name)
   with _MODES[mode]():
     found = called(w, key, _X, _Y)
-  np.testing.assert_allclose(found, expected[name], atol=2e-6)
+  np.testing.assert_allclose(found, expected(name), atol=2e-6)
 
 
 @pytest.mark.parametrize('mode', _MODES)

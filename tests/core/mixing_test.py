@@ -45,7 +45,8 @@ def test_cutmix_puts_in_one_box_of_at_most_half():
   assert len(corners) > 20
 
 
-@pytest.mark.parametrize('side', [8, 28, 32])
+@pytest.mark.parametrize('side', [
+    28, *(pytest.param(side, marks=pytest.mark.slow) for side in (8, 32))])
 def test_box_of_square_images_is_at_most_half(side):
   images = jnp.arange(2.)[:, None, None, None] * jnp.ones((2, side, side, 1))
   mixed = jax.vmap(lambda key: mixing.mix(

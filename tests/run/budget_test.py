@@ -113,10 +113,14 @@ _TOYS = {group: ('unlike_ferd', {}) for group in _FERD}
 
 @pytest.mark.parametrize('parts', [
     _FERD, _TOYS,
-    _FERD | {'sampler': ('uniform', {}), 'inner': ('utae', {
-        'source': 'teacher'}), 'synthesis': ('ferd', {'w_uni': 0.})},
-    _FERD | {'synthesis': ('ferd', {
-        'w_bn': 0., 'w_oh': 0., 'w_adv': 0., 'tap': 'conv1'})},
+    pytest.param(
+        _FERD | {'sampler': ('uniform', {}), 'inner': ('utae', {
+            'source': 'teacher'}), 'synthesis': ('ferd', {'w_uni': 0.})},
+        marks=pytest.mark.slow),
+    pytest.param(
+        _FERD | {'synthesis': ('ferd', {
+            'w_bn': 0., 'w_oh': 0., 'w_adv': 0., 'tap': 'conv1'})},
+        marks=pytest.mark.slow),
     _FERD | {'synthesis': ('ferd', {'attacked_steps': 2})},
     *(pytest.param(_FERD | {'inner': (name, {}), 'outer': ('rslad', {})},
                    marks=pytest.mark.slow) for name in INNERS),

@@ -126,7 +126,8 @@ assert jax.grad(lambda x: load()(x).sum())(images).any()
 
 
 @pytest.mark.parametrize('framework', ['torch', 'jax'])
-@pytest.mark.parametrize('name', _STUDENTS)
+@pytest.mark.parametrize('name', [
+    'half', pytest.param('normalised', marks=pytest.mark.slow)])
 def test_student_is_loaded_by_its_framework_alone(name, framework, exported,
                                                   tmp_path):
   """In a process of its own, from a directory of its own."""

@@ -107,6 +107,9 @@ CASES = {
                  'preact_resnet34', {'width': 2}),
     'mobilenet-fc': ('MobileNetV2', (8, 5), 'mobilenet_v2', {'width': 8}),
 }
+# Of many layers, which take long to compile.
+DEEP = ('mobilenet-same', 'mobilenet-fc', 'resnet101', 'resnet34', 'preact34',
+        'dm-preact34')
 # Whose names `state_dict_from_variables` does not write.
 IMPORT_ONLY = ('wrn-sub-block', 'cifar-stage-both', 'cifar-option-b')
 # One of each family: float64 finds what differs, this is about rounding.
@@ -166,7 +169,9 @@ def assert_same_stages(torch, net, model, variables, x, tolerance):
                                atol=tolerance * scale, err_msg=stage)
 
 
-@pytest.mark.parametrize('case', [*CASES, *TWINS])
+@pytest.mark.parametrize('case', [
+    pytest.param(case, marks=pytest.mark.slow if case in DEEP else ())
+    for case in [*CASES, *TWINS]])
 def test_stages_equal_pytorch(torch, twins, tmp_path, case):
   net, state_dict, model = pair(twins, case)
   variables = torch_io.variables_from_state_dict(model, state_dict, (32, 32, 3))
