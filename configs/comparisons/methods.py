@@ -135,6 +135,30 @@ def changes(config: str, split: str, minutes: float,
                 'log.samples_every': 0})
 
 
+def plus(config: str, minutes: float, steps: int) -> plans.Plan:
+  """Returns FERD, its variant `plus`, and that without each part of FERD.
+
+  Besides the two syntheses that were the best others on digits, with CutMix.
+
+  Args:
+    config: of the data set, without variants.
+    minutes: that a run takes, roughly.
+    steps: of a generator in an epoch.
+  """
+  better = _with(config, 'plus')
+  others = {'NAYER (noisy layer)': steps, 'DeepInversion': steps}
+  return plans.Plan(
+      name=f'{config}_plus', minutes=minutes,
+      rows=[*ferd(config), plans.Row('plus', better),
+            *(dataclasses.replace(row, name=f'plus, {row.name}')
+              for row in ablations(better)),
+            *(dataclasses.replace(
+                row, name=f'{row.name}, CutMix',
+                settings={**row.settings, 'distill.mix': 'cutmix'})
+              for row in baselines(config, others))],
+      settings={'eval.target_examples': 0, 'log.samples_every': 0})
+
+
 def as_many_steps(steps: int) -> dict[str, int]:
   """Returns the steps of each synthesis if all have as many in an epoch."""
   return dict.fromkeys(_BASELINES, steps)
