@@ -259,7 +259,7 @@ def ranks(logits, y):
 
 
 @pytest.mark.parametrize('loss', LOSSES)
-@every_norm
+@pytest.mark.parametrize('norm', geometry.NORMS)
 def test_equals_official(official, norm, loss):
   targets = TARGETS if 'targeted' in loss else None
   eps, start = EPS[norm], start_of(IMAGES, EPS[norm], norm)
@@ -410,7 +410,7 @@ class Told:
     return torch.stack([value, 0 * value], 1)
 
 
-@every_norm
+@pytest.mark.parametrize('norm', geometry.NORMS)
 def test_equals_official_on_any_losses(official, norm):
   """Whatever losses and gradients a model has: with ties and plateaus."""
   # Upstream's projection onto the L1 ball is wrong at times of few features.

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from ferd_jax.attacks import fab
+from ferd_jax.attacks import geometry
 from ferd_jax.attacks import targets
 
 EPS = {'Linf': 0.02, 'L2': 0.15, 'L1': 0.5}
@@ -146,7 +147,7 @@ def ranked(net, x, rank):
   return targets.ranked_classes(net(jnp.asarray(x)), jnp.full(len(x), rank))
 
 
-@every_norm
+@pytest.mark.parametrize('norm', geometry.NORMS)
 @pytest.mark.parametrize('rank', [
     None, 2, pytest.param(4, marks=pytest.mark.slow)])
 def test_against_official(monkeypatch, norm, rank):
@@ -165,7 +166,7 @@ def test_against_official(monkeypatch, norm, rank):
   assert (predicted(conv_net, states[-1].x_best) != y).mean() > 0.9
 
 
-@every_norm
+@pytest.mark.parametrize('norm', geometry.NORMS)
 def test_random_start_against_official(monkeypatch, norm):
   x = images()
   y = predicted(conv_net, x)
