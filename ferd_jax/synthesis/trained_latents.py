@@ -224,7 +224,7 @@ class TrainedLatents:
         labels=labels, best_images=images, view=images)
 
   def drawn_generator(self, examples: ExampleState,
-                    key: jax.Array) -> dict[str, Any]:
+                      key: jax.Array) -> dict[str, Any]:
     """Returns variables of a generator that knows nothing."""
     # Two latents are enough to shape the parameters.
     return self.generator_module.init(key, examples.latents[:2])
