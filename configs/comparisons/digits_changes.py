@@ -13,4 +13,4 @@ from ferd_jax.comparison import plan as plans
 
 def get_plan() -> plans.Plan:
   """Returns the plan."""
-  return methods.changes('digits', 'train', minutes=5.0, steps=37)
+  return methods.changes('digits', 'train', minutes=5.0)

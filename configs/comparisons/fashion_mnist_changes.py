@@ -12,5 +12,4 @@ from ferd_jax.comparison import plan as plans
 
 def get_plan() -> plans.Plan:
   """Returns the plan."""
-  return methods.changes('fashion_mnist', 'train[55000:]', minutes=25.0,
-                         steps=50)
+  return methods.changes('fashion_mnist', 'train[55000:]', minutes=25.0)

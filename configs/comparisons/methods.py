@@ -18,6 +18,7 @@ Three rules hold in all plans:
 
 from collections.abc import Mapping
 import dataclasses
+import importlib
 
 from ferd_jax.comparison import plan as plans
 
@@ -44,7 +45,7 @@ _CHANGES = {
     'L_adv if agreed': {'synthesis.adv_agreed': True},
     'prior at T 4': {'outer.prior_temperature': 4.},
 }
-# More images in the same time; its steps are a quarter of a config's.
+# More images in the same time: the synthesis of the variant `plus`.
 _PHASES = 'four phases'
 # Of them, together: images that are in the teacher's robust region, margins
 # that mean something for it, and more of each image; more images; all of this.
@@ -110,19 +111,18 @@ def constants(config: str) -> list[plans.Row]:
           for name, settings in _CONSTANTS.items()]
 
 
-def changes(config: str, split: str, minutes: float,
-            steps: int) -> plans.Plan:
+def changes(config: str, split: str, minutes: float) -> plans.Plan:
   """Returns FERD beside each change of `_CHANGES`, and some together.
 
   Args:
     config: of the data set.
     split: of the images that a choice is made on, no test images.
     minutes: that a run takes, roughly.
-    steps: of the generator in a phase, where an epoch has four.
   """
+  better = importlib.import_module(f'configs.{config}').get_config('plus')
   known = _CHANGES | {_PHASES: {
-      'synthesis.rounds_per_epoch': 4, 'synthesis.steps': steps,
-      'synthesis.new_generator': False}}
+      f'synthesis.{name}': better.synthesis[name]
+      for name in ('rounds_per_epoch', 'steps', 'new_generator')}}
   rows = [*known.items(), *(
       (', '.join(names), {setting: value for name in names
                           for setting, value in known[name].items()})
