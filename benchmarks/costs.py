@@ -50,7 +50,6 @@ from ferd_jax.models import frozen as frozens
 from ferd_jax.models import passes
 from ferd_jax.run import command_line
 from ferd_jax.run import experiment as experiments
-from ferd_jax.run import method as methods
 from ferd_jax.run import state as states
 
 _ROOT = pathlib.Path(__file__).parents[1]
@@ -161,7 +160,7 @@ def measure(place: str, args: argparse.Namespace) -> dict:
   found = {'config': place, 'devices': args.devices,
            'precision': args.precision, 'device': jax.devices()[0].device_kind}
   # With loops written out, all of them are counted.
-  written_out = methods.compile_steps(build(place, 1, args.precision).method)
+  written_out = build(place, 1, args.precision).steps
   for name, step in (('generator step', written_out.generate),
                      ('student step', written_out.student)):
     found[name] = {
@@ -171,7 +170,7 @@ def measure(place: str, args: argparse.Namespace) -> dict:
     return found
   unrolled, loops.unrolled_here = loops.unrolled_here, lambda: False
   try:
-    steps = methods.compile_steps(experiment.method)
+    steps = experiment.steps
     for name, step in (('generator step', steps.generate),
                        ('student step', steps.student)):
       compiled = step.lower(*given[name]).compile(

@@ -30,8 +30,6 @@ sys.path.append(str(pathlib.Path(__file__).parents[1]))
 from configs import cifar10_resnet20
 from ferd_jax import train
 from ferd_jax.run import experiment as experiments
-from ferd_jax.run import method as methods
-from ferd_jax.run import state as states
 from ferd_jax.synthesis import pool as pools
 
 _START = {'batch': 64, 'classes': 10, 'side': 32, 'pool': 64, 'devices': 1}
@@ -77,7 +75,7 @@ def seconds(size: dict[str, int], args: argparse.Namespace,
   experiment = experiments.build(config, tuple(
       jax.devices()[:size['devices']]))
   method = experiment.method
-  steps, state = methods.compile_steps(method), states.init(method, 0)
+  steps, state = experiment.steps, experiment.initial_state(0)
   teachers, found = experiment.place_teachers(), []
   rng = np.random.default_rng(0)
   for _ in range(args.rounds + 1):

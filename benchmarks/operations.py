@@ -31,8 +31,6 @@ import costs
 
 from ferd_jax.distillation import distill
 from ferd_jax.models import frozen as frozens
-from ferd_jax.run import method as methods
-from ferd_jax.run import state as states
 
 # Kinds by what the name of an event begins with, the first that fits.
 _KINDS = (
@@ -78,8 +76,8 @@ def shares(folder: pathlib.Path) -> dict[str, float]:
 def main() -> None:
   args = _parser().parse_args()
   run = costs.build(args.config, 1, args.precision)
-  method, steps = run.method, methods.compile_steps(run.method)
-  state, key = states.init(method, 0), jax.random.key(0)
+  method, steps = run.method, run.steps
+  state, key = run.initial_state(0), jax.random.key(0)
   frozen = frozens.Frozen(
       run.place_teachers(), jax.tree.map(jnp.copy, state.student.variables),
       jnp.copy(state.epoch))

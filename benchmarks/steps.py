@@ -62,9 +62,7 @@ from ferd_jax.models import forward
 from ferd_jax.models import frozen as frozens
 from ferd_jax.run import command_line
 from ferd_jax.run import experiment as experiments
-from ferd_jax.run import method as methods
 from ferd_jax.run import networks
-from ferd_jax.run import state as states
 from ferd_jax.synthesis import base
 from ferd_jax.synthesis import bottleneck
 from ferd_jax.synthesis import ferd
@@ -106,11 +104,12 @@ class JaxSteps:
   def __init__(self, experiment: experiments.Experiment):
     self.experiment, self.first = experiment, {}
     method, parallel = experiment.method, experiment.parallel
-    self._steps = methods.compile_steps(method)
+    self._steps = experiment.steps
     evaluator = experiment.evaluators['student']
     self._attack, self._hits = evaluator.attacks[ATTACK], evaluator.hits
     # Past the warm-up, where all terms count and the student is trained.
-    self._state = states.init(method, experiment.config.seed).replace(
+    self._state = experiment.initial_state(
+        experiment.config.seed).replace(
         epoch=parallel.replicate(jnp.int32(method.warmup_epochs)))
     self._teachers = experiment.place_teachers()
     self._key = parallel.replicate(jax.random.key(1))

@@ -17,7 +17,6 @@ from ferd_jax import torch_io
 from ferd_jax import train
 from ferd_jax.core import collectives
 from ferd_jax.run import checkpoints as checkpointing
-from ferd_jax.run import method as methods
 from ferd_jax.run import settings
 from ferd_jax.run import state as states
 from ferd_jax.run import work_directory
@@ -322,7 +321,7 @@ def test_keys_in_the_state_of_a_part_are_gone_on_with(tmp_path):
 def test_uniform_sampler_attacks_and_measures_nothing():
   config = tiny.config()
   settings.use(config, 'sampler', 'uniform')
-  steps = methods.compile_steps(tiny.build(config).method)
+  steps = tiny.build(config).steps
   assert steps.attack is None and steps.measure is None
 
 
@@ -347,8 +346,7 @@ def test_fresh_images_need_the_student_s_batch_size():
 def test_no_key_comes_twice_in_an_epoch(monkeypatch):
   # Two rounds, fresh images, and a sampler that measures.
   experiment = tiny.build(_toy_config(warmup_epochs=0))
-  method, seen = experiment.method, []
-  steps = methods.compile_steps(method)
+  method, steps, seen = experiment.method, experiment.steps, []
 
   def noting(name, position):
     function = getattr(steps, name)
@@ -362,7 +360,7 @@ def test_no_key_comes_twice_in_an_epoch(monkeypatch):
           ('begin', 3), ('generate', 2), ('images', 2), ('student', 3),
           ('measured_images', 2))})
   pool = pools.Pool.empty(0, method.image_shape)
-  train.epoch(method, noted, states.init(method, 0),
+  train.epoch(method, noted, experiment.initial_state(0),
               experiment.place_teachers(), pool)
   assert len(seen) == 1 + 2 * 2 + 2 * 2 + 2 * 2 + 1
   assert len({key for _, key in seen}) == len(seen)
@@ -381,7 +379,7 @@ def test_rounds_draw_the_pool_in_other_orders(monkeypatch):
       lambda self: base.Rounds(1, 4, per_epoch=2)))
   pool = pools.Pool.empty(3 * 8, method.image_shape)
   pool.append(np.zeros((8, *method.image_shape)), np.zeros(8))
-  train.epoch(method, methods.compile_steps(method), states.init(method, 0),
+  train.epoch(method, experiment.steps, experiment.initial_state(0),
               experiment.place_teachers(), pool)
   first, second = orders
   assert not np.array_equal(first[0], second[0])
@@ -412,7 +410,7 @@ def test_fresh_images_may_depend_on_the_student():
   experiment = tiny.build(config)
   method = experiment.method
   done = train.epoch(
-      method, methods.compile_steps(method), states.init(method, 0),
+      method, experiment.steps, experiment.initial_state(0),
       experiment.place_teachers(), pools.Pool.empty(0, method.image_shape))
   assert done.state.epoch == 1
 

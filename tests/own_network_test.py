@@ -20,7 +20,6 @@ from ferd_jax.data import examples
 from ferd_jax.evaluation import results
 from ferd_jax.models import forward
 from ferd_jax.run import experiment as experiments
-from ferd_jax.run import state as states
 from ferd_jax.run import work_directory
 
 
@@ -135,7 +134,7 @@ def test_module_from_python_is_trained_and_gone_on_with(tmp_path):
   state = saved.state
   assert saved.epoch == 2
   assert state.student.variables['batch_stats']
-  before = states.init(build().method, 0).student.variables['batch_stats']
+  before = build().initial_state(0).student.variables['batch_stats']
   assert any(not np.array_equal(one, other) for one, other in zip(
       jax.tree.leaves(before),
       jax.tree.leaves(state.student.variables['batch_stats']), strict=True))

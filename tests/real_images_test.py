@@ -15,9 +15,7 @@ from ferd_jax.core import reporting
 from ferd_jax.models import forward
 from ferd_jax.run import checkpoints as checkpointing
 from ferd_jax.run import experiment as experiments
-from ferd_jax.run import method as methods
 from ferd_jax.run import settings
-from ferd_jax.run import state as states
 from ferd_jax.run import work_directory
 from ferd_jax.synthesis import pool as pools
 
@@ -153,10 +151,10 @@ def test_numbers_do_not_depend_on_devices(mode, stripes):
   for parallel, devices in (('jit', 1), (mode, 4)):
     config = _config(stripes, parallel=parallel)
     config.distill.steps = 2
-    method = tiny.build(config, devices).method
-    done = train.epoch(method, methods.compile_steps(method),
-                       states.init(method, 0), {},
-                       pools.Pool.empty(0, method.image_shape))
+    experiment = tiny.build(config, devices)
+    method = experiment.method
+    done = train.epoch(method, experiment.steps, experiment.initial_state(0),
+                       {}, pools.Pool.empty(0, method.image_shape))
     ends.append(jax.tree.map(np.asarray, done.state.student.variables))
     assert done.images.shape == (32, 8, 8, 1)
   chex.assert_trees_all_close(*ends, atol=1e-5)
@@ -223,10 +221,10 @@ def test_distillation_on_real_images_by_class(stripes):
   config.data.name, config.data.split = stripes, 'test[300:]'
   config.data.train_split = 'train[:300]'
   config.distill.batch_size, config.distill.steps = 32, 3
-  method = tiny.build(config).method
+  experiment = tiny.build(config)
+  method, steps = experiment.method, experiment.steps
   assert isinstance(method.training_data, data.Examples)
-  before = states.init(method, 0)
-  steps = methods.compile_steps(method)
+  before = experiment.initial_state(0)
   taken = []
   probs = [0., 0.25, 0.75]
 

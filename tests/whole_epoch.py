@@ -8,8 +8,6 @@ import tiny
 
 from ferd_jax import train
 from ferd_jax.models import frozen as frozens
-from ferd_jax.run import method as methods
-from ferd_jax.run import state as states
 from ferd_jax.synthesis import pool as pools
 
 
@@ -35,7 +33,7 @@ def epoch(mode, num_devices, dtype, num_steps):
   config.augment.flip = True
   run = tiny.build(config, num_devices)
   method, place = run.method, run.parallel.replicate
-  state = place(_cast(states.init(method, config.seed), dtype))
+  state = place(_cast(run.initial_state(config.seed), dtype))
   # Latents of a freshly initialised net hardly vary.
   teacher = place(_cast(as_if_trained.random_variables(
       run.teacher.model, method.image_shape, seed=1), dtype))
@@ -45,7 +43,7 @@ def epoch(mode, num_devices, dtype, num_steps):
                     np.zeros(3 * size, np.int32))
   pool.append(rng.uniform(size=(size, *method.image_shape)).astype(dtype),
               rng.integers(0, method.num_classes, size))
-  phases, metrics, steps = [], [], methods.compile_steps(method)
+  phases, metrics, steps = [], [], run.steps
 
   def end(kept, phase):
     phases.append(phase)

@@ -61,13 +61,8 @@ def initialiser(method: methods.Method) -> Callable[[int], TrainState]:
   return init
 
 
-def init(method: methods.Method, seed: int) -> TrainState:
-  """Returns the state before the first epoch, placed on the devices."""
-  return initialiser(method)(seed)
-
-
 def shapes(method: methods.Method) -> TrainState:
-  """Returns shapes and types of the state of `init`; nothing is computed."""
+  """Returns shapes and types of that state; nothing is computed."""
   return jax.eval_shape(functools.partial(_initial, method), jax.random.key(0))
 
 

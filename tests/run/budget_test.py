@@ -14,9 +14,7 @@ from ferd_jax import models
 from ferd_jax import train
 from ferd_jax.models import passes
 from ferd_jax.run import budget
-from ferd_jax.run import method as methods
 from ferd_jax.run import settings
-from ferd_jax.run import state as states
 from ferd_jax.synthesis import pool as pools
 
 _SHAPE = (8, 8, 1)
@@ -87,13 +85,12 @@ def _experiment(parts):
 
 def _spent(experiment):
   """Returns what the teacher sees of an epoch."""
-  method = experiment.method
-  steps = methods.compile_steps(method)
+  method, steps = experiment.method, experiment.steps
   rounds = method.synthesis.rounds
   pool = pools.Pool.empty(rounds.pooled * rounds.per_epoch *
                           method.synthesis.batch_size,
                           method.image_shape)
-  state, teachers = states.init(method, 0), experiment.place_teachers()
+  state, teachers = experiment.initial_state(0), experiment.place_teachers()
   jax.effects_barrier()
   _SEEN.update(forward=0., backward=0.)
   train.epoch(method, steps, state, teachers, pool)

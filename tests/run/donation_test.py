@@ -11,8 +11,6 @@ import tiny
 from ferd_jax.core import memory
 from ferd_jax.distillation import distill
 from ferd_jax.models import frozen as frozens
-from ferd_jax.run import method as methods
-from ferd_jax.run import state as states
 
 # Of XLA's bookkeeping, and results that are no part of the state.
 _MORE = 1 << 12
@@ -21,8 +19,8 @@ _MORE = 1 << 12
 def _taken(mode):
   """Returns the donated states and functions of both steps, with arguments."""
   run = tiny.build(tiny.config(parallel=mode), 1 if mode == 'jit' else 4)
-  method, steps = run.method, methods.compile_steps(run.method)
-  state, place = states.init(method, 0), run.parallel.replicate
+  method, steps = run.method, run.steps
+  state, place = run.initial_state(0), run.parallel.replicate
   frozen = frozens.Frozen(run.place_teachers(),
                           jax.tree.map(jnp.copy, state.student.variables),
                           jnp.copy(state.epoch))

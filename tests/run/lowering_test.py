@@ -24,8 +24,6 @@ from ferd_jax.core import parallel
 from ferd_jax.evaluation import robustness
 from ferd_jax.models import frozen as frozens
 from ferd_jax.run import experiment as experiments
-from ferd_jax.run import method as methods
-from ferd_jax.run import state as states
 from ferd_jax.synthesis import pool as pools
 
 _PLATFORMS = ('cuda', 'tpu')
@@ -119,11 +117,10 @@ def _config(name, small, **changes):
 def _epoch(run):
   """Goes through an epoch of a run, and a point of its learning curve."""
   method = run.method
-  state, made = states.init(method, 0), method.synthesis.batch_size
+  state, made = run.initial_state(0), method.synthesis.batch_size
   pool = pools.Pool.empty(made, method.image_shape)
   teachers = run.place_teachers()
-  done = train.epoch(method, methods.compile_steps(method), state, teachers,
-                     pool)
+  done = train.epoch(method, run.steps, state, teachers, pool)
   run.learning_curve.point(
       done.state.student.reported, teachers[frozens.ROBUST], pool,
       jax.random.key(0), noting.Reporter())

@@ -12,8 +12,6 @@ from ferd_jax import train
 from ferd_jax.core import scalars
 from ferd_jax.models import forward
 from ferd_jax.models import frozen as frozens
-from ferd_jax.run import method as methods
-from ferd_jax.run import state as states
 
 
 def _settings(**changes):
@@ -28,8 +26,8 @@ def taken():
   found = {}
   for precision in ('float32', 'bfloat16'):
     run = tiny.build(_settings(precision=precision))
-    method, steps = run.method, methods.compile_steps(run.method)
-    state = states.init(method, 0)
+    method, steps = run.method, run.steps
+    state = run.initial_state(0)
     teacher = as_if_trained.random_variables(
         run.teacher.model, method.image_shape, seed=1)
     frozen = frozens.Frozen({frozens.ROBUST: teacher}, state.student.variables,
